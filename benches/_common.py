@@ -6,9 +6,12 @@ import csv
 import gc
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 CSV_FIELDS = ("commit", "case", "n", "p20", "p50", "p80", "unit", "ratio")
@@ -91,7 +94,7 @@ def _git(*arguments: str) -> str:
 
 
 def append_csv(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Append rows with the fields of `CSV_FIELDS`; `commit` is filled in, missing ones are empty."""
+    """Append rows with the fields of `CSV_FIELDS`; `commit` is filled in."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists() or path.stat().st_size == 0
