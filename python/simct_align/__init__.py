@@ -1,0 +1,83 @@
+"""Byte-exact alignment of two tokenizations, for on-policy distillation across tokenizers.
+
+Start with :class:`Aligner`: give it two tokenizers, then batches of token ids::
+
+    aligner = Aligner("path/to/teacher", "path/to/student")
+    batch = aligner.align_batch(teacher_ids, student_ids)
+
+What needs PyTorch (``SimCTLoss``, ``LinearSimCTLoss``) is imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simct_align._native import AlignmentError, __version__
+from simct_align.aligner import Aligner, SharedVocabulary
+from simct_align.batch import (
+    AlignedBatch,
+    Coverage,
+    RaggedIds,
+    Unit,
+    UnitClass,
+    UnitKind,
+    UnmatchedReason,
+    UnmatchedSpans,
+)
+from simct_align.errors import MissingTokenizerError, UnsupportedTokenizerError
+from simct_align.vocabulary import Difference, TokenKind, VerifyReport, Vocabulary
+
+if TYPE_CHECKING:
+    from simct_align.index import AlignedIndex as AlignedIndex
+    from simct_align.loss import LinearSimCTLoss as LinearSimCTLoss
+    from simct_align.loss import SimCTLoss as SimCTLoss
+
+#: Names that need PyTorch, and the modules that define them.
+_TORCH_NAMES = {
+    "AlignedIndex": "simct_align.index",
+    "LinearSimCTLoss": "simct_align.loss",
+    "SimCTLoss": "simct_align.loss",
+}
+
+__all__ = [
+    "AlignedBatch",
+    "AlignedIndex",
+    "Aligner",
+    "AlignmentError",
+    "Coverage",
+    "Difference",
+    "LinearSimCTLoss",
+    "MissingTokenizerError",
+    "RaggedIds",
+    "SharedVocabulary",
+    "SimCTLoss",
+    "TokenKind",
+    "Unit",
+    "UnitClass",
+    "UnitKind",
+    "UnmatchedReason",
+    "UnmatchedSpans",
+    "UnsupportedTokenizerError",
+    "VerifyReport",
+    "Vocabulary",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _TORCH_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    try:
+        module = importlib.import_module(_TORCH_NAMES[name])
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        message = f"{name} needs PyTorch: pip install 'simct-align[torch]'"
+        raise ModuleNotFoundError(message, name="torch") from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

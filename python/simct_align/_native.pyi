@@ -1,0 +1,93 @@
+"""The Rust engine. Private: use the classes of :mod:`simct_align`."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import TypeAlias
+
+_Ranges: TypeAlias = tuple[
+    NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
+]
+
+__version__: str
+
+class AlignmentError(ValueError): ...
+
+@final
+class Vocabulary:
+    def __new__(
+        cls,
+        token_bytes: bytes,
+        offsets: NDArray[np.int64],
+        kinds: NDArray[np.uint8],
+        *,
+        dummy_prefix: bool,
+        special_names: dict[int, str],
+        stop_ids: list[int],
+    ) -> Vocabulary: ...
+    def __len__(self) -> int: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+    def decode_bytes(self, ids: NDArray[np.int64]) -> bytes: ...
+    def find(self, token_bytes: bytes) -> int | None: ...
+    @property
+    def kinds(self) -> NDArray[np.uint8]: ...
+    @property
+    def canonical_ids(self) -> NDArray[np.int64]: ...
+    @property
+    def digest(self) -> bytes: ...
+    @property
+    def dummy_prefix(self) -> bool: ...
+    @property
+    def special_names(self) -> dict[int, str]: ...
+    @property
+    def stop_ids(self) -> list[int]: ...
+
+@final
+class Pair:
+    def __new__(
+        cls,
+        teacher: Vocabulary,
+        student: Vocabulary,
+        *,
+        special_tokens: list[tuple[int, int]],
+        teacher_stops: list[int] | None,
+        student_stops: list[int] | None,
+    ) -> Pair: ...
+    @property
+    def teacher(self) -> Vocabulary: ...
+    @property
+    def student(self) -> Vocabulary: ...
+    @property
+    def shared_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+    @property
+    def stop_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+    @property
+    def stop_column(self) -> int | None: ...
+    def align(
+        self,
+        teacher_values: NDArray[Any],
+        teacher_offsets: NDArray[np.int64],
+        teacher_mask: NDArray[np.uint8] | None,
+        student_values: NDArray[Any],
+        student_offsets: NDArray[np.int64],
+        student_mask: NDArray[np.uint8] | None,
+        *,
+        fail_on_mismatch: bool,
+        resync_bytes: int,
+        threads: int | None,
+    ) -> tuple[_Ranges, NDArray[np.uint8], NDArray[np.uint8], _Ranges, NDArray[np.uint8]]: ...
+    def to_bytes(self, note: str) -> bytes: ...
+    @staticmethod
+    def from_bytes(data: bytes) -> tuple[Pair, str]: ...
+
+def ids_from_lists(
+    name: str, rows: Sequence[object]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+def segment_numbers(
+    row_offsets: NDArray[np.int64],
+    start: NDArray[np.int32],
+    end: NDArray[np.int32],
+    width: int,
+) -> NDArray[np.int64]: ...

@@ -1,0 +1,304 @@
+"""What alignment finds in a batch, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from simct_align import _native
+from simct_align.inputs import RaggedIds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class UnitKind(IntEnum):
+    """What a unit is made of."""
+
+    #: One token on both sides.
+    SHARED = 0
+    #: More than one token on at least one side, or a token without its dummy prefix.
+    MULTI = 1
+    #: Two control tokens that are mapped onto each other.
+    SPECIAL = 2
+
+
+class UnitClass(IntFlag):
+    """What kind of text a unit holds; ``SPECIAL`` units have no bit."""
+
+    #: All characters are Unicode white space.
+    WHITESPACE = 1
+    #: All characters are numbers (Unicode category N).
+    DIGITS = 2
+    #: All characters are punctuation or symbols (Unicode categories P and S).
+    PUNCTUATION = 4
+    #: At least one byte is not ASCII.
+    NON_ASCII = 8
+    #: A token of the unit, on either side, is not made of whole characters.
+    SPLITS_CHARACTER = 16
+    #: The first token lost the space that its tokenizer put in front of the text.
+    TRIMMED = 32
+
+
+class UnmatchedReason(IntEnum):
+    """Why tokens are in no unit."""
+
+    #: The texts differ here, and go on alike behind it.
+    BYTES_DIFFER = 0
+    #: One side has no more text, or ends inside a token of the other.
+    ONE_SIDE_ENDED = 1
+    #: A control or zero-byte token without a partner, or a unit that one stands in.
+    SPECIAL = 2
+    #: The texts differ from here to the end of the region.
+    NO_RESYNC = 3
+    #: A token that is only the space that its tokenizer put in front of the text.
+    DUMMY_PREFIX = 4
+
+
+class Unit(NamedTuple):
+    """One unit, to look at.
+
+    Attributes:
+        teacher: Positions of its tokens in the teacher's row.
+        student: Positions of its tokens in the student's row.
+        kind: What it is made of.
+        unit_class: What kind of text it holds.
+        bytes: Its text, exactly.
+        text: Its text; bytes that are not whole characters are escaped (``\\xf0``).
+    """
+
+    teacher: range
+    student: range
+    kind: UnitKind
+    unit_class: UnitClass
+    bytes: bytes
+    text: str
+
+
+@dataclass(frozen=True)
+class UnmatchedSpans:
+    """Token ranges that are in no unit: the columns of :class:`AlignedBatch` and a reason.
+
+    Attributes:
+        row_offsets: Spans of row ``i`` are ``row_offsets[i]:row_offsets[i + 1]``; int64
+            ``[rows + 1]``.
+        teacher_start: First position on the teacher's side, int32 ``[spans]``.
+        teacher_end: One past the last; equal to the start where that side has no token.
+        student_start: First position on the student's side, int32 ``[spans]``.
+        student_end: One past the last.
+        reason: :class:`UnmatchedReason`, uint8 ``[spans]``.
+    """
+
+    row_offsets: NDArray[np.int64]
+    teacher_start: NDArray[np.int32]
+    teacher_end: NDArray[np.int32]
+    student_start: NDArray[np.int32]
+    student_end: NDArray[np.int32]
+    reason: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.reason)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Counts over a batch.
+
+    Attributes:
+        rows: Rows of the batch.
+        teacher_tokens: Tokens that take part on the teacher's side.
+        student_tokens: Tokens that take part on the student's side.
+        units: Units by the lower-case name of their kind.
+        teacher_tokens_in_units: Of the teacher's, those in units.
+        student_tokens_in_units: Of the student's, those in units.
+        teacher_unmatched: The teacher's tokens in no unit, by the lower-case name of the reason.
+        student_unmatched: The student's tokens in no unit, likewise.
+        units_without_prefix: Units at position 0 of a row: no logits predict them.
+    """
+
+    rows: int
+    teacher_tokens: int
+    student_tokens: int
+    units: dict[str, int]
+    teacher_tokens_in_units: int
+    student_tokens_in_units: int
+    teacher_unmatched: dict[str, int]
+    student_unmatched: dict[str, int]
+    units_without_prefix: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """All counts as plain Python objects, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, repr=False)
+class AlignedBatch:
+    """The finest joint segmentation of a batch, from :meth:`Aligner.align_batch`.
+
+    Positions count from the start of their row as it was passed in; ranges are half-open; rows,
+    units and spans are in order. Every position that takes part lies in exactly one unit or one
+    unmatched span. The arrays of ids are the caller's own: do not write to them while the batch
+    is in use.
+
+    Attributes:
+        row_offsets: Units of row ``i`` are ``row_offsets[i]:row_offsets[i + 1]``; int64
+            ``[rows + 1]``.
+        teacher_start: First position of a unit on the teacher's side, int32 ``[units]``.
+        teacher_end: One past the last position there, int32 ``[units]``.
+        student_start: First position of a unit on the student's side, int32 ``[units]``.
+        student_end: One past the last position there, int32 ``[units]``.
+        kind: :class:`UnitKind`, uint8 ``[units]``.
+        unit_class: :class:`UnitClass` bits, uint8 ``[units]``.
+        unmatched: What is not in a unit, and why.
+        teacher: The teacher's ids.
+        student: The student's ids.
+
+    Example:
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> batch = Aligner(teacher, student).align_batch([[0, 1]], [[0, 1, 2]])
+        >>> [(unit.text, unit.kind.name, unit.student) for unit in batch.units(0)]
+        [('12', 'MULTI', range(0, 2)), ('+', 'SHARED', range(2, 3))]
+    """
+
+    row_offsets: NDArray[np.int64]
+    teacher_start: NDArray[np.int32]
+    teacher_end: NDArray[np.int32]
+    student_start: NDArray[np.int32]
+    student_end: NDArray[np.int32]
+    kind: NDArray[np.uint8]
+    unit_class: NDArray[np.uint8]
+    unmatched: UnmatchedSpans
+    teacher: RaggedIds
+    student: RaggedIds
+    _pair: _native.Pair
+
+    def __len__(self) -> int:
+        return len(self.row_offsets) - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"<AlignedBatch of {len(self)} rows: {self.n_units} units, "
+            f"{len(self.unmatched)} unmatched spans>"
+        )
+
+    @property
+    def n_units(self) -> int:
+        """The number of units in all rows."""
+        return len(self.kind)
+
+    def units(self, row: int) -> list[Unit]:
+        """The units of one row as objects, to look at.
+
+        Args:
+            row: Number of the row; negative numbers count from the end.
+
+        Raises:
+            IndexError: There is no such row.
+
+        Complexity:
+            O(tokens of the row), in Python: not for a hot path.
+        """
+        number = row + len(self) if row < 0 else row
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {row} is not in a batch of {len(self)} rows")
+        units = slice(self.row_offsets[number], self.row_offsets[number + 1])
+        columns = [
+            column[units].tolist()
+            for column in (
+                self.teacher_start,
+                self.teacher_end,
+                self.student_start,
+                self.student_end,
+                self.kind,
+                self.unit_class,
+            )
+        ]
+        teacher_ids, student_ids = self.teacher.row(number), self.student.row(number)
+        found = []
+        for t_start, t_end, s_start, s_end, kind, unit_class in zip(*columns, strict=True):
+            text = self._decode(self._pair.student, student_ids[s_start:s_end])
+            if unit_class & UnitClass.TRIMMED:
+                # One side's bytes hold the dummy prefix, the other's are the text.
+                text = min(
+                    text, self._decode(self._pair.teacher, teacher_ids[t_start:t_end]), key=len
+                )
+            found.append(
+                Unit(
+                    range(t_start, t_end),
+                    range(s_start, s_end),
+                    UnitKind(kind),
+                    UnitClass(unit_class),
+                    text,
+                    text.decode("utf-8", "backslashreplace"),
+                )
+            )
+        return found
+
+    @staticmethod
+    def _decode(vocabulary: _native.Vocabulary, ids: NDArray[Any]) -> bytes:
+        return vocabulary.decode_bytes(ids.astype(np.int64))
+
+    def coverage(self) -> Coverage:
+        """Counts what is in units and what is not.
+
+        Complexity:
+            O(tokens + units), in NumPy.
+        """
+        spans = self.unmatched
+        no_prefix = (self.teacher_start == 0) | (self.student_start == 0)
+        by_kind = np.bincount(self.kind, minlength=len(UnitKind))
+        return Coverage(
+            rows=len(self),
+            teacher_tokens=_tokens(self.teacher),
+            student_tokens=_tokens(self.student),
+            units={kind.name.lower(): int(by_kind[kind]) for kind in UnitKind},
+            teacher_tokens_in_units=_total(self.teacher_start, self.teacher_end),
+            student_tokens_in_units=_total(self.student_start, self.student_end),
+            teacher_unmatched=_by_reason(spans.reason, spans.teacher_start, spans.teacher_end),
+            student_unmatched=_by_reason(spans.reason, spans.student_start, spans.student_end),
+            units_without_prefix=int(np.count_nonzero(no_prefix)),
+        )
+
+    def chunk_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For every position the number of its unit within the row, as other trainers expect it.
+
+        Returns:
+            ``(teacher, student)``, int64 ``[rows, T]`` each, −1 outside of units. ``T`` is the
+            width of that side's dense ids, else the length of its longest row.
+
+        Complexity:
+            O(rows × T) time and memory.
+        """
+        return (
+            self._chunk_ids(self.teacher, self.teacher_start, self.teacher_end),
+            self._chunk_ids(self.student, self.student_start, self.student_end),
+        )
+
+    def _chunk_ids(
+        self, side: RaggedIds, start: NDArray[np.int32], end: NDArray[np.int32]
+    ) -> NDArray[np.int64]:
+        width = side.width
+        if width is None:
+            width = int(np.diff(side.offsets).max(initial=0))
+        numbers = _native.segment_numbers(self.row_offsets, start, end, width)
+        return numbers.reshape(len(self), width)
+
+
+def _tokens(side: RaggedIds) -> int:
+    return len(side.values) if side.mask is None else int(np.count_nonzero(side.mask))
+
+
+def _total(start: NDArray[np.int32], end: NDArray[np.int32]) -> int:
+    return int(end.sum(dtype=np.int64) - start.sum(dtype=np.int64))
+
+
+def _by_reason(
+    reason: NDArray[np.uint8], start: NDArray[np.int32], end: NDArray[np.int32]
+) -> dict[str, int]:
+    tokens = np.bincount(reason, weights=end - start, minlength=len(UnmatchedReason))
+    return {reason.name.lower(): int(tokens[reason]) for reason in UnmatchedReason}

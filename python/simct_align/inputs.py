@@ -1,0 +1,178 @@
+"""Token ids and masks in every form that trainers hold them, as ragged arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simct_align import _native
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: The dtypes that the engine reads without a copy.
+_NATIVE_DTYPES = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint32))
+
+
+@dataclass(frozen=True)
+class RaggedIds:
+    """One side of a batch: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``.
+
+    Attributes:
+        values: Token ids of all rows, ``[tokens]``, int32, uint32 or int64.
+        offsets: Where rows begin, int64 ``[rows + 1]``.
+        mask: uint8 ``[tokens]``, 0 for positions that take no part; ``None``: all do.
+        width: The number of columns, where the ids came as a dense ``[rows, width]`` array.
+    """
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+    mask: NDArray[np.uint8] | None = None
+    width: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, number: int) -> NDArray[Any]:
+        """The ids of one row."""
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
+
+
+def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
+    """Reads one side of a batch.
+
+    Args:
+        name: ``"teacher"`` or ``"student"``, for messages.
+        ids: Lists of lists, lists of 1-D arrays or tensors, a 2-D array or tensor, a tuple
+            ``(values, offsets)``, or a :class:`RaggedIds`.
+        mask: ``None``, or the same form and shape as ``ids``.
+
+    Raises:
+        TypeError: A form, dtype or rank that is none of these.
+        ValueError: Offsets or a mask that do not fit.
+    """
+    ragged = _read_rows(f"{name}_ids", ids)
+    if mask is None:
+        return ragged
+    mask_name = f"{name}_mask"
+    taken = _read_mask(mask_name, mask, ragged)
+    return RaggedIds(ragged.values, ragged.offsets, taken, ragged.width)
+
+
+def same_dtype(teacher: RaggedIds, student: RaggedIds) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The values of both sides in one dtype: the engine is compiled once for each."""
+    if teacher.values.dtype == student.values.dtype:
+        return teacher.values, student.values
+    return teacher.values.astype(np.int64), student.values.astype(np.int64)
+
+
+def _read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedIds:
+    if isinstance(ids, RaggedIds):
+        return ids
+    if isinstance(ids, tuple):
+        return _read_ragged(name, ids, integers_only=integers_only)
+    if isinstance(ids, list):
+        return _read_list(name, ids, integers_only=integers_only)
+    array = _as_array(name, ids)
+    if array is None:
+        raise TypeError(
+            f"{name}: expected lists of ids, a 2-D array or tensor, or a tuple "
+            f"(values, offsets), got {type(ids).__name__}"
+        )
+    if array.ndim != 2:
+        raise TypeError(
+            f"{name}: expected a 2-D array [rows, positions], got rank {array.ndim}; wrap one row "
+            "in a list, and pass ragged rows as a tuple (values, offsets)"
+        )
+    values = _integers(name, array.reshape(-1), integers_only=integers_only)
+    rows, width = array.shape
+    return RaggedIds(values, np.arange(rows + 1, dtype=np.int64) * width, width=width)
+
+
+def _read_ragged(name: str, ids: tuple[object, ...], *, integers_only: bool) -> RaggedIds:
+    if len(ids) != 2:
+        raise TypeError(
+            f"{name}: a tuple means (values, offsets), this one has {len(ids)} entries; pass rows "
+            "as a list"
+        )
+    arrays = []
+    for part, values in zip(("values", "offsets"), ids, strict=True):
+        array = _as_array(f"{name} {part}", values)
+        if array is None:
+            array = np.asarray(values)
+        if array.ndim != 1:
+            raise TypeError(f"{name} {part}: expected a 1-D array, got rank {array.ndim}")
+        arrays.append(array)
+    values = _integers(f"{name} values", arrays[0], integers_only=integers_only)
+    offsets = _integers(f"{name} offsets", arrays[1])
+    return RaggedIds(values, offsets.astype(np.int64, copy=False))
+
+
+def _read_list(name: str, rows: list[object], *, integers_only: bool) -> RaggedIds:
+    if all(isinstance(row, (list, tuple)) for row in rows):
+        return RaggedIds(*_native.ids_from_lists(name, rows))
+    arrays = []
+    for number, row in enumerate(rows):
+        row_name = f"{name}: row {number}"
+        array = np.asarray(row) if isinstance(row, (list, tuple)) else _as_array(row_name, row)
+        if array is None or array.ndim != 1:
+            found = type(row).__name__ if array is None else f"an array of rank {array.ndim}"
+            raise TypeError(f"{row_name}: expected a list or a 1-D array of ids, got {found}")
+        arrays.append(_integers(row_name, array, integers_only=integers_only))
+    offsets = np.zeros(len(arrays) + 1, np.int64)
+    np.cumsum([len(array) for array in arrays], out=offsets[1:])
+    return RaggedIds(np.concatenate(arrays), offsets)
+
+
+def _read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:
+    array = None if isinstance(mask, (RaggedIds, tuple, list)) else _as_array(name, mask)
+    if array is not None and array.ndim == 1:
+        # The flat form belongs to ragged values.
+        ragged = RaggedIds(_integers(name, array, integers_only=False), ids.offsets)
+        if len(array) != len(ids.values):
+            raise ValueError(f"{name} has {len(array)} entries for {len(ids.values)} ids")
+    else:
+        ragged = _read_rows(name, mask, integers_only=False)
+    if len(ragged) != len(ids):
+        raise ValueError(f"{name} has {len(ragged)} rows, the ids have {len(ids)}")
+    different = np.flatnonzero(np.diff(ragged.offsets) != np.diff(ids.offsets))
+    if len(different):
+        row = int(different[0])
+        found, expected = np.diff(ragged.offsets)[row], np.diff(ids.offsets)[row]
+        raise ValueError(f"{name}: row {row} has {found} entries for {expected} ids")
+    values = ragged.values
+    return values.view(np.uint8) if values.dtype == np.bool_ else (values != 0).view(np.uint8)
+
+
+def _as_array(name: str, value: object) -> NDArray[Any] | None:
+    """A NumPy array or torch CPU tensor as an array that shares its memory; else ``None``."""
+    if isinstance(value, np.ndarray):
+        return value
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
+        tensor: Any = value
+        if tensor.device.type != "cpu":
+            raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
+        array: NDArray[Any] = tensor.detach().numpy()
+        return array
+    return None
+
+
+def _integers(name: str, array: NDArray[Any], *, integers_only: bool = True) -> NDArray[Any]:
+    """The array as contiguous integers of a native dtype; bools stay where they are masks."""
+    if array.dtype == np.bool_ and not integers_only:
+        return np.ascontiguousarray(array)
+    if array.size == 0:  # an empty list becomes float64
+        return np.zeros(0, np.int64)
+    if array.dtype.kind not in "iu":
+        what = "integers" if integers_only else "booleans or integers"
+        raise TypeError(f"{name}: expected {what}, got dtype {array.dtype}")
+    if array.dtype in _NATIVE_DTYPES:
+        return np.ascontiguousarray(array)
+    if array.dtype.itemsize == 8 and array.dtype.kind == "u" and array.max() > np.iinfo(
+        np.int64
+    ).max:
+        position = int(array.argmax())
+        raise ValueError(f"{name}: position {position}: {array[position]} does not fit int64")
+    return np.ascontiguousarray(array, np.int64)

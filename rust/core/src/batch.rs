@@ -1,0 +1,377 @@
+//! Many rows at once, in parallel, into columns that are contiguous over the whole batch.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::columns::Segments;
+use crate::error::{Error, Result, Side};
+use crate::pair::Pair;
+use crate::resync::RESYNC_WINDOW;
+use crate::segment::{MismatchPolicy, Row, align_region};
+use crate::threads::{self, Threads};
+use crate::track::TokenId;
+use crate::vocabulary::check_offsets;
+
+/// About how many student tokens a worker takes at once: their columns stay in its second-level
+/// cache until they are copied to their place.
+const CHUNK_TOKENS: usize = 16 * 1024;
+
+/// Rows of ids: row `i` is `values[offsets[i]..offsets[i + 1]]`.
+#[derive(Clone, Copy, Debug)]
+pub struct RaggedIds<'a, I> {
+    values: &'a [I],
+    offsets: &'a [i64],
+}
+
+impl<'a, I: TokenId> RaggedIds<'a, I> {
+    /// Checks the offsets: from 0 to the number of values, never falling. The side is for the
+    /// error message.
+    ///
+    /// # Errors
+    ///
+    /// The first offset that is wrong.
+    pub fn new(side: Side, values: &'a [I], offsets: &'a [i64]) -> Result<Self> {
+        let name = match side {
+            Side::Teacher => "teacher_ids",
+            Side::Student => "student_ids",
+        };
+        check_offsets(name, offsets, values.len())?;
+        Ok(Self { values, offsets })
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Where a row lies in the values.
+    fn range(&self, row: usize) -> Range<usize> {
+        // `check_offsets` has seen that no offset is negative.
+        let at = |index: usize| usize::try_from(self.offsets[index]).unwrap_or(0);
+        at(row)..at(row + 1)
+    }
+}
+
+/// One side of a batch: its ids, and which positions take part.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchSide<'a, I> {
+    ids: RaggedIds<'a, I>,
+    mask: Option<&'a [u8]>,
+}
+
+impl<'a, I: TokenId> BatchSide<'a, I> {
+    /// Every position takes part: each row is one region.
+    #[must_use]
+    pub fn whole_rows(ids: RaggedIds<'a, I>) -> Self {
+        Self { ids, mask: None }
+    }
+
+    /// Positions with a mask other than 0 take part: each contiguous run in a row is a region.
+    ///
+    /// # Errors
+    ///
+    /// A mask that is not as long as the values.
+    pub fn masked(ids: RaggedIds<'a, I>, mask: &'a [u8]) -> Result<Self> {
+        if mask.len() != ids.values.len() {
+            return Err(Error::LengthMismatch {
+                name: "mask",
+                found: mask.len(),
+                expected: ids.values.len(),
+                why: "one entry for every id",
+            });
+        }
+        Ok(Self { ids, mask: Some(mask) })
+    }
+
+    fn row(&self, row: usize) -> &'a [I] {
+        &self.ids.values[self.ids.range(row)]
+    }
+
+    /// The regions of a row, as positions in it, into `regions`.
+    fn regions(&self, row: usize, regions: &mut Vec<Range<usize>>) {
+        regions.clear();
+        let range = self.ids.range(row);
+        let Some(mask) = self.mask else {
+            regions.push(0..range.len());
+            return;
+        };
+        let mask = &mask[range];
+        let mut at = 0;
+        while let Some(skipped) = mask[at..].iter().position(|&taken| taken != 0) {
+            let start = at + skipped;
+            let run = mask[start..].iter().position(|&taken| taken == 0);
+            at = run.map_or(mask.len(), |length| start + length);
+            regions.push(start..at);
+        }
+    }
+
+    fn check_row_lengths(&self, side: Side) -> Result<()> {
+        let rows = 0..self.ids.rows();
+        match rows.map(|row| (row, self.ids.range(row).len())).find(|&(_, n)| n > MAX_ROW) {
+            Some((row, tokens)) => Err(Error::RowTooLong { row, side, tokens }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Positions are 32-bit integers.
+const MAX_ROW: usize = i32::MAX as usize;
+
+/// How to align.
+#[derive(Clone, Copy, Debug)]
+pub struct AlignOptions {
+    /// What to do where the texts differ; `resync_bytes` may be 1 to 4,096.
+    pub mismatch: MismatchPolicy,
+    /// How many threads work; the result is the same for every number.
+    pub threads: Threads,
+}
+
+impl Default for AlignOptions {
+    fn default() -> Self {
+        Self {
+            mismatch: MismatchPolicy { fail: false, resync_bytes: 8 },
+            threads: Threads::AllCores,
+        }
+    }
+}
+
+/// What alignment finds in a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AlignedRows {
+    /// Units and unmatched spans of all rows.
+    pub segments: Segments,
+    /// The units of row `i` are `unit_offsets[i]..unit_offsets[i + 1]`.
+    pub unit_offsets: Vec<i64>,
+    /// The unmatched spans of row `i` are `unmatched_offsets[i]..unmatched_offsets[i + 1]`.
+    pub unmatched_offsets: Vec<i64>,
+}
+
+impl AlignedRows {
+    fn with_capacity(rows: usize, units: usize) -> Self {
+        let mut aligned = Self::default();
+        aligned.segments.reserve_units(units);
+        aligned.unit_offsets.reserve(rows + 1);
+        aligned.unmatched_offsets.reserve(rows + 1);
+        aligned.unit_offsets.push(0);
+        aligned.unmatched_offsets.push(0);
+        aligned
+    }
+
+    fn clear(&mut self) {
+        self.segments.clear();
+        self.unit_offsets.truncate(1);
+        self.unmatched_offsets.truncate(1);
+    }
+
+    fn end_row(&mut self) {
+        let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+        self.unit_offsets.push(count(self.segments.units.len()));
+        self.unmatched_offsets.push(count(self.segments.unmatched.len()));
+    }
+
+    fn append_from(&mut self, other: &Self) {
+        self.segments.append_from(&other.segments);
+        for (ours, theirs) in [
+            (&mut self.unit_offsets, &other.unit_offsets),
+            (&mut self.unmatched_offsets, &other.unmatched_offsets),
+        ] {
+            let base = ours.last().copied().unwrap_or(0);
+            ours.extend(theirs.iter().skip(1).map(|offset| base + offset));
+        }
+    }
+}
+
+/// Aligns every region of every row.
+///
+/// # Complexity
+///
+/// That of [`align_region`], divided over the threads; 18 bytes of memory per unit, reserved for
+/// the smaller number of tokens of either side, and a cache-sized buffer per thread.
+///
+/// # Errors
+///
+/// Sides with different numbers of rows, or of regions in a row; an id that is in no vocabulary;
+/// an option out of its range. Of several wrong rows, the first is named.
+pub fn align_batch<T: TokenId, S: TokenId>(
+    pair: &Pair,
+    teacher: BatchSide<'_, T>,
+    student: BatchSide<'_, S>,
+    options: &AlignOptions,
+) -> Result<AlignedRows> {
+    let rows = teacher.ids.rows();
+    if rows != student.ids.rows() {
+        return Err(Error::RowCount { teacher: rows, student: student.ids.rows() });
+    }
+    if !(1..=RESYNC_WINDOW).contains(&options.mismatch.resync_bytes) {
+        return Err(Error::BadOption {
+            name: "resync_bytes",
+            found: options.mismatch.resync_bytes,
+            expected: "1 to 4,096",
+        });
+    }
+    teacher.check_row_lengths(Side::Teacher)?;
+    student.check_row_lengths(Side::Student)?;
+
+    let job = Job { pair, teacher, student, policy: options.mismatch };
+    let chunks = chunks(student.ids.offsets);
+    let units = teacher.ids.values.len().min(student.ids.values.len());
+    let mut aligned = AlignedRows::with_capacity(rows, units);
+    let workers = options.threads.count().min(chunks.len());
+    if workers <= 1 {
+        job.align_rows(0..rows, &mut aligned)?;
+        return Ok(aligned);
+    }
+    let queue = InOrder::new(aligned);
+    threads::run(workers, || {
+        let mut chunk = AlignedRows::with_capacity(0, 0);
+        while let Some(ticket) = queue.take(chunks.len()) {
+            chunk.clear();
+            let outcome = job.align_rows(chunks[ticket].clone(), &mut chunk);
+            queue.deliver(ticket, outcome.map(|()| &chunk));
+        }
+    })?;
+    queue.finish()
+}
+
+/// For every position of a dense batch of `width` columns, row after row, the number of the
+/// segment of its row that covers it, −1 outside: segment `k` covers `start[k]..end[k]` of its
+/// row, and the segments of row `i` are `row_offsets[i]..row_offsets[i + 1]`.
+///
+/// # Complexity
+///
+/// O(rows × width) time and memory.
+///
+/// # Errors
+///
+/// Offsets that do not fit, and a segment that does not fit the width.
+pub fn segment_numbers(
+    row_offsets: &[i64],
+    start: &[i32],
+    end: &[i32],
+    width: usize,
+) -> Result<Vec<i64>> {
+    check_offsets("row_offsets", row_offsets, start.len())?;
+    if end.len() != start.len() {
+        return Err(Error::LengthMismatch {
+            name: "end",
+            found: end.len(),
+            expected: start.len(),
+            why: "one entry for every start",
+        });
+    }
+    let segments = RaggedIds { values: start, offsets: row_offsets };
+    let mut numbers = vec![-1; segments.rows() * width];
+    for row in 0..segments.rows() {
+        let cells = &mut numbers[row * width..][..width];
+        for (number, segment) in (0i64..).zip(segments.range(row)) {
+            let covered = start[segment].index()..end[segment].index();
+            let found = end[segment].index();
+            let cells = cells.get_mut(covered).ok_or(Error::BadOption {
+                name: "end of a segment",
+                found,
+                expected: "at most the width",
+            })?;
+            cells.fill(number);
+        }
+    }
+    Ok(numbers)
+}
+
+#[derive(Clone, Copy)]
+struct Job<'a, T, S> {
+    pair: &'a Pair,
+    teacher: BatchSide<'a, T>,
+    student: BatchSide<'a, S>,
+    policy: MismatchPolicy,
+}
+
+impl<T: TokenId, S: TokenId> Job<'_, T, S> {
+    fn align_rows(&self, rows: Range<usize>, out: &mut AlignedRows) -> Result<()> {
+        let (mut teacher_regions, mut student_regions) = (Vec::new(), Vec::new());
+        for number in rows {
+            self.teacher.regions(number, &mut teacher_regions);
+            self.student.regions(number, &mut student_regions);
+            if teacher_regions.len() != student_regions.len() {
+                return Err(Error::RegionCount {
+                    row: number,
+                    teacher: teacher_regions.len(),
+                    student: student_regions.len(),
+                });
+            }
+            let (teacher, student) = (self.teacher.row(number), self.student.row(number));
+            let row = Row { number, teacher, student };
+            for (teacher, student) in teacher_regions.iter().zip(&student_regions) {
+                let (teacher, student) = (teacher.clone(), student.clone());
+                align_region(self.pair, row, teacher, student, self.policy, &mut out.segments)?;
+            }
+            out.end_row();
+        }
+        Ok(())
+    }
+}
+
+/// Rows in runs of about [`CHUNK_TOKENS`] tokens.
+fn chunks(offsets: &[i64]) -> Vec<Range<usize>> {
+    let chunk_tokens = i64::try_from(CHUNK_TOKENS).unwrap_or(i64::MAX);
+    let (mut chunks, mut start) = (Vec::new(), 0);
+    for end in 1..offsets.len() {
+        if offsets[end] - offsets[start] >= chunk_tokens || end + 1 == offsets.len() {
+            chunks.push(start..end);
+            start = end;
+        }
+    }
+    chunks
+}
+
+/// Hands out chunks in order, and puts their results together in that order.
+///
+/// A worker whose predecessor is not done waits for it. No two can wait for each other: the
+/// worker that holds the earliest chunk waits for nobody.
+struct InOrder {
+    next: AtomicUsize,
+    done: Mutex<Done>,
+    changed: Condvar,
+}
+
+struct Done {
+    chunks: usize,
+    outcome: Result<AlignedRows>,
+}
+
+impl InOrder {
+    fn new(aligned: AlignedRows) -> Self {
+        Self {
+            next: AtomicUsize::new(0),
+            done: Mutex::new(Done { chunks: 0, outcome: Ok(aligned) }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn take(&self, chunks: usize) -> Option<usize> {
+        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        (ticket < chunks).then_some(ticket)
+    }
+
+    /// Appends a chunk behind its predecessors, or keeps its error, if none of them had one.
+    fn deliver(&self, ticket: usize, chunk: Result<&AlignedRows>) {
+        let lock = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = self
+            .changed
+            .wait_while(lock, |done| done.chunks < ticket)
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Ok(aligned) = &mut done.outcome {
+            match chunk {
+                Ok(chunk) => aligned.append_from(chunk),
+                Err(error) => done.outcome = Err(error),
+            }
+        }
+        done.chunks += 1;
+        self.changed.notify_all();
+    }
+
+    fn finish(self) -> Result<AlignedRows> {
+        self.done.into_inner().unwrap_or_else(PoisonError::into_inner).outcome
+    }
+}

@@ -1,0 +1,234 @@
+//! The one error of this crate.
+
+use std::fmt;
+
+use crate::vocabulary::MAX_TOKENS;
+
+/// Which of the two models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The model whose distribution is the target.
+    Teacher,
+    /// The model that is trained.
+    Student,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Side::Teacher => "teacher",
+            Side::Student => "student",
+        })
+    }
+}
+
+/// Two texts that differ, with the place: boxed, because it is rare and large.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Row of the batch.
+    pub row: usize,
+    /// Position, in the teacher's row, of the first token after the last common boundary.
+    pub teacher_position: usize,
+    /// Position, in the student's row, of the first token after the last common boundary.
+    pub student_position: usize,
+    /// Offset of the last common boundary, in bytes from the start of the region.
+    pub byte_offset: usize,
+    /// What the teacher's row goes on with, at most [`Mismatch::EXCERPT_BYTES`].
+    pub teacher_bytes: Vec<u8>,
+    /// What the student's row goes on with, at most [`Mismatch::EXCERPT_BYTES`].
+    pub student_bytes: Vec<u8>,
+}
+
+impl Mismatch {
+    /// How many bytes of either text an error carries at most.
+    pub const EXCERPT_BYTES: usize = 40;
+}
+
+/// What can be wrong with the input of this crate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// More tokens than a packed table entry can name.
+    #[error("a vocabulary holds at most {MAX_TOKENS} tokens, this one has {tokens}")]
+    TooManyTokens {
+        /// How many came.
+        tokens: usize,
+    },
+    /// Token bytes that do not fit the 32-bit offsets of a vocabulary.
+    #[error("the bytes of all tokens together must be less than 4 GiB, these are {bytes}")]
+    TooManyBytes {
+        /// How many came.
+        bytes: usize,
+    },
+    /// Ragged data whose offsets are not those of its values.
+    #[error(
+        "{name}: offsets must start at 0, never fall and end at the number of values \
+         ({values}); found {found} at index {index}"
+    )]
+    BadOffsets {
+        /// The argument.
+        name: &'static str,
+        /// Index of the first wrong offset.
+        index: usize,
+        /// Its value.
+        found: i64,
+        /// The number of values.
+        values: usize,
+    },
+    /// Two arrays that must have one length.
+    #[error("{name} has {found} entries, expected {expected}: {why}")]
+    LengthMismatch {
+        /// The argument.
+        name: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length it should have.
+        expected: usize,
+        /// Where the expectation comes from.
+        why: &'static str,
+    },
+    /// A token kind that does not exist.
+    #[error("token {id} has kind {kind}: kinds are 0 (normal), 1 (byte), 2 (special), 3 (unused)")]
+    BadKind {
+        /// Token id.
+        id: usize,
+        /// What came.
+        kind: u8,
+    },
+    /// A special or unused token that adds bytes, or a byte token that is not one byte.
+    #[error("token {id} is {kind} and has {bytes} bytes, expected {expected}")]
+    BadTokenBytes {
+        /// Token id.
+        id: usize,
+        /// Its kind, as a word.
+        kind: &'static str,
+        /// How many bytes it has.
+        bytes: usize,
+        /// How many it may have.
+        expected: usize,
+    },
+    /// A token of a vocabulary-wide setting that is not a special token of that vocabulary.
+    #[error("{name}: {side} token {id} is not a special token of a vocabulary of {vocab_size}")]
+    NotSpecial {
+        /// The argument.
+        name: &'static str,
+        /// Whose vocabulary.
+        side: Side,
+        /// Token id.
+        id: u32,
+        /// Size of that vocabulary.
+        vocab_size: usize,
+    },
+    /// A named or stop token that is not a special token of its vocabulary.
+    #[error("{name}: token {id} is not a special token of this vocabulary of {vocab_size}")]
+    NotSpecialHere {
+        /// The argument.
+        name: &'static str,
+        /// Token id.
+        id: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// A special token that is mapped to two tokens of the other side.
+    #[error("special_tokens: {side} token {id} is mapped twice")]
+    MappedTwice {
+        /// Whose token.
+        side: Side,
+        /// Token id.
+        id: u32,
+    },
+    /// A stop of one side that is mapped to a token that is no stop of the other.
+    #[error(
+        "special_tokens: teacher token {teacher} and student token {student} are mapped onto each \
+         other, but only one of them is a stop; name both in stop_tokens"
+    )]
+    StopMappedToOther {
+        /// Teacher id.
+        teacher: u32,
+        /// Student id.
+        student: u32,
+    },
+    /// Sides with different numbers of rows.
+    #[error("the teacher has {teacher} rows and the student {student}")]
+    RowCount {
+        /// Rows of the teacher.
+        teacher: usize,
+        /// Rows of the student.
+        student: usize,
+    },
+    /// A row with different numbers of regions on its sides.
+    #[error(
+        "row {row}: the masks select {teacher} regions (runs of positions that take part) on the \
+         teacher's side and {student} on the student's; they are aligned one with one"
+    )]
+    RegionCount {
+        /// Row of the batch.
+        row: usize,
+        /// Regions of the teacher.
+        teacher: usize,
+        /// Regions of the student.
+        student: usize,
+    },
+    /// A row that positions of 32 bits cannot number.
+    #[error("row {row} of the {side} has {tokens} tokens, more than 2^31 - 1")]
+    RowTooLong {
+        /// Row of the batch.
+        row: usize,
+        /// Whose row.
+        side: Side,
+        /// Its length.
+        tokens: usize,
+    },
+    /// A token id without a token.
+    #[error(
+        "row {row}, position {position}: {side} id {id} is not in the vocabulary of {vocab_size} \
+         tokens"
+    )]
+    IdOutOfRange {
+        /// Row of the batch.
+        row: usize,
+        /// Position in the row.
+        position: usize,
+        /// Whose id.
+        side: Side,
+        /// What came.
+        id: i64,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// Texts that differ, where the caller asked for an error.
+    #[error(
+        "row {}: the texts differ after byte {} of the region (teacher position {}, student \
+         position {}): the teacher goes on with b\"{}\", the student with b\"{}\"",
+        .0.row, .0.byte_offset, .0.teacher_position, .0.student_position,
+        .0.teacher_bytes.escape_ascii(), .0.student_bytes.escape_ascii()
+    )]
+    Mismatch(Box<Mismatch>),
+    /// A value outside of its range.
+    #[error("{name} is {found}, expected {expected}")]
+    BadOption {
+        /// The argument.
+        name: &'static str,
+        /// What came.
+        found: usize,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// Worker threads that the system refused to start.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
+    /// A saved aligner that cannot be read.
+    #[error("not a saved aligner, or a damaged one: {reason}")]
+    BadFile {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// What functions of this crate return.
+pub type Result<T> = std::result::Result<T, Error>;

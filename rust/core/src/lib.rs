@@ -1,0 +1,47 @@
+//! Byte-exact joint segmentation of two tokenizations of the same text.
+//!
+//! Two language models read the same text through different tokenizers. This crate finds, for
+//! whole batches of token ids, the finest partition of the text that both tokenizations can
+//! express: its *units*. Start with [`segment`], which holds the algorithm; [`batch`] runs it
+//! over many rows in parallel, [`pair`] holds what is computed once for two vocabularies, and
+//! [`vocabulary`] says what a token is: the exact bytes that it adds to the text.
+//!
+//! The crate knows nothing of Python, and holds no `unsafe` code.
+//!
+//! # Example
+//!
+//! ```
+//! use simct_align::batch::{AlignOptions, BatchSide, RaggedIds, align_batch};
+//! use simct_align::error::Side;
+//! use simct_align::pair::{Pair, PairOptions};
+//! use simct_align::vocabulary::{Token, Vocabulary};
+//!
+//! let teacher = Vocabulary::from_tokens([Token::normal("12"), Token::normal("+")])?;
+//! let student = Vocabulary::from_tokens(["1", "2", "+"].map(Token::normal))?;
+//! let pair = Pair::new(teacher.into(), student.into(), &PairOptions::default())?;
+//!
+//! // `12+` is cut as `12`,`+` by the teacher and `1`,`2`,`+` by the student.
+//! let aligned = align_batch(
+//!     &pair,
+//!     BatchSide::whole_rows(RaggedIds::new(Side::Teacher, &[0i64, 1], &[0, 2])?),
+//!     BatchSide::whole_rows(RaggedIds::new(Side::Student, &[0i64, 1, 2], &[0, 3])?),
+//!     &AlignOptions::default(),
+//! )?;
+//! assert_eq!(aligned.segments.units.teacher_end, [1, 2]);
+//! assert_eq!(aligned.segments.units.student_end, [2, 3]);
+//! # Ok::<(), simct_align::error::Error>(())
+//! ```
+
+pub mod batch;
+pub mod class;
+pub mod columns;
+pub mod error;
+pub mod pair;
+pub mod segment;
+pub mod storage;
+pub mod threads;
+pub mod vocabulary;
+
+mod resync;
+pub mod track;
+

@@ -1,0 +1,403 @@
+//! A teacher and a student vocabulary, and all that is computed once for both.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result, Side};
+use crate::vocabulary::{MAX_TOKENS, TokenKind, Vocabulary};
+
+/// Stands for "none" in tables of ids and columns.
+pub const NONE: u32 = u32::MAX;
+
+/// How many low bits of a [`SharedEntry`] hold an id; the class bits lie above.
+const ID_BITS: u32 = 24;
+const ID_MASK: u32 = (1 << ID_BITS) - 1;
+const _: () = assert!(MAX_TOKENS == ID_MASK as usize);
+
+/// What the hot path knows of a student token: the teacher's canonical token of the same bytes
+/// and the class bits of that text, packed into 32 bits so that the table of a large vocabulary
+/// stays in the second-level cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SharedEntry(pub(crate) u32);
+
+impl SharedEntry {
+    /// No teacher token has these bytes. No id equals its id part: [`MAX_TOKENS`] excludes it.
+    pub(crate) const NONE: Self = Self(ID_MASK);
+
+    fn new(teacher_id: u32, class: u8) -> Self {
+        Self(teacher_id | u32::from(class) << ID_BITS)
+    }
+
+    /// The teacher's id, or [`ID_MASK`], which no token has.
+    #[inline]
+    pub(crate) fn teacher_id(self) -> u32 {
+        self.0 & ID_MASK
+    }
+
+    /// The class bits of the text.
+    #[inline]
+    pub(crate) fn class(self) -> u8 {
+        self.0.to_le_bytes()[3]
+    }
+}
+
+/// Which control tokens of the two sides mean the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PairOptions {
+    /// Pairs of (teacher id, student id), beside the stops.
+    pub special_tokens: Vec<(u32, u32)>,
+    /// The teacher's stops, canonical first; the vocabulary's own if not given.
+    pub teacher_stops: Option<Vec<u32>>,
+    /// The student's stops, canonical first; the vocabulary's own if not given.
+    pub student_stops: Option<Vec<u32>>,
+}
+
+/// The tokens that end a turn, on either side.
+///
+/// Any stop of one side matches any of the other, and all stops of a side are one candidate, so
+/// a side without stops leaves the other side's without a partner: then both lists are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stops {
+    /// The teacher's, canonical first.
+    pub teacher: Vec<u32>,
+    /// The student's, canonical first.
+    pub student: Vec<u32>,
+}
+
+/// A teacher and a student vocabulary, their shared vocabulary, and the maps into it.
+///
+/// The *columns* of the shared vocabulary are pairs of (teacher id, student id), sorted by
+/// teacher id: one for every byte string that is a single token on both sides, by canonical ids;
+/// one for every mapped pair of special tokens; and one for all stops together. Two vocabularies
+/// with equal digests map every id onto itself instead, specials and duplicates included (but
+/// for the stops beside the canonical one, if there are several).
+#[derive(Debug)]
+pub struct Pair {
+    pub(crate) teacher: Arc<Vocabulary>,
+    pub(crate) student: Arc<Vocabulary>,
+    pub(crate) shared_teacher_ids: Vec<u32>,
+    pub(crate) shared_student_ids: Vec<u32>,
+    pub(crate) stops: Stops,
+    /// Student id -> what the hot path needs.
+    pub(crate) shared: Vec<SharedEntry>,
+    /// Id -> column of the text or special token, or [`NONE`].
+    pub(crate) teacher_columns: Vec<u32>,
+    pub(crate) student_columns: Vec<u32>,
+}
+
+impl Pair {
+    /// Finds the shared vocabulary of two vocabularies.
+    ///
+    /// # Complexity
+    ///
+    /// O(teacher tokens + student tokens) expected time, 12 bytes per token of either side.
+    ///
+    /// # Errors
+    ///
+    /// A stop or mapped token that is not special, a token mapped twice, or a stop that is
+    /// mapped to a token that is no stop.
+    pub fn new(
+        teacher: Arc<Vocabulary>,
+        student: Arc<Vocabulary>,
+        options: &PairOptions,
+    ) -> Result<Self> {
+        let stops = Self::pick_stops(&teacher, &student, options)?;
+        let mut columns = if teacher.digest() == student.digest() {
+            identical_columns(&teacher)
+        } else {
+            text_columns(&teacher, &student)
+        };
+        add_special_columns(&mut columns, &teacher, &student, options, &stops)?;
+        columns.sort_unstable();
+        let (shared_teacher_ids, shared_student_ids) = columns.into_iter().unzip();
+        Ok(Self::from_columns(teacher, student, shared_teacher_ids, shared_student_ids, stops))
+    }
+
+    /// Derives the maps from the columns.
+    pub(crate) fn from_columns(
+        teacher: Arc<Vocabulary>,
+        student: Arc<Vocabulary>,
+        shared_teacher_ids: Vec<u32>,
+        shared_student_ids: Vec<u32>,
+        stops: Stops,
+    ) -> Self {
+        let teacher_columns = column_map(&teacher, &shared_teacher_ids, &stops.teacher);
+        let student_columns = column_map(&student, &shared_student_ids, &stops.student);
+        let shared = student
+            .ids()
+            .map(|id| match student_columns[id as usize] {
+                column if column == NONE || student.token_bytes(id).is_empty() => SharedEntry::NONE,
+                column => {
+                    SharedEntry::new(shared_teacher_ids[column as usize], student.class(id))
+                }
+            })
+            .collect();
+        Self {
+            teacher,
+            student,
+            shared_teacher_ids,
+            shared_student_ids,
+            stops,
+            shared,
+            teacher_columns,
+            student_columns,
+        }
+    }
+
+    fn pick_stops(teacher: &Vocabulary, student: &Vocabulary, options: &PairOptions) -> Result<Stops> {
+        let pick = |side, vocabulary: &Vocabulary, given: &Option<Vec<u32>>| {
+            let given = given.as_ref().unwrap_or(&vocabulary.settings().stops);
+            let mut stops = Vec::with_capacity(given.len());
+            for &id in given {
+                check_special("stop_tokens", side, vocabulary, id)?;
+                if !stops.contains(&id) {
+                    stops.push(id);
+                }
+            }
+            Ok(stops)
+        };
+        let stops = Stops {
+            teacher: pick(Side::Teacher, teacher, &options.teacher_stops)?,
+            student: pick(Side::Student, student, &options.student_stops)?,
+        };
+        if stops.teacher.is_empty() || stops.student.is_empty() {
+            return Ok(Stops::default());
+        }
+        Ok(stops)
+    }
+
+    /// The teacher's vocabulary.
+    #[must_use]
+    pub fn teacher(&self) -> &Arc<Vocabulary> {
+        &self.teacher
+    }
+
+    /// The student's vocabulary.
+    #[must_use]
+    pub fn student(&self) -> &Arc<Vocabulary> {
+        &self.student
+    }
+
+    /// The teacher ids of the columns, ascending.
+    #[must_use]
+    pub fn shared_teacher_ids(&self) -> &[u32] {
+        &self.shared_teacher_ids
+    }
+
+    /// The student ids of the columns.
+    #[must_use]
+    pub fn shared_student_ids(&self) -> &[u32] {
+        &self.shared_student_ids
+    }
+
+    /// The stops that have a partner.
+    #[must_use]
+    pub fn stops(&self) -> &Stops {
+        &self.stops
+    }
+
+    /// The column of all stops.
+    #[must_use]
+    pub fn stop_column(&self) -> Option<u32> {
+        self.stops.teacher.first().map(|&id| self.teacher_column(id))
+    }
+
+    /// The column of a teacher token: of its text, by the canonical id, or of the special token
+    /// that it is; [`NONE`] without one.
+    #[must_use]
+    pub fn teacher_column(&self, id: u32) -> u32 {
+        self.teacher_columns.get(id as usize).copied().unwrap_or(NONE)
+    }
+
+    /// The column of a student token: see [`Pair::teacher_column`].
+    #[must_use]
+    pub fn student_column(&self, id: u32) -> u32 {
+        self.student_columns.get(id as usize).copied().unwrap_or(NONE)
+    }
+
+    /// The column of a text; [`NONE`] if no token of both sides spells it.
+    #[must_use]
+    pub fn text_column(&self, bytes: &[u8]) -> u32 {
+        self.teacher.find(bytes).map_or(NONE, |id| self.teacher_column(id))
+    }
+}
+
+/// Every byte string that is a single token on both sides.
+fn text_columns(teacher: &Vocabulary, student: &Vocabulary) -> Vec<(u32, u32)> {
+    teacher
+        .ids()
+        .filter(|&id| teacher.canonical_id(id) == id)
+        .filter_map(|id| Some((id, student.find(teacher.token_bytes(id))?)))
+        .collect()
+}
+
+/// Every token of one vocabulary with itself.
+fn identical_columns(vocabulary: &Vocabulary) -> Vec<(u32, u32)> {
+    vocabulary
+        .ids()
+        .filter(|&id| vocabulary.kind(id) != TokenKind::Unused)
+        .map(|id| (id, id))
+        .collect()
+}
+
+/// Adds the mapped pairs of special tokens and one column for the stops.
+fn add_special_columns(
+    columns: &mut Vec<(u32, u32)>,
+    teacher: &Vocabulary,
+    student: &Vocabulary,
+    options: &PairOptions,
+    stops: &Stops,
+) -> Result<()> {
+    let mut mapped = Vec::with_capacity(options.special_tokens.len());
+    for &(teacher_id, student_id) in &options.special_tokens {
+        check_special("special_tokens", Side::Teacher, teacher, teacher_id)?;
+        check_special("special_tokens", Side::Student, student, student_id)?;
+        match (stops.teacher.contains(&teacher_id), stops.student.contains(&student_id)) {
+            (true, true) => {} // the column of the stops holds them already
+            (false, false) => mapped.push((teacher_id, student_id)),
+            _ => {
+                return Err(Error::StopMappedToOther { teacher: teacher_id, student: student_id });
+            }
+        }
+    }
+    mapped.sort_unstable();
+    mapped.dedup();
+    for (index, &(teacher_id, student_id)) in mapped.iter().enumerate() {
+        for &(earlier_teacher, earlier_student) in &mapped[..index] {
+            if earlier_teacher == teacher_id {
+                return Err(Error::MappedTwice { side: Side::Teacher, id: teacher_id });
+            }
+            if earlier_student == student_id {
+                return Err(Error::MappedTwice { side: Side::Student, id: student_id });
+            }
+        }
+    }
+    // What the caller maps, and the stops, replace the identity of two equal vocabularies.
+    let taken_by_teacher: Vec<u32> =
+        mapped.iter().map(|pair| pair.0).chain(stops.teacher.iter().copied()).collect();
+    let taken_by_student: Vec<u32> =
+        mapped.iter().map(|pair| pair.1).chain(stops.student.iter().copied()).collect();
+    columns.retain(|(teacher_id, student_id)| {
+        !taken_by_teacher.contains(teacher_id) && !taken_by_student.contains(student_id)
+    });
+    columns.append(&mut mapped);
+    if let (Some(&teacher_stop), Some(&student_stop)) =
+        (stops.teacher.first(), stops.student.first())
+    {
+        columns.push((teacher_stop, student_stop));
+    }
+    Ok(())
+}
+
+fn check_special(name: &'static str, side: Side, vocabulary: &Vocabulary, id: u32) -> Result<()> {
+    if vocabulary.is_special(id) {
+        return Ok(());
+    }
+    Err(Error::NotSpecial { name, side, id, vocab_size: vocabulary.len() })
+}
+
+/// Id -> column, for canonical ids, their duplicates and all stops.
+fn column_map(vocabulary: &Vocabulary, shared_ids: &[u32], stops: &[u32]) -> Vec<u32> {
+    let mut columns = vec![NONE; vocabulary.len()];
+    for (column, &id) in (0..).zip(shared_ids) {
+        columns[id as usize] = column;
+    }
+    for (id, &canonical) in vocabulary.canonical_ids().iter().enumerate() {
+        if columns[id] == NONE {
+            columns[id] = columns[canonical as usize];
+        }
+    }
+    if let [canonical, others @ ..] = stops {
+        for &stop in others {
+            columns[stop as usize] = columns[*canonical as usize];
+        }
+    }
+    columns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vocabulary::Token;
+
+    fn pair(teacher: Vec<Token>, student: Vec<Token>, options: &PairOptions) -> Result<Pair> {
+        let teacher = Vocabulary::from_tokens(teacher)?;
+        let student = Vocabulary::from_tokens(student)?;
+        Pair::new(teacher.into(), student.into(), options)
+    }
+
+    fn small() -> [Vec<Token>; 2] {
+        [
+            vec![
+                Token::normal("x"),
+                Token::special("<eos>"),
+                Token::byte(b'A'),
+                Token::normal("A"),
+                Token::special("<turn>"),
+            ],
+            vec![
+                Token::special("</s>"),
+                Token::special("<end>"),
+                Token::normal("A"),
+                Token::normal("y"),
+                Token::byte(b'x'),
+            ],
+        ]
+    }
+
+    #[test]
+    fn columns_are_canonical_and_sorted() -> Result<()> {
+        let [teacher, student] = small();
+        let options = PairOptions {
+            special_tokens: vec![],
+            teacher_stops: Some(vec![1, 4]),
+            student_stops: Some(vec![1, 0]),
+        };
+        let pair = pair(teacher, student, &options)?;
+        assert_eq!(pair.shared_teacher_ids(), [0, 1, 3]);
+        assert_eq!(pair.shared_student_ids(), [4, 1, 2]);
+        assert_eq!(pair.stop_column(), Some(1));
+        assert_eq!([0, 1, 2, 3, 4].map(|id| pair.teacher_column(id)), [0, 1, 2, 2, 1]);
+        assert_eq!([0, 1, 2, 3, 4].map(|id| pair.student_column(id)), [1, 1, 2, NONE, 0]);
+        assert_eq!(pair.text_column(b"A"), 2);
+        assert_eq!(pair.text_column(b"y"), NONE);
+        Ok(())
+    }
+
+    #[test]
+    fn a_vocabulary_maps_onto_itself() -> Result<()> {
+        let [teacher, _] = small();
+        let pair = pair(teacher.clone(), teacher, &PairOptions::default())?;
+        assert_eq!(pair.shared_teacher_ids(), [0, 1, 2, 3, 4]);
+        assert_eq!(pair.shared_student_ids(), [0, 1, 2, 3, 4]);
+        assert_eq!(pair.stop_column(), None);
+        Ok(())
+    }
+
+    #[test]
+    fn special_tokens_that_contradict_are_refused() {
+        let [teacher, student] = small();
+        let refusal = |special_tokens: Vec<(u32, u32)>, stops: [Vec<u32>; 2]| {
+            let [teacher_stops, student_stops] = stops.map(Some);
+            let options = PairOptions { special_tokens, teacher_stops, student_stops };
+            pair(teacher.clone(), student.clone(), &options).err()
+        };
+        assert_eq!(
+            refusal(vec![(0, 0)], [vec![], vec![]]),
+            Some(Error::NotSpecial {
+                name: "special_tokens",
+                side: Side::Teacher,
+                id: 0,
+                vocab_size: 5
+            })
+        );
+        assert_eq!(
+            refusal(vec![(1, 0), (4, 0)], [vec![], vec![]]),
+            Some(Error::MappedTwice { side: Side::Student, id: 0 })
+        );
+        assert_eq!(
+            refusal(vec![(4, 0)], [vec![1], vec![0]]),
+            Some(Error::StopMappedToOther { teacher: 4, student: 0 })
+        );
+        assert_eq!(refusal(vec![(1, 0), (1, 0)], [vec![1], vec![0]]), None);
+    }
+}

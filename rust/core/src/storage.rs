@@ -1,0 +1,245 @@
+//! A pair as the bytes of a file.
+//!
+//! ```text
+//! 8 bytes   "SIMCTALN"
+//! u32       version
+//! section   the caller's note (UTF-8)
+//! sections  teacher vocabulary, student vocabulary
+//! sections  teacher ids and student ids of the columns, teacher stops, student stops
+//! 32 bytes  SHA-256 of all before
+//! ```
+//!
+//! A section is a u64 that counts its bytes, and the bytes; integers are little-endian. What is
+//! cheap to derive (the maps into the columns) is derived again; what costs a hash table (the
+//! canonical ids and the columns themselves) is stored.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::pair::{Pair, Stops};
+use crate::vocabulary::{Settings, TokenKind, Vocabulary};
+
+const MAGIC: &[u8; 8] = b"SIMCTALN";
+const VERSION: u32 = 1;
+const CHECKSUM_BYTES: usize = 32;
+
+/// Writes a pair, with text of the caller's own.
+///
+/// # Complexity
+///
+/// O(bytes of both vocabularies) time and memory.
+#[must_use]
+pub fn to_bytes(pair: &Pair, note: &str) -> Vec<u8> {
+    let mut writer = Writer(Vec::new());
+    writer.0.extend_from_slice(MAGIC);
+    writer.0.extend_from_slice(&VERSION.to_le_bytes());
+    writer.section(note.as_bytes());
+    writer.vocabulary(&pair.teacher);
+    writer.vocabulary(&pair.student);
+    writer.integers(&pair.shared_teacher_ids);
+    writer.integers(&pair.shared_student_ids);
+    writer.integers(&pair.stops.teacher);
+    writer.integers(&pair.stops.student);
+    let checksum = Sha256::digest(&writer.0);
+    writer.0.extend_from_slice(&checksum);
+    writer.0
+}
+
+/// Reads what [`to_bytes`] wrote: the pair and the caller's text.
+///
+/// # Complexity
+///
+/// O(bytes) time and memory.
+///
+/// # Errors
+///
+/// [`Error::BadFile`] for anything else, a newer version or a damaged file.
+pub fn from_bytes(data: &[u8]) -> Result<(Pair, String)> {
+    let Some(rest) = data.strip_prefix(MAGIC) else {
+        return Err(bad("it does not begin as one"));
+    };
+    let Some((body, checksum)) = data.split_last_chunk::<CHECKSUM_BYTES>() else {
+        return Err(bad("it is cut off"));
+    };
+    // The version comes before the checksum: another version may sum up otherwise.
+    let Some((version, _)) = rest.split_first_chunk::<4>() else {
+        return Err(bad("it is cut off"));
+    };
+    let version = u32::from_le_bytes(*version);
+    if version != VERSION {
+        return Err(bad(format!("it has version {version}, this release reads {VERSION}")));
+    }
+    if Sha256::digest(body).as_slice() != checksum {
+        return Err(bad("its checksum does not match its content"));
+    }
+    let mut reader = Reader(&body[MAGIC.len() + VERSION.to_le_bytes().len()..]);
+    let note = reader.text()?;
+    let teacher = Arc::new(reader.vocabulary()?);
+    let student = Arc::new(reader.vocabulary()?);
+    let shared_teacher_ids = reader.ids(teacher.len())?;
+    let shared_student_ids = reader.ids(student.len())?;
+    let stops =
+        Stops { teacher: reader.ids(teacher.len())?, student: reader.ids(student.len())? };
+    if shared_teacher_ids.len() != shared_student_ids.len() || !reader.0.is_empty() {
+        return Err(bad("its tables do not fit together"));
+    }
+    let pair = Pair::from_columns(teacher, student, shared_teacher_ids, shared_student_ids, stops);
+    Ok((pair, note))
+}
+
+fn bad(reason: impl Into<String>) -> Error {
+    Error::BadFile { reason: reason.into() }
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn section(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn integers(&mut self, integers: &[u32]) {
+        self.0.extend_from_slice(&(integers.len() as u64 * 4).to_le_bytes());
+        self.0.extend(integers.iter().flat_map(|integer| integer.to_le_bytes()));
+    }
+
+    fn vocabulary(&mut self, vocabulary: &Vocabulary) {
+        let kinds: Vec<u8> = vocabulary.kinds.iter().map(|&kind| kind as u8).collect();
+        let settings = &vocabulary.settings;
+        self.section(&vocabulary.bytes);
+        self.integers(&vocabulary.offsets);
+        self.section(&kinds);
+        self.section(&vocabulary.classes);
+        self.integers(&vocabulary.canonical);
+        self.section(&vocabulary.digest);
+        self.section(&[u8::from(settings.dummy_prefix)]);
+        self.integers(&settings.stops);
+        self.integers(&settings.special_names.keys().copied().collect::<Vec<_>>());
+        for name in settings.special_names.values() {
+            self.section(name.as_bytes());
+        }
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn section(&mut self) -> Result<&'a [u8]> {
+        let (length, rest) = self.0.split_first_chunk::<8>().ok_or_else(|| bad("it is cut off"))?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let (section, rest) =
+            rest.split_at_checked(length).ok_or_else(|| bad("it is cut off"))?;
+        self.0 = rest;
+        Ok(section)
+    }
+
+    fn text(&mut self) -> Result<String> {
+        String::from_utf8(self.section()?.to_vec()).map_err(|_| bad("a text in it is not UTF-8"))
+    }
+
+    fn integers(&mut self) -> Result<Vec<u32>> {
+        match self.section()?.as_chunks::<4>() {
+            (integers, []) => Ok(integers.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()),
+            _ => Err(bad("a table in it is cut off")),
+        }
+    }
+
+    /// Integers that are all ids of a vocabulary.
+    fn ids(&mut self, vocab_size: usize) -> Result<Vec<u32>> {
+        let ids = self.integers()?;
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(id) => Err(bad(format!("it names token {id} of {vocab_size}"))),
+            None => Ok(ids),
+        }
+    }
+
+    /// Trusts the checksum for what [`Vocabulary::new`] checks token by token, but not for what
+    /// memory safety of an index would need: lengths and offsets.
+    fn vocabulary(&mut self) -> Result<Vocabulary> {
+        let bytes = self.section()?.to_vec();
+        let offsets = self.integers()?;
+        let kinds = self.section()?;
+        let classes = self.section()?.to_vec();
+        let canonical = self.ids(kinds.len())?;
+        let digest = self.section()?.try_into().map_err(|_| bad("a digest in it is cut off"))?;
+        let dummy_prefix = self.section()? == [1];
+        let stops = self.ids(kinds.len())?;
+        let mut special_names = BTreeMap::new();
+        for id in self.ids(kinds.len())? {
+            special_names.insert(id, self.text()?);
+        }
+        let kinds = kinds
+            .iter()
+            .enumerate()
+            .map(|(id, &kind)| TokenKind::from_u8(id, kind))
+            .collect::<Result<Vec<_>>>()?;
+        let fits = offsets.len() == kinds.len() + 1
+            && classes.len() == kinds.len()
+            && canonical.len() == kinds.len()
+            && offsets.first() == Some(&0)
+            && offsets.last().map(|&end| end as usize) == Some(bytes.len())
+            && offsets.is_sorted();
+        if !fits {
+            return Err(bad("a vocabulary in it does not fit together"));
+        }
+        let settings = Settings { dummy_prefix, special_names, stops };
+        let mut vocabulary = Vocabulary::from_checked_parts(bytes, offsets, kinds, settings);
+        vocabulary.classes = classes;
+        vocabulary.canonical = canonical;
+        vocabulary.digest = digest;
+        Ok(vocabulary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::PairOptions;
+    use crate::vocabulary::Token;
+
+    fn saved() -> Result<(Pair, Vec<u8>)> {
+        let teacher = [Token::normal("ab"), Token::special("<eos>"), Token::byte(b'x')];
+        let student = [Token::special("</s>"), Token::normal("x"), Token::normal("ab")];
+        let teacher = Vocabulary::from_tokens(teacher)?;
+        let student = Vocabulary::from_tokens(student)?;
+        let options = PairOptions {
+            teacher_stops: Some(vec![1]),
+            student_stops: Some(vec![0]),
+            ..PairOptions::default()
+        };
+        let pair = Pair::new(teacher.into(), student.into(), &options)?;
+        let bytes = to_bytes(&pair, "a note");
+        Ok((pair, bytes))
+    }
+
+    #[test]
+    fn what_is_written_is_read() -> Result<()> {
+        let (pair, bytes) = saved()?;
+        let (again, note) = from_bytes(&bytes)?;
+        assert_eq!(note, "a note");
+        assert_eq!(again.shared, pair.shared);
+        assert_eq!(again.teacher_columns, pair.teacher_columns);
+        assert_eq!(again.student_columns, pair.student_columns);
+        assert_eq!(again.stops, pair.stops);
+        assert_eq!(again.teacher.settings, pair.teacher.settings);
+        assert_eq!(again.student.digest, pair.student.digest);
+        assert_eq!(to_bytes(&again, "a note"), bytes);
+        Ok(())
+    }
+
+    #[test]
+    fn every_damage_is_seen() -> Result<()> {
+        let (_, bytes) = saved()?;
+        for place in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 1;
+            assert!(matches!(from_bytes(&damaged), Err(Error::BadFile { .. })), "byte {place}");
+            assert!(matches!(from_bytes(&bytes[..place]), Err(Error::BadFile { .. })));
+        }
+        Ok(())
+    }
+}

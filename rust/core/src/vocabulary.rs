@@ -1,0 +1,470 @@
+//! What a token is: the exact bytes that one id adds to the text, and its kind.
+
+use std::collections::BTreeMap;
+use std::hash::BuildHasher;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use hashbrown::HashTable;
+use rustc_hash::FxBuildHasher;
+use sha2::{Digest, Sha256};
+
+use crate::class::class_of_text;
+use crate::error::{Error, Result};
+use crate::track::TokenId;
+
+/// How many tokens a vocabulary may hold: 2^24 - 1, so that an id and the eight class bits of
+/// its text share one 32-bit table entry.
+pub const MAX_TOKENS: usize = (1 << 24) - 1;
+
+/// What an id stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TokenKind {
+    /// Text.
+    Normal = 0,
+    /// One byte, the fallback for text that no normal token spells (`<0x0A>`).
+    Byte = 1,
+    /// A control token, which adds no bytes.
+    Special = 2,
+    /// No token: a hole, or a padding row of an embedding.
+    Unused = 3,
+}
+
+impl TokenKind {
+    pub(crate) fn from_u8(id: usize, kind: u8) -> Result<Self> {
+        match kind {
+            0 => Ok(Self::Normal),
+            1 => Ok(Self::Byte),
+            2 => Ok(Self::Special),
+            3 => Ok(Self::Unused),
+            _ => Err(Error::BadKind { id, kind }),
+        }
+    }
+}
+
+/// One token, to build a small vocabulary by hand: see [`Vocabulary::from_tokens`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    bytes: Vec<u8>,
+    kind: TokenKind,
+    name: Option<String>,
+}
+
+impl Token {
+    /// A token of text.
+    pub fn normal(bytes: impl AsRef<[u8]>) -> Self {
+        Self { bytes: bytes.as_ref().to_vec(), kind: TokenKind::Normal, name: None }
+    }
+
+    /// A byte fallback.
+    #[must_use]
+    pub fn byte(byte: u8) -> Self {
+        Self { bytes: vec![byte], kind: TokenKind::Byte, name: None }
+    }
+
+    /// A control token.
+    pub fn special(name: impl Into<String>) -> Self {
+        Self { bytes: Vec::new(), kind: TokenKind::Special, name: Some(name.into()) }
+    }
+
+    /// An id without a token.
+    #[must_use]
+    pub fn unused() -> Self {
+        Self { bytes: Vec::new(), kind: TokenKind::Unused, name: None }
+    }
+}
+
+/// What a tokenizer says of itself beside its tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The encoder puts a space in front of a text that is tokenized alone.
+    pub dummy_prefix: bool,
+    /// Printable names of special tokens.
+    pub special_names: BTreeMap<u32, String>,
+    /// The special tokens that end a turn, the canonical one first.
+    pub stops: Vec<u32>,
+}
+
+/// Token id -> token bytes and kind.
+///
+/// Ids are indices: a vocabulary of n tokens has the ids 0 to n - 1.
+#[derive(Debug)]
+pub struct Vocabulary {
+    pub(crate) bytes: Vec<u8>,
+    /// Where the bytes of a token begin; one more entry than tokens.
+    pub(crate) offsets: Vec<u32>,
+    pub(crate) kinds: Vec<TokenKind>,
+    pub(crate) classes: Vec<u8>,
+    pub(crate) canonical: Vec<u32>,
+    pub(crate) settings: Settings,
+    pub(crate) digest: [u8; 32],
+    by_bytes: OnceLock<HashTable<u32>>,
+}
+
+impl Vocabulary {
+    /// Builds a vocabulary from ragged token bytes: token `i` is
+    /// `bytes[offsets[i]..offsets[i + 1]]`, of kind `kinds[i]` (a [`TokenKind`] as a number).
+    ///
+    /// # Complexity
+    ///
+    /// O(bytes) time; memory of the bytes and 10 bytes per token.
+    ///
+    /// # Errors
+    ///
+    /// Offsets that do not fit, an unknown kind, a special or unused token with bytes, a byte
+    /// token that is not one byte, a name or stop that is not a special token, or a vocabulary
+    /// too large.
+    pub fn new(bytes: Vec<u8>, offsets: &[i64], kinds: &[u8], settings: Settings) -> Result<Self> {
+        if kinds.len() > MAX_TOKENS {
+            return Err(Error::TooManyTokens { tokens: kinds.len() });
+        }
+        if u32::try_from(bytes.len()).is_err() {
+            return Err(Error::TooManyBytes { bytes: bytes.len() });
+        }
+        if offsets.len() != kinds.len() + 1 {
+            return Err(Error::LengthMismatch {
+                name: "offsets",
+                found: offsets.len(),
+                expected: kinds.len() + 1,
+                why: "one more than there are token kinds",
+            });
+        }
+        check_offsets("offsets", offsets, bytes.len())?;
+        // `check_offsets` bounds every offset by the number of bytes, which fits.
+        let offsets: Vec<u32> =
+            offsets.iter().map(|&offset| u32::try_from(offset).unwrap_or(u32::MAX)).collect();
+        let kinds = kinds
+            .iter()
+            .enumerate()
+            .map(|(id, &kind)| TokenKind::from_u8(id, kind))
+            .collect::<Result<Vec<_>>>()?;
+        let mut vocabulary = Self::from_checked_parts(bytes, offsets, kinds, settings);
+        vocabulary.check_tokens()?;
+        vocabulary.classes =
+            vocabulary.ids().map(|id| class_of_text(vocabulary.token_bytes(id))).collect();
+        vocabulary.canonical = vocabulary.find_canonical_ids();
+        vocabulary.digest = vocabulary.compute_digest();
+        Ok(vocabulary)
+    }
+
+    /// Builds a small vocabulary by hand, with the default [`Settings`] and the names of its
+    /// special tokens.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Vocabulary::new`].
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use simct_align::vocabulary::{Token, Vocabulary};
+    ///
+    /// let vocabulary = Vocabulary::from_tokens([
+    ///     Token::normal(" ab"),
+    ///     Token::byte(b'A'),
+    ///     Token::normal("A"),
+    ///     Token::special("<eos>"),
+    /// ])?;
+    /// assert_eq!(vocabulary.token_bytes(0), b" ab");
+    /// assert_eq!(vocabulary.canonical_id(1), 2); // not the byte fallback
+    /// # Ok::<(), simct_align::error::Error>(())
+    /// ```
+    pub fn from_tokens(tokens: impl IntoIterator<Item = Token>) -> Result<Self> {
+        let (mut bytes, mut offsets, mut kinds) = (Vec::new(), vec![0], Vec::new());
+        let mut settings = Settings::default();
+        for (id, token) in (0u32..).zip(tokens) {
+            bytes.extend_from_slice(&token.bytes);
+            offsets.push(i64::try_from(bytes.len()).unwrap_or(i64::MAX));
+            kinds.push(token.kind as u8);
+            if let Some(name) = token.name {
+                settings.special_names.insert(id, name);
+            }
+        }
+        Self::new(bytes, &offsets, &kinds, settings)
+    }
+
+    /// The vocabulary without what is derived from its tokens.
+    pub(crate) fn from_checked_parts(
+        bytes: Vec<u8>,
+        offsets: Vec<u32>,
+        kinds: Vec<TokenKind>,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            bytes,
+            offsets,
+            kinds,
+            classes: Vec::new(),
+            canonical: Vec::new(),
+            settings,
+            digest: [0; 32],
+            by_bytes: OnceLock::new(),
+        }
+    }
+
+    fn check_tokens(&self) -> Result<()> {
+        for id in self.ids() {
+            let (kind, expected) = match self.kind(id) {
+                TokenKind::Normal => continue,
+                TokenKind::Byte => ("a byte fallback", 1),
+                TokenKind::Special => ("special", 0),
+                TokenKind::Unused => ("unused", 0),
+            };
+            let bytes = self.token_bytes(id).len();
+            if bytes != expected {
+                return Err(Error::BadTokenBytes { id: id as usize, kind, bytes, expected });
+            }
+        }
+        let named = self.settings.special_names.keys().map(|&id| ("special_names", id));
+        let stops = self.settings.stops.iter().map(|&id| ("stop_ids", id));
+        match named.chain(stops).find(|&(_, id)| !self.is_special(id)) {
+            Some((name, id)) => Err(Error::NotSpecialHere { name, id, vocab_size: self.len() }),
+            None => Ok(()),
+        }
+    }
+
+    /// How many ids there are, unused ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// Whether there is no id at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
+    /// All ids.
+    #[must_use]
+    pub fn ids(&self) -> Range<u32> {
+        // `MAX_TOKENS` bounds the length.
+        0..u32::try_from(self.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The bytes that a token adds to the text; none for special, unused and unknown ids.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        match self.offsets.get(id as usize..).unwrap_or(&[]) {
+            [start, end, ..] => &self.bytes[*start as usize..*end as usize],
+            _ => &[],
+        }
+    }
+
+    /// What an id stands for; an unknown id stands for nothing.
+    #[must_use]
+    pub fn kind(&self, id: u32) -> TokenKind {
+        self.kinds.get(id as usize).copied().unwrap_or(TokenKind::Unused)
+    }
+
+    /// The kinds of all ids.
+    #[must_use]
+    pub fn kinds(&self) -> &[TokenKind] {
+        &self.kinds
+    }
+
+    /// Whether an id is a control token.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.kind(id) == TokenKind::Special
+    }
+
+    /// The [class bits](crate::class) of a token's bytes.
+    #[must_use]
+    pub fn class(&self, id: u32) -> u8 {
+        self.classes.get(id as usize).copied().unwrap_or(0)
+    }
+
+    /// Of all ids with the same bytes: the one that is not a byte fallback, then the smallest.
+    /// An id without bytes is its own.
+    #[must_use]
+    pub fn canonical_id(&self, id: u32) -> u32 {
+        self.canonical.get(id as usize).copied().unwrap_or(id)
+    }
+
+    /// The canonical ids of all ids.
+    #[must_use]
+    pub fn canonical_ids(&self) -> &[u32] {
+        &self.canonical
+    }
+
+    /// The canonical id of the token with these bytes, if there is one.
+    ///
+    /// # Complexity
+    ///
+    /// O(bytes) expected time; the first call builds a table in O(tokens).
+    #[must_use]
+    pub fn find(&self, bytes: &[u8]) -> Option<u32> {
+        if bytes.is_empty() {
+            return None;
+        }
+        self.table().find(hash(bytes), |&id| self.token_bytes(id) == bytes).copied()
+    }
+
+    /// The bytes of all ids, one after another.
+    ///
+    /// # Errors
+    ///
+    /// The position of the first id that is not in the vocabulary.
+    pub fn decode<I: TokenId>(&self, ids: &[I]) -> std::result::Result<Vec<u8>, usize> {
+        let mut text = Vec::with_capacity(ids.len() * 4);
+        for (position, id) in ids.iter().enumerate() {
+            match u32::try_from(id.index()) {
+                Ok(token) if id.index() < self.len() => {
+                    text.extend_from_slice(self.token_bytes(token));
+                }
+                _ => return Err(position),
+            }
+        }
+        Ok(text)
+    }
+
+    /// What the tokenizer says of itself.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// SHA-256 of all that the vocabulary holds but its stops: equal digests, equal tokens.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// Byte string -> canonical id.
+    fn table(&self) -> &HashTable<u32> {
+        self.by_bytes.get_or_init(|| {
+            let mut table = HashTable::with_capacity(self.len());
+            let hash_of = |&id: &u32| hash(self.token_bytes(id));
+            // Normal tokens come first, so that a byte fallback never takes their place.
+            for kind in [TokenKind::Normal, TokenKind::Byte] {
+                for id in self.ids().filter(|&id| self.kind(id) == kind) {
+                    let bytes = self.token_bytes(id);
+                    if !bytes.is_empty() {
+                        table
+                            .entry(hash(bytes), |&other| self.token_bytes(other) == bytes, hash_of)
+                            .or_insert(id);
+                    }
+                }
+            }
+            table
+        })
+    }
+
+    fn find_canonical_ids(&self) -> Vec<u32> {
+        self.ids().map(|id| self.find(self.token_bytes(id)).unwrap_or(id)).collect()
+    }
+
+    fn compute_digest(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hasher.update(b"simct-align vocabulary 1");
+        hasher.update([u8::from(self.settings.dummy_prefix)]);
+        hasher.update((self.len() as u64).to_le_bytes());
+        hasher.update(self.kinds.iter().map(|&kind| kind as u8).collect::<Vec<_>>());
+        hasher.update(self.offsets.iter().flat_map(|o| o.to_le_bytes()).collect::<Vec<_>>());
+        hasher.update(&self.bytes);
+        for (id, name) in &self.settings.special_names {
+            hasher.update(id.to_le_bytes());
+            hasher.update((name.len() as u64).to_le_bytes());
+            hasher.update(name);
+        }
+        hasher.finalize().into()
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    FxBuildHasher.hash_one(bytes)
+}
+
+/// Checks that offsets start at 0, never fall and end at `values`.
+pub(crate) fn check_offsets(name: &'static str, offsets: &[i64], values: usize) -> Result<()> {
+    let end = i64::try_from(values).unwrap_or(i64::MAX);
+    let wrong = |index: usize| Error::BadOffsets { name, index, found: offsets[index], values };
+    match offsets {
+        [] => Err(Error::LengthMismatch {
+            name,
+            found: 0,
+            expected: 1,
+            why: "offsets hold one entry more than there are rows",
+        }),
+        [first, ..] if *first != 0 => Err(wrong(0)),
+        [.., last] if *last != end => {
+            // An earlier fall is the likelier cause, and the better place to name.
+            let fall = offsets.windows(2).position(|pair| pair[1] < pair[0]);
+            Err(wrong(fall.map_or(offsets.len() - 1, |index| index + 1)))
+        }
+        _ => match offsets.windows(2).position(|pair| pair[1] < pair[0]) {
+            Some(index) => Err(wrong(index + 1)),
+            None => Ok(()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn canonical_ids_prefer_normal_tokens_then_small_ids() -> Result<()> {
+        let vocabulary = Vocabulary::from_tokens([
+            Token::byte(b'a'),
+            Token::normal("b"),
+            Token::normal("a"),
+            Token::normal("b"),
+            Token::special("<s>"),
+            Token::normal(""),
+            Token::unused(),
+            Token::byte(b'c'),
+        ])?;
+        assert_eq!(vocabulary.canonical_ids(), [2, 1, 2, 1, 4, 5, 6, 7]);
+        assert_eq!(vocabulary.find(b"a"), Some(2));
+        assert_eq!(vocabulary.find(b"c"), Some(7));
+        assert_eq!(vocabulary.find(b""), None);
+        assert_eq!(vocabulary.token_bytes(99), b"");
+        assert_eq!(vocabulary.kind(99), TokenKind::Unused);
+        Ok(())
+    }
+
+    #[test]
+    fn digests_tell_tokens_apart_and_ignore_stops() -> Result<()> {
+        let build = |tokens: [Token; 2], stops| {
+            let vocabulary = Vocabulary::from_tokens(tokens)?;
+            let offsets: Vec<i64> = vocabulary.offsets.iter().map(|&o| i64::from(o)).collect();
+            let kinds: Vec<u8> = vocabulary.kinds.iter().map(|&k| k as u8).collect();
+            let settings = Settings { stops, ..vocabulary.settings.clone() };
+            Ok(*Vocabulary::new(vocabulary.bytes.clone(), &offsets, &kinds, settings)?.digest())
+        };
+        let base = build([Token::normal("ab"), Token::special("</s>")], vec![])?;
+        assert_eq!(base, build([Token::normal("ab"), Token::special("</s>")], vec![1])?);
+        assert_ne!(base, build([Token::normal("ab"), Token::special("<s>")], vec![])?);
+        assert_ne!(base, build([Token::normal("aB"), Token::special("</s>")], vec![])?);
+        Ok(())
+    }
+
+    #[test]
+    fn bad_tables_are_refused_with_the_place() {
+        let build = |bytes: &[u8], offsets: &[i64], kinds: &[u8], stops: Vec<u32>| {
+            let settings = Settings { stops, ..Settings::default() };
+            Vocabulary::new(bytes.to_vec(), offsets, kinds, settings).err()
+        };
+        assert_eq!(build(b"ab", &[0, 1], &[0, 0], vec![]).is_some(), true);
+        for (offsets, index, found) in
+            [(&[1i64, 1, 2][..], 0, 1), (&[0, 2, 1], 2, 1), (&[0, 1, 1], 2, 1), (&[0, 3, 2], 2, 2)]
+        {
+            assert_eq!(
+                build(b"ab", offsets, &[0, 0], vec![]),
+                Some(Error::BadOffsets { name: "offsets", index, found, values: 2 })
+            );
+        }
+        assert_eq!(build(b"", &[0, 0], &[9], vec![]), Some(Error::BadKind { id: 0, kind: 9 }));
+        assert_eq!(
+            build(b"ab", &[0, 2], &[1], vec![]),
+            Some(Error::BadTokenBytes { id: 0, kind: "a byte fallback", bytes: 2, expected: 1 })
+        );
+        assert_eq!(
+            build(b"a", &[0, 1], &[0], vec![0]),
+            Some(Error::NotSpecialHere { name: "stop_ids", id: 0, vocab_size: 1 })
+        );
+    }
+}

@@ -1,0 +1,71 @@
+//! Conversions between Python lists, ragged arrays and dense ones.
+
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PySequence, PyTuple};
+
+type Longs<'py> = Bound<'py, PyArray1<i64>>;
+
+/// A list of lists of integers as (values, offsets).
+#[pyfunction]
+pub(crate) fn ids_from_lists<'py>(
+    py: Python<'py>,
+    name: &str,
+    rows: &Bound<'py, PySequence>,
+) -> PyResult<(Longs<'py>, Longs<'py>)> {
+    let rows = rows.to_list()?;
+    let (mut values, mut offsets) = (Vec::new(), Vec::with_capacity(rows.len() + 1));
+    offsets.push(0i64);
+    for (number, row) in rows.iter().enumerate() {
+        if let Ok(row) = row.cast::<PyList>() {
+            push_row(name, number, row.len(), row.iter(), &mut values)?;
+        } else if let Ok(row) = row.cast::<PyTuple>() {
+            push_row(name, number, row.len(), row.iter(), &mut values)?;
+        } else {
+            return Err(PyTypeError::new_err(format!(
+                "{name}: row {number}: expected a list of integers, got {}",
+                row.get_type().name()?
+            )));
+        }
+        offsets.push(i64::try_from(values.len())?);
+    }
+    Ok((values.into_pyarray(py), offsets.into_pyarray(py)))
+}
+
+fn push_row<'py>(
+    name: &str,
+    number: usize,
+    length: usize,
+    items: impl Iterator<Item = Bound<'py, PyAny>>,
+    values: &mut Vec<i64>,
+) -> PyResult<()> {
+    values.reserve(length);
+    for (position, item) in items.enumerate() {
+        values.push(item.extract().map_err(|error: PyErr| {
+            let place = format!("{name}: row {number}, position {position}");
+            if error.is_instance_of::<PyOverflowError>(item.py()) {
+                PyValueError::new_err(format!("{place}: {item} does not fit 64 bits"))
+            } else {
+                let found = item.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string());
+                PyTypeError::new_err(format!("{place}: expected an integer, got {found}"))
+            }
+        })?);
+    }
+    Ok(())
+}
+
+/// For every position of a dense batch of `width` columns the number of the segment of its row
+/// that it lies in, −1 outside: segment `k` of row `i` covers `start[k]..end[k]`.
+#[pyfunction]
+pub(crate) fn segment_numbers<'py>(
+    py: Python<'py>,
+    row_offsets: PyReadonlyArray1<'py, i64>,
+    start: PyReadonlyArray1<'py, i32>,
+    end: PyReadonlyArray1<'py, i32>,
+    width: usize,
+) -> PyResult<Longs<'py>> {
+    let (row_offsets, start, end) = (row_offsets.as_slice()?, start.as_slice()?, end.as_slice()?);
+    let numbers = py.detach(|| simct_align::batch::segment_numbers(row_offsets, start, end, width));
+    Ok(numbers.map_err(crate::errors::to_py_err)?.into_pyarray(py))
+}

@@ -1,0 +1,29 @@
+//! The Python module `simct_align._native`: conversions, error mapping, and nothing else.
+//!
+//! Every function borrows NumPy arrays, releases the GIL, calls the core, and moves the result
+//! into new arrays. The Python layer above checks types, ranks and strides first, so that users
+//! read about their arguments and not about these.
+
+mod arrays;
+mod errors;
+mod ids;
+mod pair;
+mod vocabulary;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::errors::AlignmentError;
+    #[pymodule_export]
+    use super::ids::{ids_from_lists, segment_numbers};
+    #[pymodule_export]
+    use super::pair::Pair;
+    #[pymodule_export]
+    use super::vocabulary::Vocabulary;
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals, reason = "Python names it so")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

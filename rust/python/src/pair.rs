@@ -1,0 +1,194 @@
+//! `Pair`: two vocabularies, and the alignment of batches over them.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use simct_align::batch::{AlignOptions, AlignedRows, BatchSide, RaggedIds, align_batch};
+use simct_align::error::Side;
+use simct_align::pair::{Pair as CorePair, PairOptions};
+use simct_align::segment::MismatchPolicy;
+use simct_align::storage;
+use simct_align::threads::Threads;
+use simct_align::track::TokenId;
+
+use crate::arrays::{IdArray, widen};
+use crate::errors::to_py_err;
+use crate::vocabulary::Vocabulary;
+
+/// A teacher and a student vocabulary, and all that is computed once for both.
+#[pyclass(frozen, module = "simct_align._native")]
+pub(crate) struct Pair {
+    pub(crate) core: Arc<CorePair>,
+}
+
+type Ints<'py> = Bound<'py, PyArray1<i32>>;
+type Longs<'py> = Bound<'py, PyArray1<i64>>;
+type Bytes<'py> = Bound<'py, PyArray1<u8>>;
+type Ranges<'py> = (Longs<'py>, Ints<'py>, Ints<'py>, Ints<'py>, Ints<'py>);
+type Aligned<'py> = (Ranges<'py>, Bytes<'py>, Bytes<'py>, Ranges<'py>, Bytes<'py>);
+
+#[pymethods]
+impl Pair {
+    #[new]
+    #[pyo3(signature = (teacher, student, *, special_tokens, teacher_stops, student_stops))]
+    fn new(
+        py: Python<'_>,
+        teacher: &Vocabulary,
+        student: &Vocabulary,
+        special_tokens: Vec<(u32, u32)>,
+        teacher_stops: Option<Vec<u32>>,
+        student_stops: Option<Vec<u32>>,
+    ) -> PyResult<Self> {
+        let options = PairOptions { special_tokens, teacher_stops, student_stops };
+        let (teacher, student) = (Arc::clone(&teacher.core), Arc::clone(&student.core));
+        let core = py
+            .detach(|| CorePair::new(teacher, student, &options))
+            .map_err(to_py_err)?;
+        Ok(Self { core: Arc::new(core) })
+    }
+
+    #[getter]
+    fn teacher(&self) -> Vocabulary {
+        Vocabulary { core: Arc::clone(self.core.teacher()) }
+    }
+
+    #[getter]
+    fn student(&self) -> Vocabulary {
+        Vocabulary { core: Arc::clone(self.core.student()) }
+    }
+
+    /// The columns of the shared vocabulary: (teacher ids, student ids).
+    #[getter]
+    fn shared_ids<'py>(&self, py: Python<'py>) -> (Longs<'py>, Longs<'py>) {
+        (widen(py, self.core.shared_teacher_ids()), widen(py, self.core.shared_student_ids()))
+    }
+
+    /// The stops that have a partner: (teacher ids, student ids), canonical first.
+    #[getter]
+    fn stop_ids<'py>(&self, py: Python<'py>) -> (Longs<'py>, Longs<'py>) {
+        let stops = self.core.stops();
+        (widen(py, &stops.teacher), widen(py, &stops.student))
+    }
+
+    #[getter]
+    fn stop_column(&self) -> Option<u32> {
+        self.core.stop_column()
+    }
+
+    /// Aligns a batch: ((`row_offsets`, ranges), kind, class, (`row_offsets`, ranges), reason).
+    #[pyo3(signature = (
+        teacher_values, teacher_offsets, teacher_mask,
+        student_values, student_offsets, student_mask,
+        *, fail_on_mismatch, resync_bytes, threads,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "two sides of three arrays each")]
+    fn align<'py>(
+        &self,
+        py: Python<'py>,
+        teacher_values: &Bound<'py, PyAny>,
+        teacher_offsets: PyReadonlyArray1<'py, i64>,
+        teacher_mask: Option<PyReadonlyArray1<'py, u8>>,
+        student_values: &Bound<'py, PyAny>,
+        student_offsets: PyReadonlyArray1<'py, i64>,
+        student_mask: Option<PyReadonlyArray1<'py, u8>>,
+        fail_on_mismatch: bool,
+        resync_bytes: usize,
+        threads: Option<NonZeroUsize>,
+    ) -> PyResult<Aligned<'py>> {
+        let options = AlignOptions {
+            mismatch: MismatchPolicy { fail: fail_on_mismatch, resync_bytes },
+            threads: threads.map_or(Threads::AllCores, Threads::Count),
+        };
+        let masks = [teacher_mask, student_mask];
+        let teacher_mask = masks[0].as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
+        let student_mask = masks[1].as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
+        let offsets = (teacher_offsets.as_slice()?, student_offsets.as_slice()?);
+        let (teacher, student) =
+            (IdArray::extract(teacher_values)?, IdArray::extract(student_values)?);
+        macro_rules! align {
+            ($teacher:ident, $student:ident) => {{
+                let teacher = Input {
+                    values: $teacher.as_slice()?,
+                    offsets: offsets.0,
+                    mask: teacher_mask,
+                };
+                let student = Input {
+                    values: $student.as_slice()?,
+                    offsets: offsets.1,
+                    mask: student_mask,
+                };
+                py.detach(|| align(&self.core, teacher, student, &options))
+            }};
+        }
+        let aligned = match (&teacher, &student) {
+            (IdArray::I64(teacher), IdArray::I64(student)) => align!(teacher, student),
+            (IdArray::I32(teacher), IdArray::I32(student)) => align!(teacher, student),
+            (IdArray::U32(teacher), IdArray::U32(student)) => align!(teacher, student),
+            _ => return Err(PyTypeError::new_err("both sides' ids must have one dtype")),
+        };
+        Ok(into_arrays(py, aligned.map_err(to_py_err)?))
+    }
+
+    /// The pair as the bytes of a file, with text of the caller's own.
+    fn to_bytes<'py>(&self, py: Python<'py>, note: &str) -> Bound<'py, PyBytes> {
+        let bytes = py.detach(|| storage::to_bytes(&self.core, note));
+        PyBytes::new(py, &bytes)
+    }
+
+    /// Reads what `to_bytes` wrote: (pair, the caller's text).
+    #[staticmethod]
+    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<(Self, String)> {
+        let (core, note) = py.detach(|| storage::from_bytes(data)).map_err(to_py_err)?;
+        Ok((Self { core: Arc::new(core) }, note))
+    }
+}
+
+/// One side of a batch, before it is checked.
+struct Input<'a, I> {
+    values: &'a [I],
+    offsets: &'a [i64],
+    mask: Option<&'a [u8]>,
+}
+
+impl<'a, I: TokenId> Input<'a, I> {
+    fn check(self, side: Side) -> simct_align::error::Result<BatchSide<'a, I>> {
+        let ids = RaggedIds::new(side, self.values, self.offsets)?;
+        match self.mask {
+            None => Ok(BatchSide::whole_rows(ids)),
+            Some(mask) => BatchSide::masked(ids, mask),
+        }
+    }
+}
+
+fn align<I: TokenId>(
+    pair: &CorePair,
+    teacher: Input<'_, I>,
+    student: Input<'_, I>,
+    options: &AlignOptions,
+) -> simct_align::error::Result<AlignedRows> {
+    align_batch(pair, teacher.check(Side::Teacher)?, student.check(Side::Student)?, options)
+}
+
+fn into_arrays(py: Python<'_>, aligned: AlignedRows) -> Aligned<'_> {
+    let ranges = |offsets: Vec<i64>, ranges: simct_align::columns::Ranges| {
+        (
+            offsets.into_pyarray(py),
+            ranges.teacher_start.into_pyarray(py),
+            ranges.teacher_end.into_pyarray(py),
+            ranges.student_start.into_pyarray(py),
+            ranges.student_end.into_pyarray(py),
+        )
+    };
+    let segments = aligned.segments;
+    (
+        ranges(aligned.unit_offsets, segments.units),
+        segments.kind.into_pyarray(py),
+        segments.unit_class.into_pyarray(py),
+        ranges(aligned.unmatched_offsets, segments.unmatched),
+        segments.reason.into_pyarray(py),
+    )
+}
