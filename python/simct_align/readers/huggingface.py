@@ -10,6 +10,8 @@ import numpy as np
 from simct_align.errors import UnsupportedTokenizerError
 from simct_align.readers.base import TokenTable, build_table, refuse_control_tokens, resolve_special
 from simct_align.readers.decoders import (
+    ByteLevelReader,
+    ReplacingReader,
     TokenReader,
     WordPieceReader,
     component_state,
@@ -21,7 +23,7 @@ from simct_align.vocabulary import TokenKind
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
 
 class HuggingFaceTokenizer:
@@ -70,10 +72,10 @@ class HuggingFaceTokenizer:
         kinds[ids] = TokenKind.NORMAL
         kinds[ids[fallbacks]] = TokenKind.BYTE
         for token, entry in added.items():
-            # Text is cut at added tokens before the model sees it, so they stand for their own
-            # characters; the ones that the model knows as well, it may also build from others.
+            # Text is cut at added tokens before the model sees it, so they stand for what is cut
+            # out; the ones that the model knows as well, it may also build from others.
             if vocabulary.get(entry.content) != token:
-                token_bytes[token] = entry.content.encode()
+                token_bytes[token] = _added_bytes(tokenizer, entry, reader)
                 kinds[token] = TokenKind.NORMAL
 
         declared = resolve_special(special, kinds, self.token_id)
@@ -85,7 +87,7 @@ class HuggingFaceTokenizer:
             token_bytes,
             kinds,
             special=specials,
-            name_of=lambda token: str(tokenizer.id_to_token(token)),
+            name_of=_names(tokenizer, specials).__getitem__,
             stops=self._known_stops(),
             dummy_prefix=isinstance(reader, WordPieceReader) or _prepends_space(tokenizer, reader),
         )
@@ -138,7 +140,7 @@ class _Encoder:
     def __init__(self, tokenizer: Tokenizer, special: set[int]) -> None:
         unknown = _unknown_token(tokenizer.model)
         unknown_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
-        names = {token: str(tokenizer.id_to_token(token)) for token in special}
+        names = _names(tokenizer, special)
         # Unknown text rightly becomes the unknown token; only its name as text must not.
         self._unknown = None if unknown_id is None else (unknown_id, names.pop(unknown_id, ""))
         self._names = names
@@ -210,7 +212,7 @@ def _hardened_copy(encoder: Tokenizer, special: set[int]) -> Tokenizer:
     hidden = {
         name: f"\U0010ffff{token}"
         for token in sorted(special)
-        if (name := encoder.id_to_token(token)) is not None and len(name) > 1
+        if (name := encoder.model.id_to_token(token)) is not None and len(name) > 1
     }
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
@@ -234,6 +236,40 @@ def _hardened_copy(encoder: Tokenizer, special: set[int]) -> Tokenizer:
     copy = Tokenizer.from_str(json.dumps(state))
     copy.encode_special_tokens = True
     return copy
+
+
+def _names(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
+    """Names of tokens; ``id_to_token`` alone would give an added token's normalized form."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {
+        token: added[token].content if token in added else str(tokenizer.id_to_token(token))
+        for token in tokens
+    }
+
+
+def _added_bytes(tokenizer: Tokenizer, entry: AddedToken, reader: TokenReader) -> bytes:
+    """Bytes of the text that is cut out for an added token the model does not have.
+
+    That is its content, never read by the decoder (``é`` is no byte-level byte there), unless the
+    token is looked for in normalized text and the normalizer already writes what the decoder
+    undoes: bytes as characters, or a mark for spaces, perhaps one in front of the token.
+    """
+    text: str = entry.content
+    if not entry.normalized or tokenizer.normalizer is None:
+        return text.encode()
+    text = tokenizer.normalizer.normalize_str(text)
+    state = component_state(tokenizer.normalizer, "normalizer")
+    for part in flatten(state, "normalizers"):
+        if part["type"] == "ByteLevel":
+            undone = isinstance(reader, ByteLevelReader)
+        else:
+            spaces = part["type"] == "Prepend" or (
+                part["type"] == "Replace" and part["pattern"] == {"String": " "}
+            )
+            undone = spaces and isinstance(reader, ReplacingReader)
+        if undone:
+            return reader.read([text])[0][0]
+    return text.encode()
 
 
 def _check_model(model: Any, reader: TokenReader) -> None:
