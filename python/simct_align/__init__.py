@@ -17,7 +17,6 @@ from simct_align.aligner import Aligner, SharedVocabulary
 from simct_align.batch import (
     AlignedBatch,
     Coverage,
-    RaggedIds,
     Unit,
     UnitClass,
     UnitKind,
@@ -25,16 +24,16 @@ from simct_align.batch import (
     UnmatchedSpans,
 )
 from simct_align.errors import MissingTokenizerError, UnsupportedTokenizerError
+from simct_align.index import AlignedIndex
+from simct_align.inputs import RaggedIds
 from simct_align.vocabulary import Difference, TokenKind, VerifyReport, Vocabulary
 
 if TYPE_CHECKING:
-    from simct_align.index import AlignedIndex as AlignedIndex
     from simct_align.loss import LinearSimCTLoss as LinearSimCTLoss
     from simct_align.loss import SimCTLoss as SimCTLoss
 
 #: Names that need PyTorch, and the modules that define them.
 _TORCH_NAMES = {
-    "AlignedIndex": "simct_align.index",
     "LinearSimCTLoss": "simct_align.loss",
     "SimCTLoss": "simct_align.loss",
 }

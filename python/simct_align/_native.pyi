@@ -1,11 +1,8 @@
-"""The Rust engine. Private: use the classes of :mod:`simct_align`."""
-
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import TypeAlias
 
 _Ranges: TypeAlias = tuple[
     NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
@@ -82,6 +79,18 @@ class Pair:
     @staticmethod
     def from_bytes(data: bytes) -> tuple[Pair, str]: ...
 
+def build_index(
+    pair: Pair,
+    row_offsets: NDArray[np.int64],
+    teacher_start: NDArray[np.int32],
+    teacher_end: NDArray[np.int32],
+    student_start: NDArray[np.int32],
+    student_end: NDArray[np.int32],
+    kind: NDArray[np.uint8],
+    unit_class: NDArray[np.uint8],
+    teacher: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]],
+    student: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]],
+) -> tuple[NDArray[np.int64], dict[str, int]]: ...
 def ids_from_lists(
     name: str, rows: Sequence[object]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...

@@ -88,7 +88,10 @@ class Aligner:
         self._teacher = _vocabulary(teacher)
         self._student = _vocabulary(student)
         pairs = [
-            (_token_id("special_tokens", self._teacher, t), _token_id("special_tokens", self._student, s))
+            (
+                _token_id("special_tokens", self._teacher, t),
+                _token_id("special_tokens", self._student, s),
+            )
             for t, s in (special_tokens or {}).items()
         ]
         stops: list[list[int] | None] = [None, None]
@@ -180,8 +183,9 @@ class Aligner:
             >>> aligner = Aligner(*demo_tokenizers())
             >>> teacher_ids = aligner.teacher.encode_batch(["x = 1234"])
             >>> student_ids = aligner.student.encode_batch(["x = 1234"])
-            >>> aligner.align_batch(teacher_ids, student_ids).coverage().student_unmatched
-            {'bytes_differ': 0, 'one_side_ended': 0, 'special': 0, 'no_resync': 0, 'dummy_prefix': 0}
+            >>> batch = aligner.align_batch(teacher_ids, student_ids)
+            >>> [(unit.text, len(unit.teacher), len(unit.student)) for unit in batch.units(0)][-1]
+            ('1234', 4, 2)
         """
         if on_mismatch not in ("skip", "error"):
             raise ValueError(f"on_mismatch: expected 'skip' or 'error', got {on_mismatch!r}")
@@ -306,7 +310,9 @@ def _token_id(argument: str, vocabulary: Vocabulary, token: str | int) -> int:
     """The id of a token given by name or id."""
     if isinstance(token, int):
         if not 0 <= token < len(vocabulary):
-            raise ValueError(f"{argument}: id {token} is not in the vocabulary of {len(vocabulary)}")
+            raise ValueError(
+                f"{argument}: id {token} is not in the vocabulary of {len(vocabulary)}"
+            )
         return token
     token_id = vocabulary.special_ids.get(token)
     if token_id is None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from simct_align import _native
-from simct_align.inputs import RaggedIds
+from simct_align.index import AlignedIndex
+from simct_align.inputs import RaggedIds, same_dtype
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 
 class UnitKind(IntEnum):
@@ -59,7 +60,7 @@ class UnmatchedReason(IntEnum):
 
 
 class Unit(NamedTuple):
-    """One unit, to look at.
+    r"""One unit, to look at.
 
     Attributes:
         teacher: Positions of its tokens in the teacher's row.
@@ -67,7 +68,7 @@ class Unit(NamedTuple):
         kind: What it is made of.
         unit_class: What kind of text it holds.
         bytes: Its text, exactly.
-        text: Its text; bytes that are not whole characters are escaped (``\\xf0``).
+        text: Its text; bytes that are not whole characters are escaped (``\xf0``).
     """
 
     teacher: range
@@ -264,6 +265,69 @@ class AlignedBatch:
             units_without_prefix=int(np.count_nonzero(no_prefix)),
         )
 
+    def index(
+        self,
+        *,
+        teacher_row_starts: ArrayLike | None = None,
+        student_row_starts: ArrayLike | None = None,
+        teacher_stride: int | None = None,
+        student_stride: int | None = None,
+    ) -> AlignedIndex:
+        """The tensors that a loss gathers with.
+
+        Args:
+            teacher_row_starts: The flat row, in the teacher's logits, of position 0 of every row
+                of the batch; integers ``[rows]``. Without it, and without a stride, the logits
+                are laid out as the ids are: dense ids ``[rows, T]`` as ``[rows, T, V]`` logits,
+                ragged ids as packed ``[tokens, V]`` logits.
+            student_row_starts: Likewise for the student's logits.
+            teacher_stride: Rows of the teacher's logits per row of the batch, for ragged ids
+                whose logits are padded on the right; instead of row starts.
+            student_stride: Likewise for the student.
+
+        Returns:
+            The index, in NumPy memory; :meth:`AlignedIndex.to` moves it.
+
+        Raises:
+            ValueError: Row starts of a wrong length, or row starts and a stride together.
+
+        Complexity:
+            O(units + tokens in MULTI units), in Rust, without the GIL.
+
+        Example:
+            >>> from simct_align import Aligner, Vocabulary
+            >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+            >>> batch = Aligner(teacher, student).align_batch([[1, 0, 1]], [[2, 0, 1, 2]])
+            >>> index = batch.index()
+            >>> index.n_shared, index.n_multi, index.dropped_no_prefix
+            (1, 1, 1)
+            >>> index.student_step_row.tolist(), index.student_step_id.tolist()
+            ([0, 1], [0, 1])
+        """
+        teacher_values, student_values = same_dtype(self.teacher, self.student)
+        packed, counts = _native.build_index(
+            self._pair,
+            self.row_offsets,
+            self.teacher_start,
+            self.teacher_end,
+            self.student_start,
+            self.student_end,
+            self.kind,
+            self.unit_class,
+            (
+                teacher_values,
+                self.teacher.offsets,
+                _row_starts("teacher", self.teacher, teacher_row_starts, teacher_stride),
+            ),
+            (
+                student_values,
+                self.student.offsets,
+                _row_starts("student", self.student, student_row_starts, student_stride),
+            ),
+        )
+        return AlignedIndex(packed, **counts)
+
     def chunk_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For every position the number of its unit within the row, as other trainers expect it.
 
@@ -287,6 +351,24 @@ class AlignedBatch:
             width = int(np.diff(side.offsets).max(initial=0))
         numbers = _native.segment_numbers(self.row_offsets, start, end, width)
         return numbers.reshape(len(self), width)
+
+
+def _row_starts(
+    name: str, side: RaggedIds, row_starts: ArrayLike | None, stride: int | None
+) -> NDArray[np.int64]:
+    if row_starts is not None and stride is not None:
+        raise ValueError(f"give {name}_row_starts or {name}_stride, not both")
+    if stride is not None:
+        return np.arange(len(side), dtype=np.int64) * stride
+    if row_starts is None:
+        return side.offsets[:-1]
+    starts = np.asarray(row_starts)
+    if starts.shape != (len(side),) or (starts.size and starts.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name}_row_starts: expected {len(side)} integers, got {starts.dtype} of shape "
+            f"{starts.shape}"
+        )
+    return np.ascontiguousarray(starts, np.int64)
 
 
 def _tokens(side: RaggedIds) -> int:

@@ -170,9 +170,11 @@ def _integers(name: str, array: NDArray[Any], *, integers_only: bool = True) -> 
         raise TypeError(f"{name}: expected {what}, got dtype {array.dtype}")
     if array.dtype in _NATIVE_DTYPES:
         return np.ascontiguousarray(array)
-    if array.dtype.itemsize == 8 and array.dtype.kind == "u" and array.max() > np.iinfo(
-        np.int64
-    ).max:
+    if (
+        array.dtype.itemsize == 8
+        and array.dtype.kind == "u"
+        and array.max() > np.iinfo(np.int64).max
+    ):
         position = int(array.argmax())
         raise ValueError(f"{name}: position {position}: {array[position]} does not fit int64")
     return np.ascontiguousarray(array, np.int64)

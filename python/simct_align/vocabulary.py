@@ -159,7 +159,7 @@ class Vocabulary:
         dummy_prefix: bool = False,
         stop_ids: Sequence[int] = (),
     ) -> Vocabulary:
-        """Builds a vocabulary by hand.
+        r"""Builds a vocabulary by hand.
 
         Args:
             token_bytes: The bytes of every id, in order; empty for special and unused ids.
@@ -180,14 +180,16 @@ class Vocabulary:
             O(bytes of all tokens) time and memory.
 
         Example:
-            >>> len(Vocabulary.from_token_bytes([b"a", b"b", b"\\n"], byte_fallback=[2]))
+            >>> len(Vocabulary.from_token_bytes([b"a", b"b", b"\n"], byte_fallback=[2]))
             3
         """
         from collections.abc import Mapping
 
-        names = {int(i): str(name) for i, name in special.items()} if isinstance(
-            special, Mapping
-        ) else {}
+        names = (
+            {int(i): str(name) for i, name in special.items()}
+            if isinstance(special, Mapping)
+            else {}
+        )
         ids_by_kind = {
             TokenKind.SPECIAL: names or special,
             TokenKind.BYTE: byte_fallback,
@@ -272,9 +274,7 @@ class Vocabulary:
             IndexError: The id is out of range.
         """
         if not 0 <= token_id < len(self):
-            raise IndexError(
-                f"token id {token_id} is not in the vocabulary of {len(self)} tokens"
-            )
+            raise IndexError(f"token id {token_id} is not in the vocabulary of {len(self)} tokens")
         return self._native.token_bytes(token_id)
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::columns::Segments;
 use crate::error::{Error, Result, Side};
@@ -40,6 +40,12 @@ impl<'a, I: TokenId> RaggedIds<'a, I> {
         Ok(Self { values, offsets })
     }
 
+    /// The ids of a row.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &'a [I] {
+        &self.values[self.range(row)]
+    }
+
     /// How many rows there are.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -47,7 +53,7 @@ impl<'a, I: TokenId> RaggedIds<'a, I> {
     }
 
     /// Where a row lies in the values.
-    fn range(&self, row: usize) -> Range<usize> {
+    pub(crate) fn range(&self, row: usize) -> Range<usize> {
         // `check_offsets` has seen that no offset is negative.
         let at = |index: usize| usize::try_from(self.offsets[index]).unwrap_or(0);
         at(row)..at(row + 1)
@@ -83,10 +89,6 @@ impl<'a, I: TokenId> BatchSide<'a, I> {
             });
         }
         Ok(Self { ids, mask: Some(mask) })
-    }
-
-    fn row(&self, row: usize) -> &'a [I] {
-        &self.ids.values[self.ids.range(row)]
     }
 
     /// The regions of a row, as positions in it, into `regions`.
@@ -223,13 +225,11 @@ pub fn align_batch<T: TokenId, S: TokenId>(
         job.align_rows(0..rows, &mut aligned)?;
         return Ok(aligned);
     }
-    let queue = InOrder::new(aligned);
+    let queue = InOrder::new(chunks.len(), aligned);
     threads::run(workers, || {
-        let mut chunk = AlignedRows::with_capacity(0, 0);
-        while let Some(ticket) = queue.take(chunks.len()) {
-            chunk.clear();
+        while let Some((ticket, mut chunk)) = queue.take(chunks.len()) {
             let outcome = job.align_rows(chunks[ticket].clone(), &mut chunk);
-            queue.deliver(ticket, outcome.map(|()| &chunk));
+            queue.deliver(ticket, outcome.map(|()| chunk));
         }
     })?;
     queue.finish()
@@ -300,7 +300,7 @@ impl<T: TokenId, S: TokenId> Job<'_, T, S> {
                     student: student_regions.len(),
                 });
             }
-            let (teacher, student) = (self.teacher.row(number), self.student.row(number));
+            let (teacher, student) = (self.teacher.ids.row(number), self.student.ids.row(number));
             let row = Row { number, teacher, student };
             for (teacher, student) in teacher_regions.iter().zip(&student_regions) {
                 let (teacher, student) = (teacher.clone(), student.clone());
@@ -327,51 +327,74 @@ fn chunks(offsets: &[i64]) -> Vec<Range<usize>> {
 
 /// Hands out chunks in order, and puts their results together in that order.
 ///
-/// A worker whose predecessor is not done waits for it. No two can wait for each other: the
-/// worker that holds the earliest chunk waits for nobody.
+/// Nobody waits for a predecessor: a worker leaves what it made and goes on, and one at a time
+/// appends what has become next. (Waiting for one's turn, on a condition variable, cost two threads
+/// 4 to 6 % on a batch of 245,000 tokens: a thread that sleeps wakes up later than a chunk takes.)
 struct InOrder {
     next: AtomicUsize,
-    done: Mutex<Done>,
-    changed: Condvar,
+    state: Mutex<State>,
 }
 
-struct Done {
-    chunks: usize,
-    outcome: Result<AlignedRows>,
+struct State {
+    /// What has been made and not been appended, by chunk.
+    made: Vec<Option<Result<AlignedRows>>>,
+    appended: usize,
+    /// All that has been appended; `None` while a worker is at it.
+    whole: Option<Result<AlignedRows>>,
+    /// Buffers to use again, warm in some cache.
+    spare: Vec<AlignedRows>,
 }
 
 impl InOrder {
-    fn new(aligned: AlignedRows) -> Self {
-        Self {
-            next: AtomicUsize::new(0),
-            done: Mutex::new(Done { chunks: 0, outcome: Ok(aligned) }),
-            changed: Condvar::new(),
-        }
+    fn new(chunks: usize, whole: AlignedRows) -> Self {
+        let made = std::iter::repeat_with(|| None).take(chunks).collect();
+        let state = State { made, appended: 0, whole: Some(Ok(whole)), spare: Vec::new() };
+        Self { next: AtomicUsize::new(0), state: Mutex::new(state) }
     }
 
-    fn take(&self, chunks: usize) -> Option<usize> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next chunk and an empty buffer, until there are no more.
+    fn take(&self, chunks: usize) -> Option<(usize, AlignedRows)> {
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        (ticket < chunks).then_some(ticket)
+        (ticket < chunks).then(|| {
+            let spare = self.lock().spare.pop();
+            (ticket, spare.unwrap_or_else(|| AlignedRows::with_capacity(0, 0)))
+        })
     }
 
-    /// Appends a chunk behind its predecessors, or keeps its error, if none of them had one.
-    fn deliver(&self, ticket: usize, chunk: Result<&AlignedRows>) {
-        let lock = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut done = self
-            .changed
-            .wait_while(lock, |done| done.chunks < ticket)
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Ok(aligned) = &mut done.outcome {
-            match chunk {
-                Ok(chunk) => aligned.append_from(chunk),
-                Err(error) => done.outcome = Err(error),
-            }
+    fn deliver(&self, ticket: usize, chunk: Result<AlignedRows>) {
+        let mut state = self.lock();
+        state.made[ticket] = Some(chunk);
+        while state.whole.is_some() {
+            let next = state.appended;
+            let Some(chunk) = state.made.get_mut(next).and_then(Option::take) else {
+                return;
+            };
+            let Some(whole) = state.whole.take() else {
+                return;
+            };
+            drop(state);
+            let (whole, spare) = match (whole, chunk) {
+                (Ok(mut whole), Ok(mut chunk)) => {
+                    whole.append_from(&chunk);
+                    chunk.clear();
+                    (Ok(whole), Some(chunk))
+                }
+                // The error of the first row that has one.
+                (Err(error), _) | (Ok(_), Err(error)) => (Err(error), None),
+            };
+            state = self.lock();
+            state.whole = Some(whole);
+            state.appended += 1;
+            state.spare.extend(spare);
         }
-        done.chunks += 1;
-        self.changed.notify_all();
     }
 
     fn finish(self) -> Result<AlignedRows> {
-        self.done.into_inner().unwrap_or_else(PoisonError::into_inner).outcome
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.whole.unwrap_or_else(|| Ok(AlignedRows::with_capacity(0, 0)))
     }
 }

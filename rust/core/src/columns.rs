@@ -148,13 +148,24 @@ impl Segments {
         self.unit_class.extend(classes);
     }
 
-    pub(crate) fn push_unit(&mut self, teacher: Range<usize>, student: Range<usize>, kind: UnitKind, class: u8) {
+    pub(crate) fn push_unit(
+        &mut self,
+        teacher: Range<usize>,
+        student: Range<usize>,
+        kind: UnitKind,
+        class: u8,
+    ) {
         self.units.push(teacher, student);
         self.kind.push(kind as u8);
         self.unit_class.push(class);
     }
 
-    pub(crate) fn push_unmatched(&mut self, teacher: Range<usize>, student: Range<usize>, reason: Reason) {
+    pub(crate) fn push_unmatched(
+        &mut self,
+        teacher: Range<usize>,
+        student: Range<usize>,
+        reason: Reason,
+    ) {
         if !teacher.is_empty() || !student.is_empty() {
             self.unmatched.push(teacher, student);
             self.reason.push(reason as u8);
@@ -168,4 +179,3 @@ impl Segments {
 fn position(index: usize) -> i32 {
     i32::try_from(index).unwrap_or(i32::MAX)
 }
-

@@ -204,6 +204,20 @@ pub enum Error {
         .0.teacher_bytes.escape_ascii(), .0.student_bytes.escape_ascii()
     )]
     Mismatch(Box<Mismatch>),
+    /// A unit of a hand-made batch that is not made of tokens of its row.
+    #[error("unit {unit}: the {side} positions {start} to {end} are not tokens of row {row}")]
+    UnitOutsideRow {
+        /// Row of the batch.
+        row: usize,
+        /// Number of the unit in the batch.
+        unit: usize,
+        /// Whose positions.
+        side: Side,
+        /// First position.
+        start: i32,
+        /// One past the last.
+        end: i32,
+    },
     /// A value outside of its range.
     #[error("{name} is {found}, expected {expected}")]
     BadOption {

@@ -36,6 +36,7 @@ pub mod batch;
 pub mod class;
 pub mod columns;
 pub mod error;
+pub mod index;
 pub mod pair;
 pub mod segment;
 pub mod storage;
@@ -45,3 +46,5 @@ pub mod vocabulary;
 mod resync;
 pub mod track;
 
+#[cfg(test)]
+mod reference;

@@ -126,9 +126,7 @@ impl Pair {
             .ids()
             .map(|id| match student_columns[id as usize] {
                 column if column == NONE || student.token_bytes(id).is_empty() => SharedEntry::NONE,
-                column => {
-                    SharedEntry::new(shared_teacher_ids[column as usize], student.class(id))
-                }
+                column => SharedEntry::new(shared_teacher_ids[column as usize], student.class(id)),
             })
             .collect();
         Self {
@@ -143,7 +141,11 @@ impl Pair {
         }
     }
 
-    fn pick_stops(teacher: &Vocabulary, student: &Vocabulary, options: &PairOptions) -> Result<Stops> {
+    fn pick_stops(
+        teacher: &Vocabulary,
+        student: &Vocabulary,
+        options: &PairOptions,
+    ) -> Result<Stops> {
         let pick = |side, vocabulary: &Vocabulary, given: &Option<Vec<u32>>| {
             let given = given.as_ref().unwrap_or(&vocabulary.settings().stops);
             let mut stops = Vec::with_capacity(given.len());

@@ -39,7 +39,7 @@
 use std::ops::Range;
 
 use crate::class::{SPLITS_CHARACTER, TEXT_BITS, TRIMMED, class_of_text};
-use crate::columns::{Segments, UnitKind, Reason};
+use crate::columns::{Reason, Segments, UnitKind};
 use crate::error::{Error, Mismatch, Result, Side};
 use crate::pair::{Pair, SharedEntry};
 use crate::resync::find_resync;
@@ -227,12 +227,7 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         for (teacher_index, student_index) in common_subsequence(&teacher, &student) {
             self.skip_zero_bytes(teacher_index, student_index);
             let (teacher, student) = (self.teacher.at, self.student.at);
-            self.out.push_unit(
-                teacher..teacher + 1,
-                student..student + 1,
-                UnitKind::Special,
-                0,
-            );
+            self.out.push_unit(teacher..teacher + 1, student..student + 1, UnitKind::Special, 0);
             self.teacher.at += 1;
             self.student.at += 1;
         }
@@ -314,10 +309,7 @@ const MAX_SUBSEQUENCE_CELLS: usize = 1 << 20;
 /// Equal heads and tails are paired without a search. If what remains needs a larger table than
 /// [`MAX_SUBSEQUENCE_CELLS`], which no sane text does, it stays unpaired: never wrong, and the
 /// cost stays linear.
-fn common_subsequence(
-    teacher: &[(usize, u32)],
-    student: &[(usize, u32)],
-) -> Vec<(usize, usize)> {
+fn common_subsequence(teacher: &[(usize, u32)], student: &[(usize, u32)]) -> Vec<(usize, usize)> {
     let same = |(teacher, student): &(&(usize, u32), &(usize, u32))| teacher.1 == student.1;
     let head = teacher.iter().zip(student).take_while(same).count();
     let (teacher_head, teacher) = teacher.split_at(head);

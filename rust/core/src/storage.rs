@@ -81,8 +81,7 @@ pub fn from_bytes(data: &[u8]) -> Result<(Pair, String)> {
     let student = Arc::new(reader.vocabulary()?);
     let shared_teacher_ids = reader.ids(teacher.len())?;
     let shared_student_ids = reader.ids(student.len())?;
-    let stops =
-        Stops { teacher: reader.ids(teacher.len())?, student: reader.ids(student.len())? };
+    let stops = Stops { teacher: reader.ids(teacher.len())?, student: reader.ids(student.len())? };
     if shared_teacher_ids.len() != shared_student_ids.len() || !reader.0.is_empty() {
         return Err(bad("its tables do not fit together"));
     }
@@ -131,8 +130,7 @@ impl<'a> Reader<'a> {
     fn section(&mut self) -> Result<&'a [u8]> {
         let (length, rest) = self.0.split_first_chunk::<8>().ok_or_else(|| bad("it is cut off"))?;
         let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let (section, rest) =
-            rest.split_at_checked(length).ok_or_else(|| bad("it is cut off"))?;
+        let (section, rest) = rest.split_at_checked(length).ok_or_else(|| bad("it is cut off"))?;
         self.0 = rest;
         Ok(section)
     }

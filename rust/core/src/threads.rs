@@ -39,9 +39,20 @@ struct Pool {
 
 static POOLS: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
 
-/// Runs `work` on so many threads at once, and waits for all of them.
+/// Runs `work` on so many threads at once, this one among them, and waits for all of them.
 pub(crate) fn run(threads: usize, work: impl Fn() + Sync) -> Result<()> {
-    pool(threads)?.broadcast(|_| work());
+    let helpers = threads.saturating_sub(1);
+    if helpers == 0 {
+        work();
+        return Ok(());
+    }
+    // This thread starts at once, while the others are still waking up.
+    pool(helpers)?.in_place_scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
     Ok(())
 }
 

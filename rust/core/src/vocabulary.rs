@@ -448,7 +448,7 @@ mod tests {
             let settings = Settings { stops, ..Settings::default() };
             Vocabulary::new(bytes.to_vec(), offsets, kinds, settings).err()
         };
-        assert_eq!(build(b"ab", &[0, 1], &[0, 0], vec![]).is_some(), true);
+        assert!(build(b"ab", &[0, 1], &[0, 0], vec![]).is_some());
         for (offsets, index, found) in
             [(&[1i64, 1, 2][..], 0, 1), (&[0, 2, 1], 2, 1), (&[0, 1, 1], 2, 1), (&[0, 3, 2], 2, 2)]
         {

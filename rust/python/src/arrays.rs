@@ -29,3 +29,8 @@ impl<'py> IdArray<'py> {
 pub(crate) fn widen<'py>(py: Python<'py>, ids: &[u32]) -> Bound<'py, PyArray1<i64>> {
     PyArray1::from_iter(py, ids.iter().map(|&id| i64::from(id)))
 }
+
+/// The core reads both sides with one type: the caller converts.
+pub(crate) fn different_dtypes() -> PyErr {
+    PyTypeError::new_err("both sides' ids must have one dtype")
+}

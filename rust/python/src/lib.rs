@@ -7,6 +7,7 @@
 mod arrays;
 mod errors;
 mod ids;
+mod index;
 mod pair;
 mod vocabulary;
 
@@ -18,6 +19,8 @@ mod _native {
     use super::errors::AlignmentError;
     #[pymodule_export]
     use super::ids::{ids_from_lists, segment_numbers};
+    #[pymodule_export]
+    use super::index::build_index;
     #[pymodule_export]
     use super::pair::Pair;
     #[pymodule_export]

@@ -4,7 +4,6 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use simct_align::batch::{AlignOptions, AlignedRows, BatchSide, RaggedIds, align_batch};
@@ -15,7 +14,7 @@ use simct_align::storage;
 use simct_align::threads::Threads;
 use simct_align::track::TokenId;
 
-use crate::arrays::{IdArray, widen};
+use crate::arrays::{IdArray, different_dtypes, widen};
 use crate::errors::to_py_err;
 use crate::vocabulary::Vocabulary;
 
@@ -45,9 +44,7 @@ impl Pair {
     ) -> PyResult<Self> {
         let options = PairOptions { special_tokens, teacher_stops, student_stops };
         let (teacher, student) = (Arc::clone(&teacher.core), Arc::clone(&student.core));
-        let core = py
-            .detach(|| CorePair::new(teacher, student, &options))
-            .map_err(to_py_err)?;
+        let core = py.detach(|| CorePair::new(teacher, student, &options)).map_err(to_py_err)?;
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -111,16 +108,10 @@ impl Pair {
             (IdArray::extract(teacher_values)?, IdArray::extract(student_values)?);
         macro_rules! align {
             ($teacher:ident, $student:ident) => {{
-                let teacher = Input {
-                    values: $teacher.as_slice()?,
-                    offsets: offsets.0,
-                    mask: teacher_mask,
-                };
-                let student = Input {
-                    values: $student.as_slice()?,
-                    offsets: offsets.1,
-                    mask: student_mask,
-                };
+                let teacher =
+                    Input { values: $teacher.as_slice()?, offsets: offsets.0, mask: teacher_mask };
+                let student =
+                    Input { values: $student.as_slice()?, offsets: offsets.1, mask: student_mask };
                 py.detach(|| align(&self.core, teacher, student, &options))
             }};
         }
@@ -128,7 +119,7 @@ impl Pair {
             (IdArray::I64(teacher), IdArray::I64(student)) => align!(teacher, student),
             (IdArray::I32(teacher), IdArray::I32(student)) => align!(teacher, student),
             (IdArray::U32(teacher), IdArray::U32(student)) => align!(teacher, student),
-            _ => return Err(PyTypeError::new_err("both sides' ids must have one dtype")),
+            _ => return Err(different_dtypes()),
         };
         Ok(into_arrays(py, aligned.map_err(to_py_err)?))
     }

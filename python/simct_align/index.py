@@ -1,0 +1,138 @@
+"""The tensors that a loss gathers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class AlignedIndex:
+    """Flat logit rows and token ids of every unit, in one int64 buffer.
+
+    Logits at position p predict the token at p + 1, so a unit is scored by the logit row before
+    its first token (its *prefix row*), and a path of k tokens by k consecutive rows from there
+    on. Rows number the logits of the whole batch, flattened to ``[rows, vocabulary]``.
+
+    With N units, M of them MULTI, and P steps on a side, ``packed`` holds these sections, which
+    are also attributes (views, no copies):
+
+    ======================== ===== ==========================================================
+    section                  size  content
+    ======================== ===== ==========================================================
+    ``unit``                 N     number of the unit in the batch
+    ``kind``                 N     :class:`~simct_align.UnitKind`
+    ``student_tokens``       N     how many student tokens it has
+    ``teacher_row``          N     flat logit row of its prefix in the teacher's logits
+    ``student_row``          N     likewise in the student's
+    ``realized_shared_column`` M   the column of the shared vocabulary whose text it spells, or −1
+    ``teacher_offsets``      M + 1 steps of MULTI unit i: ``offsets[i]:offsets[i + 1]``
+    ``student_offsets``      M + 1 likewise
+    ``teacher_step_unit``    P     number of the step's unit among the MULTI units
+    ``teacher_step_row``     P     flat logit row that predicts the step's token
+    ``teacher_step_id``      P     the token
+    ``student_step_unit``    P     likewise for the student
+    ``student_step_row``     P
+    ``student_step_id``      P
+    ======================== ===== ==========================================================
+
+    SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch. Left
+    out, and counted, are units without a prefix and units whose first token lost a dummy prefix.
+
+    Attributes:
+        packed: All sections: a NumPy array from :meth:`AlignedBatch.index`, a tensor after
+            :meth:`to`.
+        n_shared: SHARED and SPECIAL units.
+        n_multi: MULTI units.
+        n_teacher_steps: Teacher tokens in MULTI units.
+        n_student_steps: Student tokens in MULTI units.
+        student_tokens_shared: Student tokens in SHARED and SPECIAL units.
+        dropped_no_prefix: Units at position 0 of a row on either side.
+        dropped_dummy_prefix: Units whose first token lost its dummy prefix.
+    """
+
+    packed: Any
+    n_shared: int
+    n_multi: int
+    n_teacher_steps: int
+    n_student_steps: int
+    student_tokens_shared: int
+    dropped_no_prefix: int
+    dropped_dummy_prefix: int
+
+    def __len__(self) -> int:
+        return self.n_shared + self.n_multi
+
+    def sizes(self) -> dict[str, int]:
+        """The sections of ``packed`` and their sizes, in order."""
+        units, multi = len(self), self.n_multi
+        per_unit = ("unit", "kind", "student_tokens", "teacher_row", "student_row")
+        sizes = dict.fromkeys(per_unit, units)
+        sizes["realized_shared_column"] = multi
+        sizes |= dict.fromkeys(("teacher_offsets", "student_offsets"), multi + 1)
+        for side, steps in (("teacher", self.n_teacher_steps), ("student", self.n_student_steps)):
+            sizes |= dict.fromkeys((f"{side}_step_{what}" for what in ("unit", "row", "id")), steps)
+        return sizes
+
+    def __getattr__(self, name: str) -> Any:
+        sizes = self.sizes() if not name.startswith("_") else {}
+        if name not in sizes:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        ends = dict(zip(sizes, accumulate(sizes.values()), strict=True))
+        return self.packed[ends[name] - sizes[name] : ends[name]]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of ``packed``; the CPU for a NumPy array."""
+        import torch
+
+        return self.packed.device if torch.is_tensor(self.packed) else torch.device("cpu")
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> AlignedIndex:
+        """The index as a tensor on a device, in one transfer.
+
+        Args:
+            device: Where to.
+            non_blocking: Do not wait for the copy; it is asynchronous from pinned memory (see
+                :meth:`pin_memory`).
+
+        Returns:
+            The index; on the CPU it shares the memory of this one.
+        """
+        return replace(self, packed=self._tensor().to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> AlignedIndex:
+        """The index in page-locked memory, from which copies to a GPU are asynchronous."""
+        return replace(self, packed=self._tensor().pin_memory())
+
+    def _tensor(self) -> torch.Tensor:
+        import torch
+
+        return self.packed if torch.is_tensor(self.packed) else torch.from_numpy(self.packed)
+
+    def normalizer(self, reduction: str, candidates: str = "realized") -> int:
+        """What a loss divides by: known before any forward pass, so that ranks can add it up.
+
+        Args:
+            reduction: ``"unit"`` (units), ``"token"`` (student tokens in them), ``"sum"`` or
+                ``"none"`` (1).
+            candidates: The loss's candidate set; ``"shared"`` uses SHARED and SPECIAL units only.
+
+        Returns:
+            The normalizer, at least 0.
+
+        Raises:
+            ValueError: An unknown reduction.
+        """
+        multi = candidates != "shared"
+        if reduction == "unit":
+            return self.n_shared + (self.n_multi if multi else 0)
+        if reduction == "token":
+            return self.student_tokens_shared + (self.n_student_steps if multi else 0)
+        if reduction in ("sum", "none"):
+            return 1
+        raise ValueError(f"reduction: expected unit, token, sum or none, got {reduction!r}")
