@@ -36,7 +36,8 @@ class HuggingFaceTokenizer:
             token stays text.
         eos: Name or id of the token that the configuration calls EOS. It becomes special
             even if it is not an added token.
-        stops: Further ids or names that end a turn, if they are special.
+        stops: Further ids or names that end a turn; added tokens among them become special,
+            text tokens are left out.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class HuggingFaceTokenizer:
         """Ids of the control tokens, as the tokenizer and its configuration flag them."""
         added = self._tokenizer.get_added_tokens_decoder()
         flagged = {token for token, entry in added.items() if entry.special}
-        flagged.update(self._ids(self._special) & added.keys())
+        flagged.update(self._ids([*self._special, *self._stops]) & added.keys())
         unknown = _unknown_token(self._tokenizer.model)
         named = [name for name in (self._eos, unknown) if name is not None]
         return flagged | self._ids(named)
