@@ -1,0 +1,242 @@
+"""Divergences between rows of log-probabilities: value and derivative in one place each.
+
+Every divergence ``D(q_S, q_T)`` is a sum over the candidates of a row. Student scores ``a`` enter
+through ``q_S = softmax(a)``, so with ``e = dD / dq_S`` the derivative that the loss needs is
+
+    dD / da = q_S * (e - sum(q_S * e)).
+
+Log-probabilities arrive finite: the loss floors them at ``LOG_FLOOR``, whose exponential is 0 in
+float32 and float64. A candidate that both models rule out therefore adds 0 and never NaN; one that
+only the model being divided by rules out adds ``1e4`` times the other model's probability.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOG_FLOOR = -1.0e4
+"""Log-probabilities below this count as this much: ``exp(LOG_FLOOR)`` is 0."""
+
+
+@runtime_checkable
+class Divergence(Protocol):
+    """What the loss asks of a divergence; any hashable object with this call works.
+
+    Use it to add your own: a frozen dataclass with one method of about ten lines.
+    """
+
+    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+        """Return the divergence of every row and leave its derivative in ``out``.
+
+        Args:
+            log_student: ``[rows, candidates]`` log-probabilities, finite; may be overwritten.
+            log_teacher: the same for the teacher; may be overwritten.
+            out: ``[rows, candidates]``, receives the derivative by the student's scores.
+
+        Returns:
+            ``[rows]`` divergences in nats.
+
+        Complexity:
+            O(rows x candidates) time, and at most a constant number of arrays of that size.
+        """
+        ...
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Return the sums of products of rows."""
+    result: Tensor = torch.linalg.vecdot(left, right)
+    return result
+
+
+def _through_softmax(prob: Tensor, slope: Tensor, out: Tensor) -> None:
+    """Write ``prob * (slope - sum(prob * slope))`` to ``out``, which may be either argument."""
+    mean = _dot(prob, slope).unsqueeze(1)
+    torch.mul(prob, slope - mean, out=out)
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """``KL(S || T)``: the default, mode-seeking.
+
+    Example:
+        >>> import torch
+        >>> s, t = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        >>> ReverseKL()(s, t, torch.empty_like(s)).item()
+        0.0
+    """
+
+    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+        """See `Divergence`. With ``d = log q_S - log q_T``: ``dD/da = q_S * (d - D)``."""
+        prob = torch.exp(log_student, out=out)
+        difference = log_student.sub_(log_teacher)
+        value = _dot(prob, difference)
+        prob.mul_(difference.sub_(value.unsqueeze(1)))
+        return value
+
+
+@dataclass(frozen=True)
+class ForwardKL:
+    """``KL(T || S)``: mass-covering, the divergence of ordinary distillation."""
+
+    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+        """See `Divergence`. ``dD/da = q_S - q_T``."""
+        torch.exp(log_student, out=out)
+        teacher = log_teacher.exp()
+        value = _dot(teacher, log_teacher.sub_(log_student))
+        out.sub_(teacher)
+        return value
+
+
+@dataclass(frozen=True)
+class TotalVariation:
+    """``sum(|q_S - q_T|) / 2``; its slope is taken as 0 where the two are equal."""
+
+    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+        """See `Divergence`. ``e = sign(q_S - q_T) / 2``."""
+        prob = log_student.exp_()
+        gap = log_teacher.exp_().neg_().add_(prob)
+        value = gap.abs().sum(1).mul_(0.5)
+        _through_softmax(prob, gap.sign_().mul_(0.5), out)
+        return value
+
+
+@dataclass(frozen=True)
+class JSD:
+    """Generalised Jensen-Shannon divergence ``beta KL(T || m) + (1 - beta) KL(S || m)``.
+
+    Use it between the two KLs: ``m = (1 - beta) S + beta T``, and the ends are by convention the
+    limits of the scaled divergence, ``KL(T || S)`` at 0 and ``KL(S || T)`` at 1.
+
+    Args:
+        beta: in [0, 1].
+
+    Raises:
+        ValueError: ``beta`` outside [0, 1].
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta <= 1.0:
+            raise ValueError(f"JSD: beta must be in [0, 1], got {self.beta}")
+
+    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+        """See `Divergence`. ``e = (1 - beta) (log q_S - log m)``: the rest of e is constant."""
+        if self.beta == 0.0:
+            return ForwardKL()(log_student, log_teacher, out)
+        if self.beta == 1.0:
+            return ReverseKL()(log_student, log_teacher, out)
+        mixed = torch.logaddexp(
+            log_student + math.log1p(-self.beta), log_teacher + math.log(self.beta)
+        )
+        teacher = _dot(log_teacher.exp(), log_teacher.sub_(mixed))
+        prob = torch.exp(log_student, out=out)
+        slope = log_student.sub_(mixed).mul_(1.0 - self.beta)
+        value = _dot(prob, slope).add_(teacher, alpha=self.beta)
+        _through_softmax(prob, slope, out)
+        return value
+
+
+@dataclass(frozen=True)
+class SkewedForwardKL:
+    """``KL(T || alpha T + (1 - alpha) S)``: forward KL that stays bounded.
+
+    Args:
+        alpha: in [0, 1); 0 is the forward KL.
+
+    Raises:
+        ValueError: ``alpha`` outside [0, 1); at 1 the divergence is 0 everywhere.
+    """
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha < 1.0:
+            raise ValueError(f"SkewedForwardKL: alpha must be in [0, 1), got {self.alpha}")
+
+    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+        """See `Divergence`. ``q_S e = -q_T (1 - alpha) q_S / m``, written without dividing."""
+        if self.alpha == 0.0:
+            return ForwardKL()(log_student, log_teacher, out)
+        scaled_student = log_student + math.log1p(-self.alpha)
+        mixed = torch.logaddexp(log_teacher + math.log(self.alpha), scaled_student)
+        teacher = log_teacher.exp()
+        weighted = scaled_student.sub_(mixed).exp_().mul_(teacher)
+        value = _dot(teacher, log_teacher.sub_(mixed))
+        torch.mul(log_student.exp_(), weighted.sum(1, keepdim=True), out=out)
+        out.sub_(weighted)
+        return value
+
+
+@dataclass(frozen=True)
+class SkewedReverseKL:
+    """``KL(S || alpha S + (1 - alpha) T)``: reverse KL that stays bounded.
+
+    Args:
+        alpha: in [0, 1); 0 is the reverse KL.
+
+    Raises:
+        ValueError: ``alpha`` outside [0, 1); at 1 the divergence is 0 everywhere.
+    """
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha < 1.0:
+            raise ValueError(f"SkewedReverseKL: alpha must be in [0, 1), got {self.alpha}")
+
+    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+        """See `Divergence`. ``e = log q_S - log m - alpha q_S / m``, up to a constant."""
+        if self.alpha == 0.0:
+            return ReverseKL()(log_student, log_teacher, out)
+        mixed = torch.logaddexp(
+            log_student + math.log(self.alpha), log_teacher + math.log1p(-self.alpha)
+        )
+        prob = torch.exp(log_student, out=out)
+        ratio = log_student.sub_(mixed)
+        value = _dot(prob, ratio)
+        _through_softmax(prob, ratio - ratio.exp().mul_(self.alpha), out)
+        return value
+
+
+_BY_NAME: dict[str, Divergence] = {
+    "reverse_kl": ReverseKL(),
+    "forward_kl": ForwardKL(),
+    "tvd": TotalVariation(),
+}
+
+
+def as_divergence(divergence: str | Divergence) -> Divergence:
+    """Return the divergence of that name, or the object itself.
+
+    Args:
+        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"`` or a `Divergence`.
+
+    Returns:
+        The divergence object.
+
+    Raises:
+        ValueError: no divergence has that name.
+        TypeError: not a name and not callable.
+
+    Example:
+        >>> as_divergence("reverse_kl")
+        ReverseKL()
+    """
+    if isinstance(divergence, str):
+        if divergence not in _BY_NAME:
+            raise ValueError(
+                f"divergence: no divergence is named {divergence!r}; "
+                f"expected one of {sorted(_BY_NAME)} or an object such as JSD(beta=0.5)"
+            )
+        return _BY_NAME[divergence]
+    if not isinstance(divergence, Divergence):
+        raise TypeError(f"divergence: expected a name or a Divergence, got {type(divergence)}")
+    return divergence

@@ -1,0 +1,233 @@
+"""Rows of logits made on the spot from hidden states and an output embedding.
+
+``z = softcap * tanh(scale * (h W^T + b) / softcap)``. Whole rows are one product; the table's
+columns are products with gathered rows of W, a block at a time, so that neither [tokens,
+vocabulary] nor a copy of the shared part of W ever exists.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .rows import mask_padding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from .rows import Workspace
+    from .tables import SideTable
+
+_BLOCK_SHARE = 8  # a block of gathered weights takes this fraction of the workspace
+
+
+class LinearRows:
+    """Rows of ``hidden @ weight.T + bias``, scaled and soft-capped.
+
+    Args:
+        hidden: ``[..., width]``.
+        weight: ``[columns, width]``.
+        bias: ``[columns]`` or None.
+        softcap: 0 for none.
+        scale: what the product is multiplied by.
+        table: this side's ids.
+        work: scratch buffers.
+        dtype: compute dtype.
+        temperature: what logits are divided by.
+        chunk_bytes: workspace to aim for.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float,
+        scale: float,
+        table: SideTable,
+        work: Workspace,
+        dtype: torch.dtype,
+        temperature: float,
+        chunk_bytes: int,
+    ) -> None:
+        self.columns, self._width = weight.shape
+        self._hidden = hidden.reshape(-1, self._width)
+        self._weight = weight
+        self._bias = bias
+        self._softcap = softcap
+        self._scale = scale
+        self._table = table
+        self._work = work
+        self._dtype = dtype
+        self._inverse_temperature = 1.0 / temperature
+        itemsize = torch.finfo(dtype).bits // 8
+        self._block = max(1, chunk_bytes // (_BLOCK_SHARE * itemsize * self._width))
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return self._hidden.index_select(0, rows).to(self._dtype)
+
+    def _id_blocks(self) -> Iterator[slice]:
+        total = self._table.ids.shape[0]
+        for start in range(0, total, self._block):
+            yield slice(start, min(start + self._block, total))
+
+    def _gathered(self, ids: Tensor) -> Tensor:
+        native = self._work.take("weights", ids.shape[0], self._width, self._weight.dtype)
+        torch.index_select(self._weight, 0, ids, out=native)
+        if native.dtype == self._dtype:
+            return native
+        wide = self._work.take("wide_weights", ids.shape[0], self._width, self._dtype)
+        return wide.copy_(native)
+
+    def _contiguous(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield blocks of W in the compute dtype: all of it at once where no copy is needed."""
+        if self._weight.dtype == self._dtype:
+            yield slice(0, self.columns), self._weight
+            return
+        for start in range(0, self.columns, self._block):
+            block = slice(start, min(start + self._block, self.columns))
+            wide = self._work.take(
+                "wide_weights", block.stop - block.start, self._width, self._dtype
+            )
+            yield block, wide.copy_(self._weight[block])
+
+    def _finish(self, product: Tensor) -> None:
+        """Scale and soft-cap ``h W^T + b`` in place."""
+        if self._softcap:
+            product.mul_(self._scale / self._softcap).tanh_()
+            self._remember(product)
+            product.mul_(self._softcap * self._inverse_temperature)
+        elif self._scale * self._inverse_temperature != 1.0:
+            product.mul_(self._scale * self._inverse_temperature)
+
+    def _remember(self, tanh: Tensor) -> None:
+        """Keep what the derivative of the soft-cap needs; the teacher needs nothing."""
+
+    def full(self, rows: Tensor) -> Tensor:
+        """See `Rows`."""
+        hidden = self._rows(rows)
+        z = self._work.take("full", rows.shape[0], self.columns, self._dtype)
+        for block, weight in self._contiguous():
+            torch.mm(hidden, weight.t(), out=z[:, block])
+        if self._bias is not None:
+            z.add_(self._bias)
+        self._finish(z)
+        return mask_padding(z, self._table)
+
+    def chosen(self, rows: Tensor, out: Tensor) -> None:
+        """See `Rows`."""
+        hidden = self._rows(rows)
+        for block in self._id_blocks():
+            ids = self._table.ids[block]
+            torch.mm(hidden, self._gathered(ids).t(), out=out[:, block])
+            if self._bias is not None:
+                out[:, block].add_(self._bias.index_select(0, ids))
+        self._finish(out)
+
+    def row_values(self, full: bool) -> int:
+        """See `Rows`."""
+        return self._width + (self.columns if full else 0)
+
+
+class StudentLinearRows(LinearRows):
+    """`LinearRows` with gradients by hidden states, weight and bias.
+
+    Gradients accumulate in the compute dtype and are rounded to the inputs' once, at the end.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float,
+        scale: float,
+        table: SideTable,
+        work: Workspace,
+        dtype: torch.dtype,
+        temperature: float,
+        chunk_bytes: int,
+        *,
+        gradients: tuple[bool, bool, bool],
+    ) -> None:
+        super().__init__(
+            hidden, weight, bias, softcap, scale, table, work, dtype, temperature, chunk_bytes
+        )
+        wanted, wants_weight, wants_bias = gradients
+        self._wanted = wanted
+        self._shape, self._native = hidden.shape, hidden.dtype
+        device = hidden.device
+        empty = torch.empty(0, dtype=hidden.dtype, device=device)
+        self._hidden_grad = torch.zeros_like(self._hidden) if wanted else empty
+        self._weight_grad: Tensor | None = None
+        self._bias_grad: Tensor | None = None
+        if wanted and wants_weight:
+            self._weight_grad = torch.zeros(weight.shape, dtype=dtype, device=device)
+        if wanted and wants_bias and bias is not None:
+            self._bias_grad = torch.zeros(bias.shape, dtype=dtype, device=device)
+        self._tanh: Tensor | None = None
+
+    def _remember(self, tanh: Tensor) -> None:
+        if self._wanted:
+            rows, columns = tanh.shape
+            self._tanh = self._work.take("tanh", rows, columns, self._dtype).copy_(tanh)
+
+    def _through_finish(self, gradient: Tensor) -> None:
+        """Turn the derivative by the logits over temperature into that by ``h W^T + b``."""
+        if self._softcap:
+            assert self._tanh is not None
+            gradient.mul_(self._tanh.square_().neg_().add_(1.0))
+        factor = self._scale * self._inverse_temperature
+        if factor != 1.0:
+            gradient.mul_(factor)
+
+    def put_full(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `StudentRows`."""
+        self._through_finish(gradient)
+        hidden = self._rows(rows)
+        by_hidden = torch.zeros_like(hidden)
+        for block, weight in self._contiguous():
+            by_hidden.addmm_(gradient[:, block], weight)
+        self._hidden_grad.index_copy_(0, rows, by_hidden.to(self._native))
+        if self._weight_grad is not None:
+            self._weight_grad.addmm_(gradient.t(), hidden)
+        if self._bias_grad is not None:
+            self._bias_grad.add_(gradient.sum(0))
+
+    def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `StudentRows`."""
+        self._through_finish(gradient)
+        hidden = self._rows(rows)
+        by_hidden = torch.zeros_like(hidden)
+        for block in self._id_blocks():
+            ids = self._table.ids[block]
+            by_hidden.addmm_(gradient[:, block], self._gathered(ids))
+            if self._weight_grad is not None:
+                product = self._work.take("weight_grad", ids.shape[0], self._width, self._dtype)
+                torch.mm(gradient[:, block].t(), hidden, out=product)
+                self._weight_grad.index_add_(0, ids, product)
+            if self._bias_grad is not None:
+                self._bias_grad.index_add_(0, ids, gradient[:, block].sum(0))
+        self._hidden_grad.index_copy_(0, rows, by_hidden.to(self._native))
+
+    def row_values(self, full: bool) -> int:
+        """See `Rows`."""
+        values = super().row_values(full) + 3 * self._width
+        if self._wanted and self._softcap:
+            values += self.columns if full else self._table.ids.shape[0]
+        return values
+
+    def gradients(self) -> list[Tensor]:
+        """See `StudentRows`."""
+        empty = self._hidden.new_empty(0)
+        hidden = self._hidden_grad.view(self._shape) if self._wanted else empty
+        weight, bias = empty.clone(), empty.clone()
+        if self._weight_grad is not None:
+            weight = self._weight_grad.to(self._weight.dtype)
+        if self._bias_grad is not None:
+            assert self._bias is not None
+            bias = self._bias_grad.to(self._bias.dtype)
+        return [hidden, weight, bias]

@@ -1,0 +1,212 @@
+"""Where rows of logits come from and where their gradient goes: here, ready-made logits.
+
+The engine asks a side for whole rows, or for chosen columns of rows, in its compute dtype and with
+the temperature applied; `linear.py` answers the same questions from hidden states.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .tables import SideTable
+
+
+class Workspace:
+    """Scratch buffers that live for one call and grow to the largest request.
+
+    Fresh pages cost several times the arithmetic on them, so every chunk reuses the same ones.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised contiguous ``[rows, columns]``; the same name is the same memory.
+
+        Args:
+            name: what the buffer is for.
+            rows: rows asked for.
+            columns: columns asked for.
+            dtype: element type.
+
+        Returns:
+            A view of the buffer of that name.
+        """
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.shape[0] < rows * columns:
+            buffer = torch.empty(rows * columns, dtype=dtype, device=self._device)
+            self._buffers[name, dtype] = buffer
+        return buffer[: rows * columns].view(rows, columns)
+
+
+class Rows(Protocol):
+    """A side's logits, row by row."""
+
+    columns: int
+
+    def full(self, rows: Tensor) -> Tensor:
+        """Return ``[c, columns]`` logits over temperature, padding at -inf; overwritable."""
+        ...
+
+    def chosen(self, rows: Tensor, out: Tensor) -> None:
+        """Write the logits over temperature of the table's ids to ``out`` ``[c, len(ids)]``."""
+        ...
+
+    def row_values(self, full: bool) -> int:
+        """Return how many values of workspace one row takes, besides the engine's own."""
+        ...
+
+
+class StudentRows(Rows, Protocol):
+    """The student's side, which also takes the gradient by its logits over temperature.
+
+    A row takes part at most once in one call, so writing a row's gradient may overwrite it. This
+    holds because prefix rows and the inner rows of paths are different token positions.
+    """
+
+    def put_full(self, rows: Tensor, gradient: Tensor) -> None:
+        """Take ``[c, columns]`` for rows last read by `full`; overwrites ``gradient``."""
+        ...
+
+    def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
+        """Take ``[c, len(ids)]`` for rows last read by `chosen`; overwrites ``gradient``."""
+        ...
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of the inputs, in the inputs' dtypes."""
+        ...
+
+
+class LogitsRows:
+    """Rows of ``[tokens, columns]`` or ``[batch, length, columns]`` logits.
+
+    Args:
+        logits: any floating dtype and any strides; a slice of a longer batch is not copied.
+        table: this side's ids.
+        work: scratch buffers.
+        dtype: compute dtype.
+        temperature: what logits are divided by.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        table: SideTable,
+        work: Workspace,
+        dtype: torch.dtype,
+        temperature: float,
+    ) -> None:
+        self.columns = logits.shape[-1]
+        self._logits = logits
+        self._table = table
+        self._work = work
+        self._dtype = dtype
+        self._scale = 1.0 / temperature
+        mergeable = logits.dim() == 2 or logits.stride(0) == logits.shape[1] * logits.stride(1)
+        self._flat = logits.view(-1, self.columns) if mergeable else None
+
+    def _native(self, rows: Tensor) -> Tensor:
+        work = self._work.take("native", rows.shape[0], self.columns, self._logits.dtype)
+        if self._flat is not None:
+            return torch.index_select(self._flat, 0, rows, out=work)
+        length = self._logits.shape[1]
+        return work.copy_(self._logits[rows // length, rows % length])
+
+    def full(self, rows: Tensor) -> Tensor:
+        """See `Rows`."""
+        z = self._native(rows)
+        if z.dtype != self._dtype:
+            z = self._work.take("full", rows.shape[0], self.columns, self._dtype).copy_(z)
+        if self._scale != 1.0:
+            z.mul_(self._scale)
+        return mask_padding(z, self._table)
+
+    def chosen(self, rows: Tensor, out: Tensor) -> None:
+        """See `Rows`."""
+        z = self._native(rows)
+        if z.dtype == self._dtype:
+            torch.index_select(z, 1, self._table.ids, out=out)
+        else:
+            narrow = self._work.take("chosen", rows.shape[0], out.shape[1], z.dtype)
+            out.copy_(torch.index_select(z, 1, self._table.ids, out=narrow))
+        if self._scale != 1.0:
+            out.mul_(self._scale)
+
+    def row_values(self, full: bool) -> int:
+        """See `Rows`."""
+        return self.columns * (2 if full and self._logits.dtype != self._dtype else 1)
+
+
+class StudentLogitsRows(LogitsRows):
+    """`LogitsRows` with the gradient, zero wherever no unit reads."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        table: SideTable,
+        work: Workspace,
+        dtype: torch.dtype,
+        temperature: float,
+        gradient: bool,
+    ) -> None:
+        super().__init__(logits, table, work, dtype, temperature)
+        self._gradient: Tensor | None = None
+        self._spread: Tensor | None = None
+        if gradient:
+            self._gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
+
+    def _write(self, rows: Tensor, gradient: Tensor) -> None:
+        assert self._gradient is not None
+        self._gradient.view(-1, self.columns).index_copy_(0, rows, gradient)
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        if self._scale != 1.0:
+            gradient.mul_(self._scale)
+        return gradient.to(self._logits.dtype)
+
+    def put_full(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `StudentRows`."""
+        self._write(rows, self._unscaled(gradient))
+
+    def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `StudentRows`."""
+        # Chunks write the same columns, so what is zero in the first chunk stays zero. Chunks never
+        # grow, and the first is the largest.
+        if self._spread is None:
+            self._spread = torch.zeros(
+                (rows.shape[0], self.columns), dtype=self._logits.dtype, device=rows.device
+            )
+        spread = self._spread[: rows.shape[0]]
+        narrow = self._unscaled(gradient)
+        self._write(rows, spread.scatter_(1, self._table.ids.expand(rows.shape[0], -1), narrow))
+
+    def row_values(self, full: bool) -> int:
+        """See `Rows`."""
+        return super().row_values(full) + (0 if full or self._gradient is None else self.columns)
+
+    def gradients(self) -> list[Tensor]:
+        """See `StudentRows`."""
+        return [] if self._gradient is None else [self._gradient]
+
+
+def mask_padding(z: Tensor, table: SideTable) -> Tensor:
+    """Set the columns that are no tokens to -inf, in place.
+
+    Args:
+        z: ``[c, columns]`` logits of whole rows.
+        table: the side's ids.
+
+    Returns:
+        ``z``.
+    """
+    if z.shape[1] > table.needed:
+        z[:, table.needed :] = -torch.inf
+    if table.unused.shape[0]:
+        z.index_fill_(1, table.unused, -torch.inf)
+    return z

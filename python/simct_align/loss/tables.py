@@ -1,0 +1,145 @@
+"""What the loss keeps of a pair of vocabularies: index tensors, made once per module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED; that enumeration needs the native module
+
+
+class SharedVocabulary(Protocol):
+    """`Aligner.shared`: ids of both sides, and where the stops are."""
+
+    teacher_ids: NDArray[np.int64]
+    student_ids: NDArray[np.int64]
+    stop_column: int
+    teacher_stop_ids: NDArray[np.int64]
+    student_stop_ids: NDArray[np.int64]
+
+
+class VocabularyKinds(Protocol):
+    """A vocabulary, as far as the loss looks at it."""
+
+    @property
+    def kinds(self) -> NDArray[np.uint8]:
+        """Token kind of every id."""
+        ...
+
+
+class PairTables(Protocol):
+    """What the loss needs of an `Aligner`."""
+
+    @property
+    def shared(self) -> SharedVocabulary: ...  # noqa: D102
+    @property
+    def teacher(self) -> VocabularyKinds: ...  # noqa: D102
+    @property
+    def student(self) -> VocabularyKinds: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """One side's ids: which logit columns are candidates, stops, or padding.
+
+    Attributes:
+        ids: ``[shared + extra]`` logit columns: the shared tokens, then the stops but the first.
+        n_extra: how many of these are stops.
+        column_of_id: ``[vocabulary]`` shared column of a canonical id, -1 for all others.
+        unused: ids below ``needed`` that are no tokens.
+        needed: last token's id plus 1; logit columns from here on are padding.
+    """
+
+    ids: Tensor
+    n_extra: int
+    column_of_id: Tensor
+    unused: Tensor
+    needed: int
+
+
+def _side(
+    kinds: NDArray[np.uint8], ids: Any, stops: Any, stop_column: int, side: str
+) -> tuple[dict[str, Tensor], int]:
+    kinds = np.asarray(kinds)
+    ids = np.asarray(ids, dtype=np.int64)
+    stops = np.asarray(stops, dtype=np.int64) if stop_column >= 0 else np.empty(0, np.int64)
+    extra = stops[1:]
+    if stop_column >= 0 and (len(stops) == 0 or ids[stop_column] != stops[0]):
+        raise ValueError(f"aligner.shared: {side}_ids[stop_column] is not the first {side} stop")
+    doubled = np.intersect1d(extra, ids)
+    if doubled.size:
+        raise ValueError(
+            f"aligner.shared: {side} stop {int(doubled[0])} is also a shared token of its own"
+        )
+    column_of_id = np.full(len(kinds), -1, dtype=np.int64)
+    column_of_id[ids] = np.arange(len(ids))
+    used = np.flatnonzero(kinds != _UNUSED_KIND)
+    needed = int(used[-1]) + 1 if used.size else 0
+    tensors = {
+        "ids": torch.from_numpy(np.concatenate([ids, extra])),
+        "column_of_id": torch.from_numpy(column_of_id),
+        "unused": torch.from_numpy(np.flatnonzero(kinds[:needed] == _UNUSED_KIND)),
+    }
+    return tensors, needed
+
+
+class Tables(torch.nn.Module):
+    """The index tensors of both sides as non-persistent buffers, so that ``.to()`` moves them.
+
+    Args:
+        aligner: anything with ``shared``, ``teacher.kinds`` and ``student.kinds``.
+
+    Raises:
+        ValueError: the shared vocabulary contradicts its stops.
+
+    Complexity:
+        O(vocabulary) time and memory, once.
+    """
+
+    teacher_ids: Tensor
+    teacher_column_of_id: Tensor
+    teacher_unused: Tensor
+    student_ids: Tensor
+    student_column_of_id: Tensor
+    student_unused: Tensor
+
+    def __init__(self, aligner: PairTables) -> None:
+        super().__init__()
+        shared = aligner.shared
+        self.stop_column = int(shared.stop_column)
+        self.n_shared_tokens = len(shared.teacher_ids)
+        sides = {
+            "teacher": (aligner.teacher.kinds, shared.teacher_ids, shared.teacher_stop_ids),
+            "student": (aligner.student.kinds, shared.student_ids, shared.student_stop_ids),
+        }
+        self.columns_needed: dict[str, int] = {}
+        for side, (kinds, ids, stops) in sides.items():
+            tensors, needed = _side(kinds, ids, stops, self.stop_column, side)
+            self.columns_needed[side] = needed
+            for name, tensor in tensors.items():
+                self.register_buffer(f"{side}_{name}", tensor, persistent=False)
+
+    def check_columns(self, columns: int, side: str, argument: str) -> None:
+        """Raise if a model's output is narrower than the ids in use.
+
+        Args:
+            columns: width of the logits, or rows of the output embedding.
+            side: ``"teacher"`` or ``"student"``.
+            argument: the name of the argument for the message.
+
+        Raises:
+            ValueError: fewer columns than the vocabulary's last token needs.
+        """
+        needed = self.columns_needed[side]
+        if columns < needed:
+            raise ValueError(
+                f"{argument} has {columns} vocabulary entries, "
+                f"but the {side}'s last token is id {needed - 1}"
+            )

@@ -1,0 +1,105 @@
+"""Slow twins of the losses: plain loops in float64, straight from the formulas, autograd for slopes.
+
+They share no helper with the library. A unit is a `PlainUnit` of `index_twin`; logits are flat.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def _side(logits, side, row, path, text, kind, score, temperature):
+    """Scores of every candidate text on one side, and the coverage of C(h)."""
+    z = logits / temperature
+    z = torch.where(side.padding(z.shape[1]), -torch.inf, z)
+    logp = torch.log_softmax(z[row], -1)
+    values = z[row] if score == "mean_logit" else logp
+    scores = list(values[side.shared_ids].unbind())
+    probs = list(logp[side.shared_ids].exp().unbind())
+    if side.stop_column >= 0:
+        scores[side.stop_column] = torch.logsumexp(values[side.stop_ids], 0)
+        probs[side.stop_column] = logp[side.stop_ids].exp().sum()
+    if kind != 1:
+        return torch.stack(scores), sum(probs)
+    steps = [torch.log_softmax(z[row + j], -1)[v] for j, v in enumerate(path)]
+    joint = sum(steps)
+    own = {"mean": joint / len(path), "sum": joint, "event": joint}.get(score)
+    if score == "mean_logit":
+        own = sum(z[row + j][v] for j, v in enumerate(path)) / len(path)
+    paths = [(v,) for v in side.shared_ids]  # the path of every shared column
+    if len(path) > 1 and path[:1] in paths:  # that token's event excludes going on with the path
+        parent = paths.index(path[:1])
+        probs[parent] = probs[parent] - joint.exp()
+        if score == "event":
+            left = 1 - sum(steps[1:]).exp()
+            left = left if left > 1e-6 else torch.full_like(left, 1e-6)
+            scores[parent] = scores[parent] + left.log()
+    coverage = sum(probs) if path in paths else sum(probs) + joint.exp()
+    if text not in side.texts:
+        return torch.stack([*scores, own]), coverage
+    column = side.texts.index(text)  # the text counts once
+    if score in ("mean", "mean_logit"):
+        scores[column] = own
+    elif path != paths[column]:
+        scores[column] = torch.logaddexp(scores[column], own)
+    return torch.stack(scores), coverage
+
+
+def reverse_kl(s, t):
+    return (s.exp() * (s - t)).sum()
+
+
+def forward_kl(s, t):
+    return (t.exp() * (t - s)).sum()
+
+
+def tvd(s, t):
+    return (s.exp() - t.exp()).abs().sum() / 2
+
+
+def jsd(beta):
+    def value(s, t):
+        m = ((1 - beta) * s.exp() + beta * t.exp()).log()
+        return beta * (t.exp() * (t - m)).sum() + (1 - beta) * (s.exp() * (s - m)).sum()
+
+    return value
+
+
+def skewed_forward_kl(alpha):
+    return lambda s, t: (t.exp() * (t - (alpha * t.exp() + (1 - alpha) * s.exp()).log())).sum()
+
+
+def skewed_reverse_kl(alpha):
+    return lambda s, t: (s.exp() * (s - (alpha * s.exp() + (1 - alpha) * t.exp()).log())).sum()
+
+
+def simct_twin(
+    student,
+    teacher,
+    pair,
+    units,
+    *,
+    score="mean",
+    divergence=reverse_kl,
+    temperature=1.0,
+    candidates="realized",
+    min_teacher_coverage=0.0,
+):
+    """Divergence, teacher coverage and student coverage of every unit, in the order of `units`."""
+    per_unit, coverage = [], []
+    for unit in units:
+        if candidates == "shared" and unit.kind == 1:
+            continue
+        t, t_cover = _side(
+            teacher, pair.teacher_side, unit.teacher_row, unit.teacher_path, unit.text, unit.kind,
+            score, temperature,
+        )  # fmt: skip
+        s, s_cover = _side(
+            student, pair.student_side, unit.student_row, unit.student_path, unit.text, unit.kind,
+            score, temperature,
+        )  # fmt: skip
+        value = divergence(torch.log_softmax(s, -1), torch.log_softmax(t, -1))
+        kept = t_cover >= min_teacher_coverage
+        per_unit.append(value if kept else 0.0 * value)
+        coverage.append((t_cover.detach(), s_cover.detach()))
+    return (torch.stack(per_unit) if per_unit else student.reshape(-1)[:0]), coverage
