@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simct_align.errors import UnsupportedTokenizerError
-from simct_align.readers import open_tokenizer
-from simct_align.vocabulary import TokenKind
 from tokenizers import (
     AddedToken,
     Regex,
@@ -17,6 +14,10 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
 )
+
+from simct_align.errors import UnsupportedTokenizerError
+from simct_align.readers import open_tokenizer
+from simct_align.vocabulary import TokenKind
 
 NORMAL, BYTE, SPECIAL, UNUSED = TokenKind
 
@@ -172,8 +173,9 @@ FAMILIES = {
     "word_piece_plain": word_piece(cleanup=False),
 }
 TABLES = {name: open_tokenizer(tokenizer).table() for name, tokenizer in FAMILIES.items()}
-# What the decoder reads otherwise than the encoder: added tokens that the model does not have.
-DECODED_OTHERWISE = {("byte_level", 262), ("sentencepiece", 12)}
+# What the decoder reads otherwise than the encoder: added tokens that the model does not have (the
+# last one only in versions of tokenizers that do not keep the normalized form).
+DECODED_OTHERWISE = {("byte_level", 262), ("sentencepiece", 12), ("sentencepiece", 14)}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

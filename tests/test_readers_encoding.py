@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from simct_align.readers import open_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from simct_align.readers import open_tokenizer
 
 SPACE = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
 
@@ -152,6 +153,12 @@ def test_dropout_does_not_reach_the_encoder():
     tokenizer.decoder = decoders.Fuse()
     assert open_tokenizer(tokenizer).encode_batch(["ab"] * 64) == [[2]] * 64
     assert tokenizer.model.dropout == 0.5
+
+
+@pytest.mark.parametrize("texts", [[], (), ("a", "bb"), ["", "é"]])
+def test_any_sequence_of_texts(texts):
+    rows = open_tokenizer(characters()).encode_batch(texts)
+    assert [len(row) for row in rows] == [sum(map(str.isascii, text)) for text in texts]
 
 
 def test_normalization_is_the_tokenizers():
