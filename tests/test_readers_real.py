@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from conftest import TOKENIZER_NAMES, gsm8k_answers, hard_texts, tokenizer_dir
 from simct_align.readers import TextTokenizer, TokenTable, open_tokenizer
 from simct_align.vocabulary import TokenKind

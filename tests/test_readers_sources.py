@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import sentencepiece
 import tiktoken
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
 from simct_align.errors import UnsupportedTokenizerError
 from simct_align.readers import open_tokenizer
 from simct_align.vocabulary import TokenKind
-from tokenizers import AddedToken, Tokenizer, decoders, models
 
 NORMAL, BYTE, SPECIAL, UNUSED = TokenKind
 
