@@ -39,7 +39,8 @@ def gsm8k_answers(count: int) -> list[str]:
 def hard_texts() -> list[str]:
     """Short texts that tokenizers treat differently."""
     path = _require(DATA / "hard_texts.jsonl", "SIMCT_DATA")
-    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:  # not splitlines: U+2028 stands in one of them
+        return [json.loads(line)["text"] for line in lines]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING
 
 from simct_align._native import AlignmentError, __version__
 from simct_align.aligner import Aligner, SharedVocabulary
-from simct_align.batch import (
-    AlignedBatch,
-    Coverage,
-    Unit,
-    UnitClass,
-    UnitKind,
-    UnmatchedReason,
-    UnmatchedSpans,
-)
+from simct_align.batch import AlignedBatch, Coverage, UnmatchedSpans
 from simct_align.errors import MissingTokenizerError, UnsupportedTokenizerError
 from simct_align.index import AlignedIndex
 from simct_align.inputs import RaggedIds
+from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
 from simct_align.vocabulary import Difference, TokenKind, VerifyReport, Vocabulary
 
 if TYPE_CHECKING:

@@ -181,11 +181,11 @@ class Aligner:
         Example:
             >>> from simct_align.demo import demo_tokenizers
             >>> aligner = Aligner(*demo_tokenizers())
-            >>> teacher_ids = aligner.teacher.encode_batch(["x = 1234"])
-            >>> student_ids = aligner.student.encode_batch(["x = 1234"])
+            >>> teacher_ids = aligner.teacher.encode_batch(["x = 12"])
+            >>> student_ids = aligner.student.encode_batch(["x = 12"])
             >>> batch = aligner.align_batch(teacher_ids, student_ids)
             >>> [(unit.text, len(unit.teacher), len(unit.student)) for unit in batch.units(0)][-1]
-            ('1234', 4, 2)
+            ('12', 2, 1)
         """
         if on_mismatch not in ("skip", "error"):
             raise ValueError(f"on_mismatch: expected 'skip' or 'error', got {on_mismatch!r}")

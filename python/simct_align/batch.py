@@ -3,80 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simct_align import _native
+from simct_align import _native, ablations
 from simct_align.index import AlignedIndex
 from simct_align.inputs import RaggedIds, same_dtype
+from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-
-class UnitKind(IntEnum):
-    """What a unit is made of."""
-
-    #: One token on both sides.
-    SHARED = 0
-    #: More than one token on at least one side, or a token without its dummy prefix.
-    MULTI = 1
-    #: Two control tokens that are mapped onto each other.
-    SPECIAL = 2
-
-
-class UnitClass(IntFlag):
-    """What kind of text a unit holds; ``SPECIAL`` units have no bit."""
-
-    #: All characters are Unicode white space.
-    WHITESPACE = 1
-    #: All characters are numbers (Unicode category N).
-    DIGITS = 2
-    #: All characters are punctuation or symbols (Unicode categories P and S).
-    PUNCTUATION = 4
-    #: At least one byte is not ASCII.
-    NON_ASCII = 8
-    #: A token of the unit, on either side, is not made of whole characters.
-    SPLITS_CHARACTER = 16
-    #: The first token lost the space that its tokenizer put in front of the text.
-    TRIMMED = 32
-
-
-class UnmatchedReason(IntEnum):
-    """Why tokens are in no unit."""
-
-    #: The texts differ here, and go on alike behind it.
-    BYTES_DIFFER = 0
-    #: One side has no more text, or ends inside a token of the other.
-    ONE_SIDE_ENDED = 1
-    #: A control or zero-byte token without a partner, or a unit that one stands in.
-    SPECIAL = 2
-    #: The texts differ from here to the end of the region.
-    NO_RESYNC = 3
-    #: A token that is only the space that its tokenizer put in front of the text.
-    DUMMY_PREFIX = 4
-
-
-class Unit(NamedTuple):
-    r"""One unit, to look at.
-
-    Attributes:
-        teacher: Positions of its tokens in the teacher's row.
-        student: Positions of its tokens in the student's row.
-        kind: What it is made of.
-        unit_class: What kind of text it holds.
-        bytes: Its text, exactly.
-        text: Its text; bytes that are not whole characters are escaped (``\xf0``).
-    """
-
-    teacher: range
-    student: range
-    kind: UnitKind
-    unit_class: UnitClass
-    bytes: bytes
-    text: str
 
 
 @dataclass(frozen=True)
@@ -327,6 +264,72 @@ class AlignedBatch:
             ),
         )
         return AlignedIndex(packed, **counts)
+
+    def coarsen(
+        self, n: int | Literal["whitespace", "random"] = 2, *, seed: int | None = None
+    ) -> AlignedBatch:
+        """Joins neighbouring units: what a coarser segmentation would compare.
+
+        Units are joined within a region and across nothing unmatched, control tokens never. A
+        group of several is MULTI; its class bits are those of its parts.
+
+        Args:
+            n: How many units to join; ``"whitespace"``: up to the next unit that begins with
+                white space; ``"random"``: every boundary stays with probability 1/2.
+            seed: For ``"random"``.
+
+        Returns:
+            A batch over the same ids.
+
+        Raises:
+            ValueError: Another ``n``, or ``"random"`` without a seed.
+
+        Complexity:
+            O(units), in NumPy.
+
+        Example:
+            >>> from simct_align import Aligner
+            >>> from simct_align.demo import demo_tokenizers
+            >>> batch = Aligner(*demo_tokenizers()).align_texts(["one two 34"])
+            >>> [unit.text for unit in batch.coarsen("whitespace").units(0)]
+            ['one', ' two', ' 34']
+        """
+        return ablations.coarsen(self, n, seed=seed)
+
+    def without(self, kind: UnitKind | str) -> AlignedBatch:
+        """Leaves out all units of one kind.
+
+        Args:
+            kind: A :class:`UnitKind` or its name.
+
+        Returns:
+            A batch over the same ids.
+
+        Raises:
+            ValueError: An unknown kind.
+
+        Complexity:
+            O(units), in NumPy.
+        """
+        return ablations.without(self, kind)
+
+    def sample_units(self, fraction: float, *, seed: int) -> AlignedBatch:
+        """Keeps a random part of the units.
+
+        Args:
+            fraction: The probability of each unit to stay, 0 to 1.
+            seed: The same seed keeps the same units of the same batch.
+
+        Returns:
+            A batch over the same ids.
+
+        Raises:
+            ValueError: ``fraction`` is out of range.
+
+        Complexity:
+            O(units), in NumPy.
+        """
+        return ablations.sample_units(self, fraction, seed=seed)
 
     def chunk_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For every position the number of its unit within the row, as other trainers expect it.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from simct_align.readers import TextTokenizer
 
@@ -21,7 +21,8 @@ class TokenizerSource:
 
     Args:
         source: Anything that :func:`simct_align.readers.open_tokenizer` takes.
-        opened: The tokenizer, where it is open already.
+        special: Names or ids of further control tokens, which encoding must not make from text.
+        opened: The tokenizer, where it is open already and has been told of them.
         check: Called with the tokenizer once, when it is opened; raises to refuse it.
     """
 
@@ -29,10 +30,12 @@ class TokenizerSource:
         self,
         source: object,
         *,
+        special: Collection[str | int] = (),
         opened: TextTokenizer | None = None,
         check: Callable[[TextTokenizer], None] | None = None,
     ) -> None:
         self._source = source
+        self._special = tuple(special)
         self._opened = opened
         self._check = check
 
@@ -51,19 +54,23 @@ class TokenizerSource:
             opened = open_tokenizer(source)
             if self._check is not None:
                 self._check(opened)
+            elif self._special:
+                opened.table(special=self._special)
             self._opened = opened
         return self._opened
 
-    def __getstate__(self) -> object:
+    def __getstate__(self) -> tuple[object, tuple[str | int, ...]]:
         source = self._source
         if isinstance(source, (str, os.PathLike)):
             # Workers may run in another directory; a hub id is no path that exists here.
             path = Path(source)
-            return str(path.absolute()) if path.exists() else str(source)
-        return source if isinstance(source, _Pickled) else _Pickled(pickle.dumps(source))
+            source = str(path.absolute()) if path.exists() else str(source)
+        elif not isinstance(source, _Pickled):
+            source = _Pickled(pickle.dumps(source))
+        return source, self._special
 
-    def __setstate__(self, state: object) -> None:
-        self._source = state
+    def __setstate__(self, state: tuple[object, tuple[str | int, ...]]) -> None:
+        self._source, self._special = state
         self._opened = None
         self._check = None
 

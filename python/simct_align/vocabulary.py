@@ -146,7 +146,7 @@ class Vocabulary:
             special_names=table.special_names,
             stop_ids=table.stop_ids,
         )
-        return cls(native, source=TokenizerSource(source, opened=tokenizer))
+        return cls(native, source=TokenizerSource(source, special=special, opened=tokenizer))
 
     @classmethod
     def from_token_bytes(
@@ -347,7 +347,10 @@ class Vocabulary:
                     f"({len(self):,}, digest {self.digest[:12]}) was made from"
                 )
 
-        return Vocabulary(self._native, source=TokenizerSource(source, check=check))
+        return Vocabulary(
+            self._native,
+            source=TokenizerSource(source, special=list(self.special_names), check=check),
+        )
 
     def verify(self, texts: Sequence[str]) -> VerifyReport:
         """Tokenizes texts and reports where the tokens do not spell the text.

@@ -303,48 +303,53 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
 /// offset on either side.
 const MAX_SUBSEQUENCE_CELLS: usize = 1 << 20;
 
-/// Pairs of indices of a longest common subsequence, the earliest of several; [`NONE`] pairs with
-/// nothing.
+/// Pairs of positions of a longest common subsequence of (position, column) lists, the earliest
+/// of several.
 ///
-/// Equal heads and tails are paired without a search. If what remains needs a larger table than
-/// [`MAX_SUBSEQUENCE_CELLS`], which no sane text does, it stays unpaired: never wrong, and the
-/// cost stays linear.
+/// Equal heads are paired without a search. Where the rest needs a larger table than
+/// [`MAX_SUBSEQUENCE_CELLS`], which no sane text does, equal tails are paired and the middle is
+/// not: never wrong, and the cost stays linear.
 fn common_subsequence(teacher: &[(usize, u32)], student: &[(usize, u32)]) -> Vec<(usize, usize)> {
     let same = |(teacher, student): &(&(usize, u32), &(usize, u32))| teacher.1 == student.1;
+    let positions = |(teacher, student): (&(usize, u32), &(usize, u32))| (teacher.0, student.0);
     let head = teacher.iter().zip(student).take_while(same).count();
-    let (teacher_head, teacher) = teacher.split_at(head);
-    let (student_head, student) = student.split_at(head);
-    let tail = teacher.iter().rev().zip(student.iter().rev()).take_while(same).count();
-    let (teacher, teacher_tail) = teacher.split_at(teacher.len() - tail);
-    let (student, student_tail) = student.split_at(student.len() - tail);
-
-    let indices = |(teacher, student): (&(usize, u32), &(usize, u32))| (teacher.0, student.0);
-    let mut pairs: Vec<_> = teacher_head.iter().zip(student_head).map(indices).collect();
-    let width = student.len() + 1;
+    let mut pairs: Vec<_> = teacher[..head].iter().zip(&student[..head]).map(positions).collect();
+    let (teacher, student) = (&teacher[head..], &student[head..]);
     if teacher.len().saturating_mul(student.len()) <= MAX_SUBSEQUENCE_CELLS {
-        // longest[i * width + j]: of teacher[i..] and student[j..]
-        let mut longest = vec![0u32; (teacher.len() + 1) * width];
-        for i in (0..teacher.len()).rev() {
-            for j in (0..student.len()).rev() {
-                longest[i * width + j] = if teacher[i].1 == student[j].1 {
-                    longest[(i + 1) * width + j + 1] + 1
-                } else {
-                    longest[(i + 1) * width + j].max(longest[i * width + j + 1])
-                };
-            }
-        }
-        let (mut i, mut j) = (0, 0);
-        while i < teacher.len() && j < student.len() {
-            if teacher[i].1 == student[j].1 {
-                pairs.push((teacher[i].0, student[j].0));
-                (i, j) = (i + 1, j + 1);
-            } else if longest[(i + 1) * width + j] >= longest[i * width + j + 1] {
-                i += 1;
+        pairs.extend(searched_subsequence(teacher, student));
+    } else {
+        let tail = teacher.iter().rev().zip(student.iter().rev()).take_while(same).count();
+        let teacher_tail = &teacher[teacher.len() - tail..];
+        let student_tail = &student[student.len() - tail..];
+        pairs.extend(teacher_tail.iter().zip(student_tail).map(positions));
+    }
+    pairs
+}
+
+/// [`common_subsequence`] by the textbook's table.
+fn searched_subsequence(teacher: &[(usize, u32)], student: &[(usize, u32)]) -> Vec<(usize, usize)> {
+    // longest[i * width + j]: of teacher[i..] and student[j..]
+    let width = student.len() + 1;
+    let mut longest = vec![0u32; (teacher.len() + 1) * width];
+    for i in (0..teacher.len()).rev() {
+        for j in (0..student.len()).rev() {
+            longest[i * width + j] = if teacher[i].1 == student[j].1 {
+                longest[(i + 1) * width + j + 1] + 1
             } else {
-                j += 1;
-            }
+                longest[(i + 1) * width + j].max(longest[i * width + j + 1])
+            };
         }
     }
-    pairs.extend(teacher_tail.iter().zip(student_tail).map(indices));
+    let mut from = 0;
+    let mut pairs = Vec::new();
+    for (i, &(position, column)) in teacher.iter().enumerate() {
+        let wanted = longest[i * width + from];
+        let partner = (from..student.len())
+            .find(|&j| student[j].1 == column && longest[(i + 1) * width + j + 1] + 1 == wanted);
+        if let Some(j) = partner {
+            pairs.push((position, student[j].0));
+            from = j + 1;
+        }
+    }
     pairs
 }

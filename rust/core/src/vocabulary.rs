@@ -276,6 +276,13 @@ impl Vocabulary {
         self.classes.get(id as usize).copied().unwrap_or(0)
     }
 
+    /// Whether a token's text begins with a character that is Unicode white space.
+    #[must_use]
+    pub fn begins_with_whitespace(&self, id: u32) -> bool {
+        let text = self.token_bytes(id).utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        text.starts_with(char::is_whitespace)
+    }
+
     /// Of all ids with the same bytes: the one that is not a byte fallback, then the smallest.
     /// An id without bytes is its own.
     #[must_use]

@@ -79,6 +79,13 @@ impl Vocabulary {
         PyArray1::from_iter(py, self.core.kinds().iter().map(|&kind| kind as u8))
     }
 
+    /// Whether the first character of every token's text is white space.
+    #[getter]
+    fn begins_with_whitespace<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u8>> {
+        let core = &self.core;
+        PyArray1::from_iter(py, core.ids().map(|id| u8::from(core.begins_with_whitespace(id))))
+    }
+
     #[getter]
     fn canonical_ids<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
         widen(py, self.core.canonical_ids())

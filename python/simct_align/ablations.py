@@ -1,0 +1,117 @@
+"""Coarser, smaller and partial versions of an aligned batch, to study what the finest one gives.
+
+Each takes an :class:`~simct_align.AlignedBatch` and returns another over the same ids; unmatched
+spans stay as they are, and units that are left out are in neither. All work is in NumPy, O(units).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from simct_align.units import UnitClass, UnitKind
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simct_align.batch import AlignedBatch
+
+#: Bits that hold for a text if they hold for one of its parts; the others must hold for all.
+_BITS_OF_A_PART = UnitClass.NON_ASCII | UnitClass.SPLITS_CHARACTER | UnitClass.TRIMMED
+
+
+def coarsen(
+    batch: AlignedBatch, by: int | Literal["whitespace", "random"], *, seed: int | None
+) -> AlignedBatch:
+    """See :meth:`simct_align.AlignedBatch.coarsen`."""
+    starts_run = _starts_run(batch)
+    if by == "whitespace":
+        starts_group = starts_run | _begins_with_whitespace(batch)
+    elif by == "random":
+        if seed is None:
+            raise ValueError("coarsen('random') needs a seed")
+        starts_group = starts_run | (np.random.default_rng(seed).random(len(starts_run)) < 0.5)
+    elif isinstance(by, int) and not isinstance(by, bool) and by >= 1:
+        number = np.arange(len(starts_run))
+        run_start = np.maximum.accumulate(np.where(starts_run, number, 0))
+        starts_group = (number - run_start) % by == 0
+    else:
+        raise ValueError(f"coarsen: expected an int >= 1, 'whitespace' or 'random', got {by!r}")
+    return _merge(batch, np.flatnonzero(starts_group))
+
+
+def keep_units(batch: AlignedBatch, keep: NDArray[np.bool_]) -> AlignedBatch:
+    """The batch with the units of a mask, bool ``[units]``, alone."""
+    kept_before = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])
+    return replace(
+        batch,
+        row_offsets=kept_before[batch.row_offsets],
+        teacher_start=batch.teacher_start[keep],
+        teacher_end=batch.teacher_end[keep],
+        student_start=batch.student_start[keep],
+        student_end=batch.student_end[keep],
+        kind=batch.kind[keep],
+        unit_class=batch.unit_class[keep],
+    )
+
+
+def without(batch: AlignedBatch, kind: UnitKind | str) -> AlignedBatch:
+    """See :meth:`simct_align.AlignedBatch.without`."""
+    if isinstance(kind, str):
+        names = [known.name for known in UnitKind]
+        if kind.upper() not in names:
+            raise ValueError(f"kind: expected one of {', '.join(names).lower()}, got {kind!r}")
+        kind = UnitKind[kind.upper()]
+    return keep_units(batch, batch.kind != kind)
+
+
+def sample_units(batch: AlignedBatch, fraction: float, *, seed: int) -> AlignedBatch:
+    """See :meth:`simct_align.AlignedBatch.sample_units`."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is {fraction}, expected 0 to 1")
+    drawn = np.random.default_rng(seed).random(batch.n_units)
+    return keep_units(batch, drawn < fraction)
+
+
+def _starts_run(batch: AlignedBatch) -> NDArray[np.bool_]:
+    """Where a unit must not be joined with the one before it."""
+    starts = np.ones(batch.n_units, bool)
+    special = batch.kind == UnitKind.SPECIAL
+    starts[1:] = (
+        (batch.teacher_start[1:] != batch.teacher_end[:-1])
+        | (batch.student_start[1:] != batch.student_end[:-1])
+        | special[1:]
+        | special[:-1]
+    )
+    first_of_row = batch.row_offsets[:-1]
+    starts[first_of_row[first_of_row < batch.n_units]] = True
+    return starts
+
+
+def _begins_with_whitespace(batch: AlignedBatch) -> NDArray[np.bool_]:
+    rows = np.repeat(np.arange(len(batch)), np.diff(batch.row_offsets))
+    first_ids = batch.student.values[batch.student.offsets[rows] + batch.student_start]
+    begins: NDArray[np.bool_] = batch._pair.student.begins_with_whitespace[first_ids] != 0
+    return begins
+
+
+def _merge(batch: AlignedBatch, first: NDArray[np.intp]) -> AlignedBatch:
+    """Joins units into groups, given the first unit of each."""
+    if not len(first):
+        return batch
+    last = np.append(first[1:], batch.n_units) - 1
+    of_all = np.bitwise_and.reduceat(batch.unit_class, first)
+    of_any = np.bitwise_or.reduceat(batch.unit_class, first)
+    part = np.uint8(_BITS_OF_A_PART)
+    return replace(
+        batch,
+        row_offsets=np.searchsorted(first, batch.row_offsets).astype(np.int64),
+        teacher_start=batch.teacher_start[first],
+        teacher_end=batch.teacher_end[last],
+        student_start=batch.student_start[first],
+        student_end=batch.student_end[last],
+        kind=np.where(first == last, batch.kind[first], np.uint8(UnitKind.MULTI)),
+        unit_class=(of_all & ~part) | (of_any & part),
+    )
