@@ -6,6 +6,7 @@ alike. `align_region` obeys every rule: specials, dummy prefix, truncation, resy
 
 from __future__ import annotations
 
+import functools
 import itertools
 import unicodedata
 from typing import TYPE_CHECKING
@@ -62,6 +63,7 @@ def pair_specials(
 ) -> list[tuple[int, int]]:
     """Longest common subsequence; of several, the one whose pairs come first, teacher's first."""
 
+    @functools.cache
     def best(i: int, j: int) -> int:
         if i == len(teacher) or j == len(student):
             return 0
@@ -154,13 +156,13 @@ def align_region(
     def gap(t0: int, t1: int, s0: int, s1: int) -> None:
         """Lose what lies between pairs; a lone dummy space is a span of its own."""
         if t0 <= cut_t < t1 and not toks_t[cut_t]:
-            lose(t0, cut_t, s0, s1, "special")
-            lose(cut_t, cut_t + 1, s1, s1, "dummy_prefix")
-            lose(cut_t + 1, t1, s1, s1, "special")
+            lose(t0, cut_t, s0, s0, "special")
+            lose(cut_t, cut_t + 1, s0, s0, "dummy_prefix")
+            lose(cut_t + 1, t1, s0, s1, "special")
         elif s0 <= cut_s < s1 and not toks_s[cut_s]:
-            lose(t0, t1, s0, cut_s, "special")
-            lose(t1, t1, cut_s, cut_s + 1, "dummy_prefix")
-            lose(t1, t1, cut_s + 1, s1, "special")
+            lose(t0, t0, s0, cut_s, "special")
+            lose(t0, t0, cut_s, cut_s + 1, "dummy_prefix")
+            lose(t0, t1, cut_s + 1, s1, "special")
         else:
             lose(t0, t1, s0, s1, "special")
 

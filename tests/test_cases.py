@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from simct_align import Aligner, AlignmentError, UnitKind, UnmatchedReason, Vocabulary
 
 if TYPE_CHECKING:
