@@ -65,12 +65,21 @@ pub struct Row<'a, T, S> {
     pub student: &'a [S],
 }
 
+/// How many tokens of a region, and how many times all of them, may be read in walks that end in a
+/// difference. Each such walk begins where the last one was given up, so texts made for it (long
+/// repetitions whose boundaries never meet, with a difference at the end) would take a time that
+/// is quadratic. Regions of up to 700 tokens never come to this limit.
+const PATIENCE: usize = 1 << 20;
+const PATIENCE_PER_TOKEN: usize = 64;
+
 /// Aligns one region, the given token ranges of a row, and appends what it finds to `out`.
 ///
 /// # Complexity
 ///
 /// O(teacher tokens + student tokens) time, and no allocation but in `out`, where the texts
-/// agree. A difference adds O(bytes from the last common boundary to it + bytes skipped).
+/// agree. A difference adds O(bytes from the last common boundary to it + bytes skipped), and all
+/// differences together no more than a constant number of passes: a region that exceeds it ends
+/// in an unmatched span (`NoResync`).
 ///
 /// # Errors
 ///
@@ -89,6 +98,7 @@ pub fn align_region<T: TokenId, S: TokenId>(
         policy,
         row: row.number,
         region_start: teacher.start,
+        patience: PATIENCE + PATIENCE_PER_TOKEN * (teacher.len() + student.len()),
         teacher: Track::new(Side::Teacher, &pair.teacher, row.number, row.teacher, teacher),
         student: Track::new(Side::Student, &pair.student, row.number, row.student, student),
         out,
@@ -105,6 +115,8 @@ struct Cursor<'a, T, S> {
     region_start: usize,
     teacher: Track<'a, T>,
     student: Track<'a, S>,
+    /// How many tokens may still be read in walks that end in a difference.
+    patience: usize,
     out: &'a mut Segments,
 }
 
@@ -156,8 +168,7 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         if teacher_zero > self.teacher.at || student_zero > self.student.at {
             self.pair_zero_bytes(teacher_zero, student_zero)
         } else if self.teacher.is_done() || self.student.is_done() {
-            self.skip_to(self.teacher.end(), self.student.end(), Reason::OneSideEnded);
-            Ok(())
+            self.skip_rest(Reason::OneSideEnded)
         } else {
             self.grow_unit()
         }
@@ -172,7 +183,8 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
             let (teacher_head, teacher_rest) = teacher.rest.split_at(common);
             let (student_head, student_rest) = student.rest.split_at(common);
             if teacher_head != student_head {
-                return self.resync();
+                let read = teacher.end - self.teacher.at + student.end - self.student.at;
+                return self.resync(read);
             }
             (teacher.rest, student.rest) = (teacher_rest, student_rest);
             let went_on = match (teacher_rest, student_rest) {
@@ -181,8 +193,7 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
                 (_, _) => self.student.extend(&mut student)?,
             };
             if !went_on {
-                self.skip_to(self.teacher.end(), self.student.end(), Reason::OneSideEnded);
-                return Ok(());
+                return self.skip_rest(Reason::OneSideEnded);
             }
         }
         if teacher.holds_zero_bytes || student.holds_zero_bytes {
@@ -255,16 +266,31 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         (self.teacher.at, self.student.at) = (teacher_end, student_end);
     }
 
-    /// Goes on behind texts that differ.
-    fn resync(&mut self) -> Result<()> {
+    /// Leaves the rest of the region unmatched.
+    fn skip_rest(&mut self, reason: Reason) -> Result<()> {
+        self.teacher.check_rest()?;
+        self.student.check_rest()?;
+        self.skip_to(self.teacher.end(), self.student.end(), reason);
+        Ok(())
+    }
+
+    /// Goes on behind texts that differ; `read` tokens had to be read to see it.
+    fn resync(&mut self, read: usize) -> Result<()> {
         if self.policy.fail {
             return Err(self.mismatch()?);
         }
+        // A walk that ends in a difference may begin again one token further on.
+        let Some(patience) = self.patience.checked_sub(read) else {
+            return self.skip_rest(Reason::NoResync);
+        };
+        self.patience = patience;
         match find_resync(&self.teacher, &self.student, self.policy.resync_bytes)? {
-            Some((teacher, student)) => self.skip_to(teacher, student, Reason::BytesDiffer),
-            None => self.skip_to(self.teacher.end(), self.student.end(), Reason::NoResync),
+            Some((teacher, student)) => {
+                self.skip_to(teacher, student, Reason::BytesDiffer);
+                Ok(())
+            }
+            None => self.skip_rest(Reason::NoResync),
         }
-        Ok(())
     }
 
     fn mismatch(&self) -> Result<Error> {

@@ -111,6 +111,11 @@ impl<'a, I: TokenId> Track<'a, I> {
         }
     }
 
+    /// Sees that all ids that have not been read are tokens.
+    pub(crate) fn check_rest(&self) -> Result<()> {
+        (self.at..self.end()).try_for_each(|position| self.id(position).map(|_| ()))
+    }
+
     /// The bytes of the token at a position, without its dummy prefix.
     pub(crate) fn bytes(&self, position: usize) -> Result<&'a [u8]> {
         let bytes = self.vocabulary.token_bytes(self.id(position)?);
