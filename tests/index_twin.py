@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -241,7 +242,7 @@ def random_batch(pair, seed=0, rows=3, length=12, only=None, empty_row=False, st
                 at += len(side.token_bytes[i])
                 places[n][at] = position + 1
         common = sorted(places[0].keys() & places[1].keys())
-        for a, b in zip(common, common[1:], strict=False):
+        for a, b in itertools.pairwise(common):
             t0, t1, s0, s1 = places[0][a], places[0][b], places[1][a], places[1][b]
             kind = SHARED if t1 - t0 == s1 - s0 == 1 else MULTI
             if only is None or kind == only:

@@ -1,4 +1,4 @@
-"""Slow twins of the losses: plain loops in float64, straight from the formulas, autograd for slopes.
+"""Slow twins of the losses: plain float64 loops straight from the formulas, slopes by autograd.
 
 They share no helper with the library. A unit is a `PlainUnit` of `index_twin`; logits are flat.
 """

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 
-import loss_twins
 import pytest
 import torch
+
+import loss_twins
 from index_twin import MULTI, SHARED, case, random_pair
 from simct_align.divergence import JSD, SkewedForwardKL, SkewedReverseKL
 from simct_align.loss import SimCTLoss

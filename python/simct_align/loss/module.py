@@ -260,7 +260,7 @@ class SimCTLoss(LossBase):
         >>> out.loss.backward()                                             # doctest: +SKIP
     """
 
-    default_chunk_bytes = {"cpu": 32 * MEBIBYTE, "other": 512 * MEBIBYTE}  # noqa: RUF012
+    default_chunk_bytes = {"cpu": 8 * MEBIBYTE, "other": 512 * MEBIBYTE}  # noqa: RUF012
 
     def forward(
         self,

@@ -6,14 +6,39 @@ the temperature applied; `linear.py` answers the same questions from hidden stat
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from .tables import SideTable
+
+
+def fresh_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros for a tensor that is written once, row by row.
+
+    On the CPU they come from NumPy, whose large arrays are pages that the system zeroes on first
+    use, and huge ones where it has them: 0.03 s instead of 0.20 s for 541 x 256,000 float32.
+
+    Args:
+        shape: the tensor's shape.
+        dtype: its dtype.
+        device: its device.
+
+    Returns:
+        The tensor.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    itemsize = torch.finfo(dtype).bits // 8
+    flat = torch.from_numpy(np.zeros(math.prod(shape) * itemsize, dtype=np.uint8))
+    return flat.view(dtype).view(*shape)
 
 
 class Workspace:
@@ -130,11 +155,13 @@ class LogitsRows:
     def chosen(self, rows: Tensor, out: Tensor) -> None:
         """See `Rows`."""
         z = self._native(rows)
+        # gather, not index_select: ten times faster on the CPU where `out` has gaps between rows.
+        ids = self._table.ids.expand(rows.shape[0], -1)
         if z.dtype == self._dtype:
-            torch.index_select(z, 1, self._table.ids, out=out)
+            torch.gather(z, 1, ids, out=out)
         else:
             narrow = self._work.take("chosen", rows.shape[0], out.shape[1], z.dtype)
-            out.copy_(torch.index_select(z, 1, self._table.ids, out=narrow))
+            out.copy_(torch.gather(z, 1, ids, out=narrow))
         if self._scale != 1.0:
             out.mul_(self._scale)
 
@@ -159,7 +186,7 @@ class StudentLogitsRows(LogitsRows):
         self._gradient: Tensor | None = None
         self._spread: Tensor | None = None
         if gradient:
-            self._gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
+            self._gradient = fresh_zeros(logits.shape, logits.dtype, logits.device)
 
     def _write(self, rows: Tensor, gradient: Tensor) -> None:
         assert self._gradient is not None
