@@ -1,0 +1,142 @@
+"""What ``simct-align demo`` shows: the passage in units, its coverage, the file, the speed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simct_align import Aligner
+from simct_align.demo import demo_passage, demo_tokenizers
+from simct_align.describe import describe_pair, describe_row, draw_coverage, draw_row
+from simct_align.terminal import Screen, draw_legend, draw_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from simct_align import AlignedBatch
+
+# Large enough that a batch takes milliseconds, small enough for any machine.
+_SPEED_REPEATS = 2_000
+_SPEED_RUNS = 25
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the sections of the demo work on."""
+
+    screen: Screen
+    aligner: Aligner
+    batch: AlignedBatch
+    """The passage, one row per text."""
+
+
+def show_pair(demo: Demo) -> None:
+    """The two bundled tokenizers, and what they share."""
+    demo.screen.title("1. Two tokenizers that ship with the package")
+    found = describe_pair(demo.aligner)
+    rows = [["", "ids", "shared texts", "of its texts", "stop"]]
+    for place, side in enumerate(("teacher", "student")):
+        shared = f"{found['shared']['texts']:,}"
+        share = f"{found[side]['shared_share']:.1%}"
+        stop = " ".join(found["shared"]["stops"][place])
+        rows.append([side, f"{found[side]['vocabulary']:,}", shared, share, stop])
+    draw_table(demo.screen, rows)
+    demo.screen.line(
+        "  The teacher cuts numbers into single digits, the student groups up to three;"
+    )
+    demo.screen.line("  the student puts a space in front, and writes rare characters as bytes.")
+
+
+def show_passage(demo: Demo) -> None:
+    """Every text of the passage as both sides cut it, then the coverage."""
+    demo.screen.title("2. The finest units that both can express")
+    draw_legend(demo.screen)
+    demo.screen.line()
+    for row in range(len(demo.batch)):
+        draw_row(demo.screen, demo.aligner, describe_row(demo.batch, row), f"text {row + 1}")
+    draw_coverage(demo.screen, demo.batch.coverage().as_dict())
+
+
+def show_file(demo: Demo) -> None:
+    """Save the pair as one file and load it again."""
+    demo.screen.title("3. The pair as one file")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pair.simct"
+        demo.aligner.save(path)
+        start = time.perf_counter()
+        loaded = Aligner.load(path)
+        milliseconds = (time.perf_counter() - start) * 1e3
+        size = path.stat().st_size
+    teacher, student = demo.batch.teacher, demo.batch.student
+    again = loaded.align_batch((teacher.values, teacher.offsets), (student.values, student.offsets))
+    if not np.array_equal(again.student_end, demo.batch.student_end):
+        raise RuntimeError("the loaded pair aligns differently")
+    demo.screen.line(f"  aligner.save, {size:,} bytes; Aligner.load took {milliseconds:.1f} ms;")
+    demo.screen.line("  the loaded pair needs no tokenizer, and gives the same units.")
+
+
+def _repeated(
+    values: NDArray[np.int64], offsets: NDArray[np.int64], times: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    lengths = np.tile(np.diff(offsets), times)
+    return np.tile(values, times), np.concatenate([[0], np.cumsum(lengths)])
+
+
+def show_speed(demo: Demo) -> None:
+    """Time ``align_batch`` on the passage many times over, and check what it returns."""
+    demo.screen.title("4. How fast align_batch goes")
+    sides = (demo.batch.teacher, demo.batch.student)
+    teacher, student = (
+        _repeated(np.asarray(s.values), np.asarray(s.offsets), _SPEED_REPEATS) for s in sides
+    )
+    tokens = len(student[0])
+    rows = [["", "a batch takes", "student tokens/s"]]
+    cores = os.cpu_count() or 1
+    for label, threads in (("1 thread", 1), (f"all threads ({cores})", None)):
+        seconds = []
+        for _ in range(_SPEED_RUNS):
+            start = time.perf_counter()
+            batch = demo.aligner.align_batch(teacher, student, threads=threads)
+            seconds.append(time.perf_counter() - start)
+        if batch.n_units != demo.batch.n_units * _SPEED_REPEATS:
+            raise RuntimeError("a repeated batch has other units than its rows")
+        best = min(seconds)
+        rows.append([label, f"{best * 1e3:.2f} ms", f"{tokens / best / 1e6:.1f} M"])
+    draw_table(demo.screen, rows)
+    count = f"{len(teacher[1]) - 1:,} rows, {tokens:,} student tokens"
+    demo.screen.line(f"  {count}; best of {_SPEED_RUNS}; token ids in, units out.")
+
+
+SECTIONS: tuple[Callable[[Demo], None], ...] = (show_pair, show_passage, show_file, show_speed)
+
+
+def show_demo(screen: Screen) -> None:
+    """Show all sections of the demo, in order.
+
+    Use it through ``simct-align demo``. It needs no network, and no file beside the package.
+
+    Args:
+        screen: Where to write.
+
+    Raises:
+        RuntimeError: Where a section's check of its own answer fails.
+
+    Complexity:
+        A few seconds; a batch of about half a million tokens is held in memory.
+    """
+    start = time.perf_counter()
+    teacher, student = demo_tokenizers()
+    aligner = Aligner(str(teacher), str(student))
+    demo = Demo(screen, aligner, aligner.align_texts(list(demo_passage())))
+    for section in SECTIONS:
+        section(demo)
+    screen.line()
+    screen.line(f"Done in {time.perf_counter() - start:.1f} s. Next: simct-align --help")
