@@ -51,16 +51,20 @@ class Timing:
         return self.quantile(0.8)
 
 
-def time_best(fn: Callable[[], object], repeat: int = 7, min_seconds: float = 0.2) -> Timing:
+def time_best(
+    fn: Callable[[], object], repeat: int = 7, min_seconds: float = 0.2, *, collector: bool = False
+) -> Timing:
     """Time `fn`: at least `repeat` calls after a warm-up call, and at least `min_seconds` of them.
 
-    The garbage collector is off meanwhile, as in `timeit`; the results are dropped inside of the
-    timed part, because handing memory back belongs to the cost of making it.
+    The garbage collector is off meanwhile, as in `timeit`, unless `collector` leaves it on; the
+    results are dropped inside of the timed part, because handing memory back belongs to the cost
+    of making it.
     """
     fn()
     samples: list[float] = []
     was_on = gc.isenabled()
-    gc.disable()
+    if not collector:
+        gc.disable()
     try:
         begun = time.perf_counter()
         while len(samples) < repeat or time.perf_counter() - begun < min_seconds:

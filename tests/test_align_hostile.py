@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import gsm8k_answers, hard_texts
-from simct_align import Aligner, UnitKind, UnmatchedReason, Vocabulary
+from simct_align import Aligner, TokenKind, UnitKind, UnmatchedReason, Vocabulary
 from slow_alignment import align_region
 from vocabularies import token_bytes, vocabulary
 
@@ -47,7 +47,12 @@ def regions(length: int, mask: Sequence[int] | None) -> list[tuple[int, int]]:
 def special_matches(aligner: Aligner, pairs: set[tuple[int, int]]) -> Any:
     shared = aligner.shared
     stops = {(t, s) for t in shared.teacher_stop_ids for s in shared.student_stop_ids}
-    return lambda teacher, student: (teacher, student) in pairs | stops
+    taken = {t for t, _ in pairs | stops} | {s for _, s in pairs | stops}
+    itself = set()
+    if aligner.teacher.digest == aligner.student.digest:
+        specials = np.flatnonzero(aligner.teacher.kinds == TokenKind.SPECIAL).tolist()
+        itself = {(i, i) for i in specials if i not in taken}
+    return lambda teacher, student: (teacher, student) in pairs | stops | itself
 
 
 def check_against_twin(
