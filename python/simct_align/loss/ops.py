@@ -9,6 +9,7 @@ inputs, with the incoming derivatives as weights.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import torch
@@ -22,6 +23,7 @@ from .tables import SideTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -136,6 +138,13 @@ def _run(
     return loss, result.per_unit, result.stats, rows[0].gradients()
 
 
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Keep autocast, which still acts inside an operator, from rounding what is computed here."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def logits_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the loss from logits; the arguments are those of ``simct_align::logits_loss``.
 
@@ -149,7 +158,7 @@ def logits_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     student, teacher, packed, weight, *tables = args[: 2 + _N_TENSORS]
     scalars = Scalars(*args[2 + _N_TENSORS :])
     dtype = compute_dtype(student)
-    with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
+    with torch.no_grad(), _without_autocast(student.device.type):
         work = Workspace(student.device)
         side_tables = _tables(tables, scalars)
         teacher_rows = LogitsRows(teacher, side_tables[0], work, dtype, scalars.temperature)
@@ -181,7 +190,7 @@ def linear_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, 
     scalars = Scalars(*args[6 + _N_TENSORS : end])
     s_softcap, t_softcap, s_scale, t_scale, need_weight, need_bias = args[end:]
     dtype = compute_dtype(s_hidden)
-    with torch.no_grad(), torch.autocast(s_hidden.device.type, enabled=False):
+    with torch.no_grad(), _without_autocast(s_hidden.device.type):
         work = Workspace(s_hidden.device)
         side_tables = _tables(tables, scalars)
         common = (work, dtype, scalars.temperature, scalars.chunk_bytes)
