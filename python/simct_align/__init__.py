@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from simct_align._native import AlignmentError, __version__
 from simct_align.aligner import Aligner, SharedVocabulary
 from simct_align.batch import AlignedBatch, Coverage, UnmatchedSpans
+from simct_align.continuations import Continuation, Continuations, PairSpellings, Spellings
 from simct_align.errors import MissingTokenizerError, UnsupportedTokenizerError
 from simct_align.index import AlignedIndex
 from simct_align.inputs import RaggedIds
@@ -36,13 +37,17 @@ __all__ = [
     "AlignedIndex",
     "Aligner",
     "AlignmentError",
+    "Continuation",
+    "Continuations",
     "Coverage",
     "Difference",
     "LinearSimCTLoss",
     "MissingTokenizerError",
+    "PairSpellings",
     "RaggedIds",
     "SharedVocabulary",
     "SimCTLoss",
+    "Spellings",
     "TokenKind",
     "Unit",
     "UnitClass",

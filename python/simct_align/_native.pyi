@@ -8,6 +8,9 @@ _Ranges: TypeAlias = tuple[
     NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
 ]
 
+_Entries: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]
+_Ragged: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+
 __version__: str
 
 class AlignmentError(ValueError): ...
@@ -64,6 +67,8 @@ class Pair:
     def stop_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
     @property
     def stop_column(self) -> int | None: ...
+    @property
+    def has_spellings(self) -> bool: ...
     def align(
         self,
         teacher_values: NDArray[Any],
@@ -81,6 +86,22 @@ class Pair:
     @staticmethod
     def from_bytes(data: bytes) -> tuple[Pair, str]: ...
 
+@final
+class Spellings:
+    def __new__(cls, pair: Pair, of_teacher: bool) -> Spellings: ...
+    def leaf_table(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+    def spelling(self, token_id: int) -> list[int] | None: ...
+    def node(self, path: list[int]) -> int | None: ...
+    def unspelled(self) -> NDArray[np.int64]: ...
+    def counts_by_length(self) -> list[int]: ...
+
+@final
+class ByteTrie:
+    def __new__(cls, vocabulary: Vocabulary) -> ByteTrie: ...
+    def prefixes(self, text: bytes) -> list[tuple[int, int]]: ...
+    def with_prefix(self, prefix: bytes) -> NDArray[np.int64]: ...
+    def shortest_path(self, text: bytes) -> list[int] | None: ...
+
 def build_index(
     pair: Pair,
     row_offsets: NDArray[np.int64],
@@ -92,7 +113,29 @@ def build_index(
     unit_class: NDArray[np.uint8],
     teacher: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]],
     student: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]],
+    *,
+    max_path: int,
+    threads: int | None,
 ) -> tuple[NDArray[np.int64], dict[str, int]]: ...
+def on_path(
+    pair: Pair,
+    row_offsets: NDArray[np.int64],
+    teacher_start: NDArray[np.int32],
+    teacher_end: NDArray[np.int32],
+    student_start: NDArray[np.int32],
+    student_end: NDArray[np.int32],
+    kind: NDArray[np.uint8],
+    unit_class: NDArray[np.uint8],
+    teacher: tuple[NDArray[Any], NDArray[np.int64]],
+    student: tuple[NDArray[Any], NDArray[np.int64]],
+    *,
+    max_path: int,
+    threads: int | None,
+) -> tuple[_Entries, _Entries]: ...
+def one_sided_tokens(
+    pair: Pair, of_teacher: bool
+) -> tuple[NDArray[np.int64], list[str | None]]: ...
+def make_spellings(pair: Pair, teacher: _Ragged | None, student: _Ragged | None) -> None: ...
 def ids_from_lists(
     name: str, rows: Sequence[object]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from simct_align import _native
 from simct_align.batch import AlignedBatch, UnmatchedSpans
+from simct_align.continuations import enumerate_continuations, make_spellings
 from simct_align.errors import MissingTokenizerError
 from simct_align.inputs import read_side, same_dtype
 from simct_align.vocabulary import Vocabulary
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from simct_align.continuations import Continuations, PairSpellings
     from simct_align.tokenizer_source import TokenizerSource
 
 
@@ -211,7 +214,129 @@ class Aligner:
             teacher=teacher,
             student=student,
             _pair=self._pair,
+            _aligner=self,
         )
+
+    @cached_property
+    def spellings(self) -> PairSpellings:
+        """How each side writes the tokens that only the other side has.
+
+        Made on first use, with the tokenizers where there are some, and kept with the aligner:
+        :meth:`save` and pickle hold them once they have been made. A side without a tokenizer
+        writes by the shortest paths.
+        """
+        return make_spellings(self._pair, self._teacher, self._student)
+
+    def spelling(
+        self, token_id: int, *, of: Literal["teacher", "student"] = "teacher"
+    ) -> tuple[int, ...] | None:
+        """How the other side writes one token.
+
+        Args:
+            token_id: A token of the side ``of``.
+            of: The side that has the token.
+
+        Returns:
+            Ids of the other side: one for a shared token, the spelling of a one-sided one;
+            ``None`` for a control token, an unused id, a token without bytes and one that the
+            other side cannot write.
+
+        Raises:
+            IndexError: There is no such id.
+
+        Example:
+            >>> from simct_align import Aligner, Vocabulary
+            >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+            >>> aligner = Aligner(teacher, student)
+            >>> aligner.spelling(0), aligner.spelling(1), aligner.spelling(0, of="student")
+            ((0, 1), (2,), None)
+        """
+        own, other = self._sides(of)
+        text = own.token_bytes(token_id)
+        if not text:
+            return None
+        shared = other._native.find(text)
+        if shared is not None:
+            return (shared,)
+        canonical = own._native.find(text)
+        assert canonical is not None  # it is a token with bytes
+        teacher, student = self.spellings
+        return (teacher if of == "teacher" else student).spelling(canonical)
+
+    def continuations_after(
+        self, path: Sequence[int], *, side: Literal["teacher", "student"] = "student"
+    ) -> list[tuple[str, tuple[int, ...], int]]:
+        """The texts that one side spells with a path and one token more, the other with one token.
+
+        Args:
+            path: Ids of ``side``, at least one.
+            side: The side that spells.
+
+        Returns:
+            ``(text, ids of side, id of the other side)`` of each; the ids begin with ``path``.
+
+        Example:
+            >>> from simct_align import Aligner, Vocabulary
+            >>> teacher = Vocabulary.from_token_bytes([b"12", b"13", b"123"])
+            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"3"])
+            >>> Aligner(teacher, student).continuations_after([0])
+            [('12', (0, 1), 0), ('13', (0, 2), 1)]
+        """
+        self._sides(side)
+        spellings = self.spellings
+        return (spellings.teacher if side == "student" else spellings.student).after(path)
+
+    def continuations(
+        self, batch: AlignedBatch, *, max_path: int = 8, threads: int | None = None
+    ) -> Continuations:
+        """The on-path continuations of all units of a batch: to study them.
+
+        A continuation is a text that is a single token on one side, and whose spelling on the
+        other consists of the realized tokens from the unit on and one token more: one forward pass
+        per model scores it. The realized tokens are followed across units, up to the end of the
+        region, a control token, anything unmatched, and anything that is missing from the batch.
+
+        Args:
+            batch: A batch that this aligner made.
+            max_path: How many realized tokens a continuation may begin with, 1 to 64.
+            threads: How many threads work; all cores without it. The result is the same.
+
+        Returns:
+            The nodes that every unit reaches; texts, paths and ids on demand.
+
+        Raises:
+            TypeError: ``max_path`` is no integer.
+            ValueError: ``max_path`` is out of range.
+
+        Complexity:
+            O(units × ``max_path``) at most, in Rust, without the GIL; the first call makes the
+            spellings.
+
+        Example:
+            >>> from simct_align import Aligner, Vocabulary
+            >>> teacher = Vocabulary.from_token_bytes([b"12", b"13", b"+"])
+            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"3", b"+"])
+            >>> aligner = Aligner(teacher, student)
+            >>> batch = aligner.align_batch([[2, 0]], [[3, 0, 1]])
+            >>> aligner.continuations(batch).of_unit(1)[1]
+            Continuation(text='13', teacher=(1,), student=(0, 2))
+        """
+        return enumerate_continuations(
+            self._pair,
+            self.spellings,
+            batch,
+            max_path,
+            None if threads is None else _count("threads", threads),
+        )
+
+    def _sides(self, side: str) -> tuple[Vocabulary, Vocabulary]:
+        """The named side, then the other."""
+        if side == "teacher":
+            return self._teacher, self._student
+        if side == "student":
+            return self._student, self._teacher
+        raise ValueError(f"expected the side 'teacher' or 'student', got {side!r}")
 
     def align_texts(self, texts: Sequence[str], *, threads: int | None = None) -> AlignedBatch:
         """Tokenizes texts on both sides and aligns them.
@@ -242,6 +367,9 @@ class Aligner:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes vocabularies and tables to one file: versioned, checksummed, no tokenizer.
+
+        The spellings of :attr:`spellings` are written if they have been made; ask for them first
+        where the file shall hold what the tokenizers emit.
 
         Args:
             path: The file; it is replaced if it exists.

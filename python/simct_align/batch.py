@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from simct_align import _native, ablations
+from simct_align.continuations import checked_max_path
 from simct_align.index import AlignedIndex
 from simct_align.inputs import RaggedIds, same_dtype
 from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+    from simct_align.aligner import Aligner
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class AlignedBatch:
     teacher: RaggedIds
     student: RaggedIds
     _pair: _native.Pair
+    _aligner: Aligner
 
     def __len__(self) -> int:
         return len(self.row_offsets) - 1
@@ -129,17 +133,27 @@ class AlignedBatch:
         """The number of units in all rows."""
         return len(self.kind)
 
-    def units(self, row: int) -> list[Unit]:
+    def units(self, row: int, *, max_path: int = 0) -> list[Unit]:
         """The units of one row as objects, to look at.
 
         Args:
             row: Number of the row; negative numbers count from the end.
+            max_path: With a number other than 0, every unit lists the texts of its on-path
+                continuations that begin with so many realized tokens at most.
 
         Raises:
             IndexError: There is no such row.
 
         Complexity:
-            O(tokens of the row), in Python: not for a hot path.
+            O(tokens of the row + continuations), in Python: not for a hot path.
+
+        Example:
+            >>> from simct_align import Aligner, Vocabulary
+            >>> teacher = Vocabulary.from_token_bytes([b"12", b"13", b"+"])
+            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"3", b"+"])
+            >>> batch = Aligner(teacher, student).align_batch([[2, 0]], [[3, 0, 1]])
+            >>> batch.units(0, max_path=8)[1].continuations
+            ('12', '13')
         """
         number = row + len(self) if row < 0 else row
         if not 0 <= number < len(self):
@@ -157,8 +171,10 @@ class AlignedBatch:
             )
         ]
         teacher_ids, student_ids = self.teacher.row(number), self.student.row(number)
+        continuations = self._continuations_of_row(number, max_path)
         found = []
-        for t_start, t_end, s_start, s_end, kind, unit_class in zip(*columns, strict=True):
+        for *columns_of_unit, further in zip(*columns, continuations, strict=True):
+            t_start, t_end, s_start, s_end, kind, unit_class = columns_of_unit
             text = self._decode(self._pair.student, student_ids[s_start:s_end])
             if unit_class & UnitClass.TRIMMED:
                 # One side's bytes hold the dummy prefix, the other's are the text.
@@ -173,9 +189,32 @@ class AlignedBatch:
                     UnitClass(unit_class),
                     text,
                     text.decode("utf-8", "backslashreplace"),
+                    further,
                 )
             )
         return found
+
+    def _continuations_of_row(self, row: int, max_path: int) -> list[tuple[str, ...]]:
+        units = slice(self.row_offsets[row], self.row_offsets[row + 1])
+        if checked_max_path(max_path, at_least=0) == 0:
+            return [()] * int(units.stop - units.start)
+        alone = replace(
+            self,
+            row_offsets=self.row_offsets[row : row + 2] - units.start,
+            teacher_start=self.teacher_start[units],
+            teacher_end=self.teacher_end[units],
+            student_start=self.student_start[units],
+            student_end=self.student_end[units],
+            kind=self.kind[units],
+            unit_class=self.unit_class[units],
+            teacher=self.teacher.only(row),
+            student=self.student.only(row),
+        )
+        found = self._aligner.continuations(alone, max_path=max_path, threads=1)
+        return [
+            tuple(continuation.text for continuation in found.of_unit(unit))
+            for unit in range(alone.n_units)
+        ]
 
     @staticmethod
     def _decode(vocabulary: _native.Vocabulary, ids: NDArray[Any]) -> bytes:
@@ -209,6 +248,8 @@ class AlignedBatch:
         student_row_starts: ArrayLike | None = None,
         teacher_stride: int | None = None,
         student_stride: int | None = None,
+        max_path: int = 0,
+        threads: int | None = None,
     ) -> AlignedIndex:
         """The tensors that a loss gathers with.
 
@@ -221,15 +262,21 @@ class AlignedBatch:
             teacher_stride: Rows of the teacher's logits per row of the batch, for ragged ids
                 whose logits are padded on the right; instead of row starts.
             student_stride: Likewise for the student.
+            max_path: With a number other than 0 (8 is a good one), the index holds the on-path
+                continuations that begin with so many realized tokens at most, 64 at most.
+            threads: How many threads enumerate continuations; all cores without it.
 
         Returns:
             The index, in NumPy memory; :meth:`AlignedIndex.to` moves it.
 
         Raises:
-            ValueError: Row starts of a wrong length, or row starts and a stride together.
+            ValueError: Row starts of a wrong length, or row starts and a stride together;
+                ``max_path`` out of range.
 
         Complexity:
-            O(units + tokens in MULTI units), in Rust, without the GIL.
+            O(units + tokens in MULTI units), and O(units × ``max_path``) at most with
+            continuations, in Rust, without the GIL. The first index with continuations makes the
+            aligner's spellings.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -242,6 +289,8 @@ class AlignedBatch:
             >>> index.student_step_row.tolist(), index.student_step_id.tolist()
             ([0, 1], [0, 1])
         """
+        if checked_max_path(max_path, at_least=0) > 0:
+            _ = self._aligner.spellings
         teacher_values, student_values = same_dtype(self.teacher, self.student)
         packed, counts = _native.build_index(
             self._pair,
@@ -262,8 +311,10 @@ class AlignedBatch:
                 self.student.offsets,
                 _row_starts("student", self.student, student_row_starts, student_stride),
             ),
+            max_path=max_path,
+            threads=threads,
         )
-        return AlignedIndex(packed, **counts)
+        return AlignedIndex(packed, **counts, host=packed)
 
     def coarsen(
         self, n: int | Literal["whitespace", "random"] = 2, *, seed: int | None = None

@@ -7,7 +7,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,37 @@ class AlignedIndex:
     SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch. Left
     out, and counted, are units without a prefix and units whose first token lost a dummy prefix.
 
+    With continuations (``max_path`` > 0) more sections follow. An *entry* says that a unit reaches
+    a node of the spellings of one direction: in the teacher's, every leaf of the node is a text
+    that is a single teacher token, and that the student spells by ``depth`` realized tokens, from
+    the unit's first on, and one token more. Rows and ids of the realized part are consecutive in
+    the student's logits and ids, from the unit's prefix row on. The leaves themselves lie in
+    ``aligner.spellings.teacher.leaves``. With E entries in a direction, which is named after the
+    side of the single token:
+
+    ============================== ===== ====================================================
+    section                        size  content
+    ============================== ===== ====================================================
+    ``teacher_entry_unit``         E     place of the unit in this index, 0 to N − 1, ascending
+    ``teacher_entry_node``         E     the node; only nodes with leaves are listed
+    ``teacher_entry_depth``        E     1 to ``max_path``, ascending within a unit
+    ``teacher_leaf_offsets``       E + 1 leaves of entry i, numbered through all entries
+    ``student_entry_unit``         E     likewise for single student tokens, spelled by the
+    ``student_entry_node``         E     teacher
+    ``student_entry_depth``        E
+    ``student_leaf_offsets``       E + 1
+    ``realized_teacher_leaf``      M     number of a leaf in ``leaves``, or −1; see below
+    ``realized_student_leaf``      M     likewise
+    ============================== ===== ====================================================
+
+    A candidate set is a set of texts, so where a MULTI unit's own text is also one of its
+    continuations, it must count once. ``realized_teacher_leaf`` is the number of that leaf: the
+    unit's text is the text of a one-sided teacher token, whichever tokens either side realized it
+    with, and the student's realized path begins with that token's spelling but for its last token
+    (of ``max_path`` tokens at most). The leaf then belongs to one of the unit's entries. Where the
+    realized student path *is* the spelling, both are the same path as well. At most one of the
+    two directions has such a leaf, and SHARED units have none: their text is a shared column.
+
     Attributes:
         packed: All sections: a NumPy array from :meth:`AlignedBatch.index`, a tensor after
             :meth:`to`.
@@ -53,6 +86,17 @@ class AlignedIndex:
         student_tokens_shared: Student tokens in SHARED and SPECIAL units.
         dropped_no_prefix: Units at position 0 of a row on either side.
         dropped_dummy_prefix: Units whose first token lost its dummy prefix.
+        max_path: How many realized tokens a continuation may begin with; 0: none are held.
+        n_teacher_entries: Entries of the teacher's direction.
+        n_student_entries: Entries of the student's direction.
+        n_teacher_leaves: Leaves of all entries of the teacher's direction together.
+        n_student_leaves: Leaves of all entries of the student's direction together.
+        teacher_cut_off: The teacher's one-sided tokens whose spelling is longer than ``max_path``
+            tokens and a last one, and which are no continuation anywhere.
+        student_cut_off: The student's, likewise.
+        host: ``packed`` as a NumPy array, which stays on the host when the index moves: whoever
+            cuts leaves into chunks looks sizes up here (see :meth:`on_host`), without waiting for
+            a device.
     """
 
     packed: Any
@@ -63,6 +107,14 @@ class AlignedIndex:
     student_tokens_shared: int
     dropped_no_prefix: int
     dropped_dummy_prefix: int
+    max_path: int = 0
+    n_teacher_entries: int = 0
+    n_student_entries: int = 0
+    n_teacher_leaves: int = 0
+    n_student_leaves: int = 0
+    teacher_cut_off: int = 0
+    student_cut_off: int = 0
+    host: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self.n_shared + self.n_multi
@@ -76,7 +128,28 @@ class AlignedIndex:
         sizes |= dict.fromkeys(("teacher_offsets", "student_offsets"), multi + 1)
         for side, steps in (("teacher", self.n_teacher_steps), ("student", self.n_student_steps)):
             sizes |= dict.fromkeys((f"{side}_step_{what}" for what in ("unit", "row", "id")), steps)
+        if self.max_path:
+            for side, entries in (
+                ("teacher", self.n_teacher_entries),
+                ("student", self.n_student_entries),
+            ):
+                names = (f"{side}_entry_{what}" for what in ("unit", "node", "depth"))
+                sizes |= dict.fromkeys(names, entries)
+                sizes[f"{side}_leaf_offsets"] = entries + 1
+            sizes |= dict.fromkeys(("realized_teacher_leaf", "realized_student_leaf"), multi)
         return sizes
+
+    def on_host(self, name: str) -> NDArray[np.int64]:
+        """A section as a NumPy array on the host, wherever ``packed`` is.
+
+        Args:
+            name: The section's name.
+
+        Raises:
+            AttributeError: There is no such section.
+        """
+        section: NDArray[np.int64] = getattr(replace(self, packed=self.host), name)
+        return section
 
     def __getattr__(self, name: str) -> Any:
         sizes = self.sizes() if not name.startswith("_") else {}

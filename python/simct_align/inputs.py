@@ -39,6 +39,12 @@ class RaggedIds:
         """The ids of one row."""
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
+    def only(self, number: int) -> RaggedIds:
+        """One row alone."""
+        row = slice(self.offsets[number], self.offsets[number + 1])
+        mask = None if self.mask is None else self.mask[row]
+        return RaggedIds(self.values[row], self.offsets[number : number + 2] - row.start, mask)
+
 
 def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
     """Reads one side of a batch.

@@ -59,6 +59,7 @@ class Unit(NamedTuple):
         unit_class: What kind of text it holds.
         bytes: Its text, exactly.
         text: Its text; bytes that are not whole characters are escaped (``\xf0``).
+        continuations: The texts of its on-path continuations, where they were asked for.
     """
 
     teacher: range
@@ -67,3 +68,4 @@ class Unit(NamedTuple):
     unit_class: UnitClass
     bytes: bytes
     text: str
+    continuations: tuple[str, ...] = ()

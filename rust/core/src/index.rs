@@ -5,16 +5,21 @@
 //! are numbered through the whole batch, as the trainer lays its logits out.
 //!
 //! All integers lie in one buffer, in sections, so that one transfer moves them to a device.
+//!
+//! With continuations, the entries of [`on_path`] are put in the order of the units here, so that
+//! the entries of a run of units, and the leaves of those, are runs as well.
 
 use std::ops::Range;
 
 use crate::batch::RaggedIds;
 use crate::class::TRIMMED;
 use crate::columns::UnitKind;
+use crate::continuation::{Entries, PathOptions, on_path};
 use crate::error::{Error, Result, Side};
 use crate::pair::{NONE, Pair};
+use crate::spelling::{SpellingTable, Spellings};
 use crate::track::TokenId;
-use crate::vocabulary::check_offsets;
+use crate::vocabulary::{Vocabulary, check_offsets};
 
 /// The units of a batch, borrowed column by column: see
 /// [`Segments`](crate::columns::Segments).
@@ -62,6 +67,21 @@ pub struct Counts {
     pub dropped_no_prefix: usize,
     /// Units left out because their first token lost its dummy prefix.
     pub dropped_dummy_prefix: usize,
+    /// Nodes of the teacher's spellings that units reach.
+    pub teacher: EntryCounts,
+    /// Nodes of the student's spellings that units reach.
+    pub student: EntryCounts,
+}
+
+/// How many continuations an [`Index`] holds in one direction; nothing without continuations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EntryCounts {
+    /// Entries.
+    pub entries: usize,
+    /// Their leaves together.
+    pub leaves: usize,
+    /// Spellings that are no continuations because they are longer than `max_path` and one token.
+    pub cut_off: usize,
 }
 
 /// The tensors that a loss gathers with.
@@ -81,6 +101,20 @@ pub struct Counts {
 /// | student steps: unit, row, id | 3 × P | likewise |
 ///
 /// SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch.
+///
+/// With continuations follow, with E entries in a direction:
+///
+/// | section | entries | content |
+/// | --- | --- | --- |
+/// | teacher entries: unit, node, depth | 3 × E | place among the N units, ascending; node of the teacher's spellings; how many realized student tokens lead there |
+/// | teacher leaf offsets | E + 1 | the leaves of all entries, numbered through |
+/// | student entries, student leaf offsets | 4 × E + 1 | likewise, the other way round |
+/// | realized teacher leaf, realized student leaf | M each | the leaf whose text the unit's is, if it is a continuation of the unit, else −1 |
+///
+/// The realized leaf is found by text: the unit's text is that of a one-sided token, on whichever
+/// paths either side realized it, and the spelling of that token, but for its last token, is how
+/// the realized path of the other side begins. So the leaf is among those of the unit's entries,
+/// and stands for a text that the unit has twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
     /// All sections, one after another.
@@ -89,11 +123,11 @@ pub struct Index {
     pub counts: Counts,
 }
 
-/// Makes the index of a batch.
+/// Makes the index of a batch, with continuations if there are options for them.
 ///
 /// # Complexity
 ///
-/// O(units + tokens in MULTI units) time; memory of the result.
+/// O(units + tokens in MULTI units) time, and that of [`on_path`]; memory of the result.
 ///
 /// # Errors
 ///
@@ -104,8 +138,14 @@ pub fn build_index<I: TokenId>(
     units: &UnitColumns<'_>,
     teacher: IndexSide<'_, I>,
     student: IndexSide<'_, I>,
+    continuations: Option<&PathOptions>,
 ) -> Result<Index> {
-    units.check(teacher, student)?;
+    units.check(teacher.ids, student.ids)?;
+    let rows = teacher.ids.rows();
+    check_lengths([
+        ("teacher_row_starts", teacher.row_starts.len(), rows, "one entry for every row"),
+        ("student_row_starts", student.row_starts.len(), rows, "one entry for every row"),
+    ])?;
     let mut counts = Counts::default();
     for unit in 0..units.kind.len() {
         units.count(unit, &mut counts);
@@ -114,12 +154,21 @@ pub fn build_index<I: TokenId>(
     let (multi, steps) = (counts.multi, (counts.teacher_steps, counts.student_steps));
     let sizes = [all, all, all, all, all, multi, multi + 1, multi + 1];
     let sizes = sizes.into_iter().chain([steps.0; 3]).chain([steps.1; 3]);
+    let reached = match continuations {
+        Some(options) => Some(Reached::new(pair, units, teacher, student, options)?),
+        None => None,
+    };
+    let more = reached.as_ref().map_or(Vec::new(), |reached| reached.sizes(multi));
+    let sizes = sizes.chain(more);
     let mut packed = vec![0; sizes.clone().sum()];
     let mut sections = Sections::split(&mut packed, sizes);
     let [unit_of, kind, tokens, teacher_row, student_row] = sections.take();
     let [column, teacher_offsets, student_offsets] = sections.take();
     let mut teacher_paths = Paths::new(teacher_offsets, sections.take());
     let mut student_paths = Paths::new(student_offsets, sections.take());
+    let teacher_entries = sections.take();
+    let student_entries = sections.take();
+    let [teacher_leaf, student_leaf] = sections.take();
 
     let (mut next_shared, mut next_multi) = (0, counts.shared);
     for row in 0..teacher.ids.rows() {
@@ -141,13 +190,121 @@ pub fn build_index<I: TokenId>(
                 let teacher_ids = &teacher.ids.row(row)[teacher_range];
                 let student_ids = &student.ids.row(row)[student_range];
                 let multi = place - counts.shared;
-                column[multi] = realized_column(pair, row, teacher_ids, student_ids)?;
+                let single = single_token(pair, row, teacher_ids, student_ids)?;
+                column[multi] = single.map_or(-1, |single| column_of(pair, single));
+                if let Some(reached) = &reached {
+                    let leaves = reached.realized_leaves(single, teacher_ids, student_ids);
+                    [teacher_leaf[multi], student_leaf[multi]] = leaves;
+                }
                 teacher_paths.push(multi, teacher_row[place], teacher_ids);
                 student_paths.push(multi, student_row[place], student_ids);
             }
         }
     }
+    if let Some(reached) = reached {
+        let order = (&*unit_of, counts.shared);
+        counts.teacher = reached.teacher.pack(order, teacher_entries);
+        counts.student = reached.student.pack(order, student_entries);
+    }
     Ok(Index { packed, counts })
+}
+
+/// The continuations of a batch, to be packed.
+struct Reached<'a> {
+    teacher: Direction<'a>,
+    student: Direction<'a>,
+}
+
+/// Those of one direction.
+struct Direction<'a> {
+    entries: Entries,
+    spellings: &'a SpellingTable,
+    max_path: usize,
+}
+
+impl<'a> Reached<'a> {
+    fn new<I: TokenId>(
+        pair: &'a Pair,
+        units: &UnitColumns<'_>,
+        teacher: IndexSide<'_, I>,
+        student: IndexSide<'_, I>,
+        options: &PathOptions,
+    ) -> Result<Self> {
+        let found = on_path(pair, units, teacher.ids, student.ids, options)?;
+        let Spellings { teacher, student } = pair.spellings()?;
+        let max_path = options.max_path;
+        Ok(Self {
+            teacher: Direction { entries: found.teacher, spellings: teacher, max_path },
+            student: Direction { entries: found.student, spellings: student, max_path },
+        })
+    }
+
+    fn sizes(&self, multi: usize) -> Vec<usize> {
+        let [teacher, student] = [self.teacher.entries.len(), self.student.entries.len()];
+        let of = |entries| [entries, entries, entries, entries + 1];
+        [of(teacher), of(student)].concat().into_iter().chain([multi; 2]).collect()
+    }
+
+    /// The leaves of both directions, at most one of them, whose text a unit's is.
+    fn realized_leaves<I: TokenId>(
+        &self,
+        single: Option<(Side, u32)>,
+        teacher: &[I],
+        student: &[I],
+    ) -> [i64; 2] {
+        let (direction, realized) = match single {
+            Some((Side::Teacher, _)) => (&self.teacher, student),
+            Some((Side::Student, _)) => (&self.student, teacher),
+            None => return [-1; 2],
+        };
+        let leaf = single.and_then(|(_, token)| {
+            let realized = realized.iter().map(|id| id.index());
+            direction.spellings.leaf_on_path(token, direction.max_path, realized)
+        });
+        match (single, leaf.map_or(-1, i64::from)) {
+            (Some((Side::Teacher, _)), leaf) => [leaf, -1],
+            (_, leaf) => [-1, leaf],
+        }
+    }
+}
+
+impl Direction<'_> {
+    /// Writes the entries in the order of the index: of its first units, then of the others.
+    fn pack(&self, (unit_of, shared): (&[i64], usize), sections: [&mut [i64]; 4]) -> EntryCounts {
+        let [unit, node, depth, leaf_offsets] = sections;
+        let (mut next, mut leaves) = (0, 0);
+        for block in [0..shared, shared..unit_of.len()] {
+            // Both ascend, and every entry's unit is in one of the blocks.
+            let mut place = block.start;
+            for (entry, &number) in self.entries.unit.iter().enumerate() {
+                while place < block.end && unit_of[place] < number {
+                    place += 1;
+                }
+                if place < block.end && unit_of[place] == number {
+                    unit[next] = long(place);
+                    node[next] = i64::from(self.entries.node[entry]);
+                    depth[next] = i64::from(self.entries.depth[entry]);
+                    leaves += self.spellings.leaves_of(self.entries.node[entry]);
+                    next += 1;
+                    leaf_offsets[next] = long(leaves);
+                }
+            }
+        }
+        let cut_off = self.spellings.cut_off(self.max_path);
+        EntryCounts { entries: next, leaves, cut_off }
+    }
+}
+
+/// A name, what length came, what length is right, and why.
+type Length = (&'static str, usize, usize, &'static str);
+
+fn check_lengths(lengths: impl IntoIterator<Item = Length>) -> Result<()> {
+    match lengths.into_iter().find(|(_, found, expected, _)| found != expected) {
+        Some((name, found, expected, why)) => {
+            Err(Error::LengthMismatch { name, found, expected, why })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Where a unit goes.
@@ -158,10 +315,11 @@ enum Place {
 }
 
 impl UnitColumns<'_> {
-    fn check<I: TokenId>(
+    /// Checks that all columns, and both sides' ids, fit together.
+    pub(crate) fn check<I: TokenId>(
         &self,
-        teacher: IndexSide<'_, I>,
-        student: IndexSide<'_, I>,
+        teacher: RaggedIds<'_, I>,
+        student: RaggedIds<'_, I>,
     ) -> Result<()> {
         let units = self.kind.len();
         check_offsets("row_offsets", self.row_offsets, units)?;
@@ -172,20 +330,14 @@ impl UnitColumns<'_> {
             ("student_start", self.student_start.len(), units, "one entry for every unit"),
             ("student_end", self.student_end.len(), units, "one entry for every unit"),
             ("unit_class", self.unit_class.len(), units, "one entry for every unit"),
-            ("teacher_ids", teacher.ids.rows(), rows, "as many rows as there are in the batch"),
-            ("student_ids", student.ids.rows(), rows, "as many rows as there are in the batch"),
-            ("teacher_row_starts", teacher.row_starts.len(), rows, "one entry for every row"),
-            ("student_row_starts", student.row_starts.len(), rows, "one entry for every row"),
+            ("teacher_ids", teacher.rows(), rows, "as many rows as there are in the batch"),
+            ("student_ids", student.rows(), rows, "as many rows as there are in the batch"),
         ];
-        match lengths.into_iter().find(|(_, found, expected, _)| found != expected) {
-            Some((name, found, expected, why)) => {
-                Err(Error::LengthMismatch { name, found, expected, why })
-            }
-            None => Ok(()),
-        }
+        check_lengths(lengths)
     }
 
-    fn of_row(&self, row: usize) -> Range<usize> {
+    /// The units of a row.
+    pub(crate) fn of_row(&self, row: usize) -> Range<usize> {
         // `check` has seen that no offset is negative.
         let at = |index: usize| usize::try_from(self.row_offsets[index]).unwrap_or(0);
         at(row)..at(row + 1)
@@ -249,16 +401,19 @@ impl UnitColumns<'_> {
     }
 }
 
-/// The column whose text a unit spells.
-fn realized_column<I: TokenId>(
+/// The single token, of either side, whose text a unit spells; by canonical id.
+fn single_token<I: TokenId>(
     pair: &Pair,
     row: usize,
     teacher: &[I],
     student: &[I],
-) -> Result<i64> {
-    let column = match (teacher, student) {
-        ([single], _) => u32::try_from(single.index()).map_or(NONE, |id| pair.teacher_column(id)),
-        (_, [single]) => u32::try_from(single.index()).map_or(NONE, |id| pair.student_column(id)),
+) -> Result<Option<(Side, u32)>> {
+    let canonical = |vocabulary: &Vocabulary, id: I| {
+        u32::try_from(id.index()).ok().map(|id| vocabulary.canonical_id(id))
+    };
+    Ok(match (teacher, student) {
+        ([single], _) => canonical(&pair.teacher, *single).map(|id| (Side::Teacher, id)),
+        (_, [single]) => canonical(&pair.student, *single).map(|id| (Side::Student, id)),
         _ => {
             let text = pair.student.decode(student).map_err(|position| Error::IdOutOfRange {
                 row,
@@ -267,10 +422,19 @@ fn realized_column<I: TokenId>(
                 id: student[position].value(),
                 vocab_size: pair.student.len(),
             })?;
-            pair.text_column(&text)
+            let teacher = pair.teacher.find(&text).map(|id| (Side::Teacher, id));
+            teacher.or_else(|| pair.student.find(&text).map(|id| (Side::Student, id)))
         }
+    })
+}
+
+/// The column of a token's text, or −1.
+fn column_of(pair: &Pair, single: (Side, u32)) -> i64 {
+    let column = match single {
+        (Side::Teacher, id) => pair.teacher_column(id),
+        (Side::Student, id) => pair.student_column(id),
     };
-    Ok(if column == NONE { -1 } else { i64::from(column) })
+    if column == NONE { -1 } else { i64::from(column) }
 }
 
 /// The steps of one side's realized paths, as they are written.

@@ -35,14 +35,18 @@
 pub mod batch;
 pub mod class;
 pub mod columns;
+pub mod continuation;
 pub mod error;
 pub mod index;
 pub mod pair;
 pub mod segment;
+pub mod spelling;
 pub mod storage;
 pub mod threads;
+pub mod trie;
 pub mod vocabulary;
 
+mod path_trie;
 mod resync;
 pub mod track;
 

@@ -1,8 +1,10 @@
 //! A teacher and a student vocabulary, and all that is computed once for both.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use crate::batch::RaggedIds;
 use crate::error::{Error, Result, Side};
+use crate::spelling::Spellings;
 use crate::vocabulary::{MAX_TOKENS, TokenKind, Vocabulary};
 
 /// Stands for "none" in tables of ids and columns.
@@ -82,6 +84,7 @@ pub struct Pair {
     /// Id -> column of the text or special token, or [`NONE`].
     pub(crate) teacher_columns: Vec<u32>,
     pub(crate) student_columns: Vec<u32>,
+    pub(crate) spellings: OnceLock<Spellings>,
 }
 
 impl Pair {
@@ -138,6 +141,7 @@ impl Pair {
             shared,
             teacher_columns,
             student_columns,
+            spellings: OnceLock::new(),
         }
     }
 
@@ -214,6 +218,48 @@ impl Pair {
     #[must_use]
     pub fn student_column(&self, id: u32) -> u32 {
         self.student_columns.get(id as usize).copied().unwrap_or(NONE)
+    }
+
+    /// The spellings of one-sided tokens, if they have been made.
+    #[must_use]
+    pub fn known_spellings(&self) -> Option<&Spellings> {
+        self.spellings.get()
+    }
+
+    /// The spellings of one-sided tokens; unless they have been made, the shortest paths.
+    ///
+    /// # Complexity
+    ///
+    /// That of [`Spellings::new`] on the first call.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Spellings::new`].
+    pub fn spellings(&self) -> Result<&Spellings> {
+        self.make_spellings(None, None)
+    }
+
+    /// Makes the spellings of one-sided tokens with what the tokenizers emit; see
+    /// [`Spellings::new`]. Does nothing if they have been made: what refers to their nodes would
+    /// become wrong.
+    ///
+    /// # Complexity
+    ///
+    /// That of [`Spellings::new`] on the first call.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Spellings::new`].
+    pub fn make_spellings(
+        &self,
+        teacher: Option<RaggedIds<'_, i64>>,
+        student: Option<RaggedIds<'_, i64>>,
+    ) -> Result<&Spellings> {
+        if let Some(known) = self.spellings.get() {
+            return Ok(known);
+        }
+        let made = Spellings::new(self, teacher, student)?;
+        Ok(self.spellings.get_or_init(|| made))
     }
 
     /// The column of a text; [`NONE`] if no token of both sides spells it.

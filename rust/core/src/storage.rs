@@ -6,31 +6,36 @@
 //! section   the caller's note (UTF-8)
 //! sections  teacher vocabulary, student vocabulary
 //! sections  teacher ids and student ids of the columns, teacher stops, student stops
+//! section   one byte: whether the spellings have been made
+//! sections  if so, of the teacher's and of the student's one-sided tokens: those with a spelling,
+//!           in the order of their leaves; where the spellings begin; their ids; those without one
 //! 32 bytes  SHA-256 of all before
 //! ```
 //!
 //! A section is a u64 that counts its bytes, and the bytes; integers are little-endian. What is
-//! cheap to derive (the maps into the columns) is derived again; what costs a hash table (the
-//! canonical ids and the columns themselves) is stored.
+//! cheap to derive (the maps into the columns, the tries over spellings) is derived again; what
+//! costs a hash table (the canonical ids and the columns themselves) or a tokenizer (the
+//! spellings) is stored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Side};
 use crate::pair::{Pair, Stops};
+use crate::spelling::{SpellingTable, Spellings};
 use crate::vocabulary::{Settings, TokenKind, Vocabulary};
 
 const MAGIC: &[u8; 8] = b"SIMCTALN";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const CHECKSUM_BYTES: usize = 32;
 
-/// Writes a pair, with text of the caller's own.
+/// Writes a pair, with text of the caller's own; with its spellings, if they have been made.
 ///
 /// # Complexity
 ///
-/// O(bytes of both vocabularies) time and memory.
+/// O(bytes of both vocabularies and of the spellings) time and memory.
 #[must_use]
 pub fn to_bytes(pair: &Pair, note: &str) -> Vec<u8> {
     let mut writer = Writer(Vec::new());
@@ -43,6 +48,12 @@ pub fn to_bytes(pair: &Pair, note: &str) -> Vec<u8> {
     writer.integers(&pair.shared_student_ids);
     writer.integers(&pair.stops.teacher);
     writer.integers(&pair.stops.student);
+    let spellings = pair.known_spellings();
+    writer.section(&[u8::from(spellings.is_some())]);
+    if let Some(spellings) = spellings {
+        writer.spellings(&spellings.teacher);
+        writer.spellings(&spellings.student);
+    }
     let checksum = Sha256::digest(&writer.0);
     writer.0.extend_from_slice(&checksum);
     writer.0
@@ -82,10 +93,19 @@ pub fn from_bytes(data: &[u8]) -> Result<(Pair, String)> {
     let shared_teacher_ids = reader.ids(teacher.len())?;
     let shared_student_ids = reader.ids(student.len())?;
     let stops = Stops { teacher: reader.ids(teacher.len())?, student: reader.ids(student.len())? };
-    if shared_teacher_ids.len() != shared_student_ids.len() || !reader.0.is_empty() {
+    let has_spellings = reader.section()? == [1];
+    if shared_teacher_ids.len() != shared_student_ids.len() {
         return Err(bad("its tables do not fit together"));
     }
     let pair = Pair::from_columns(teacher, student, shared_teacher_ids, shared_student_ids, stops);
+    if has_spellings {
+        let teacher = reader.spellings(Side::Teacher, &pair)?;
+        let student = reader.spellings(Side::Student, &pair)?;
+        pair.spellings.get_or_init(|| Spellings { teacher, student });
+    }
+    if !reader.0.is_empty() {
+        return Err(bad("there is something behind its end"));
+    }
     Ok((pair, note))
 }
 
@@ -120,6 +140,12 @@ impl Writer {
         self.integers(&settings.special_names.keys().copied().collect::<Vec<_>>());
         for name in settings.special_names.values() {
             self.section(name.as_bytes());
+        }
+    }
+
+    fn spellings(&mut self, table: &SpellingTable) {
+        for integers in [&table.tokens, &table.offsets, &table.paths, &table.unspelled] {
+            self.integers(integers);
         }
     }
 }
@@ -191,6 +217,25 @@ impl<'a> Reader<'a> {
         vocabulary.digest = digest;
         Ok(vocabulary)
     }
+
+    fn spellings(&mut self, side: Side, pair: &Pair) -> Result<SpellingTable> {
+        let (own, other) = match side {
+            Side::Teacher => (pair.teacher.len(), pair.student.len()),
+            Side::Student => (pair.student.len(), pair.teacher.len()),
+        };
+        let tokens = self.ids(own)?;
+        let offsets = self.integers()?;
+        let paths = self.ids(other)?;
+        let unspelled = self.ids(own)?;
+        let fits = offsets.len() == tokens.len() + 1
+            && offsets.first() == Some(&0)
+            && offsets.last().map(|&end| end as usize) == Some(paths.len())
+            && offsets.windows(2).all(|ends| ends[1] >= ends[0].saturating_add(2));
+        if !fits {
+            return Err(bad("the spellings in it do not fit together"));
+        }
+        SpellingTable::from_sorted(side, pair, tokens, offsets, paths, unspelled)
+    }
 }
 
 #[cfg(test)]
@@ -200,7 +245,8 @@ mod tests {
     use crate::vocabulary::Token;
 
     fn saved() -> Result<(Pair, Vec<u8>)> {
-        let teacher = [Token::normal("ab"), Token::special("<eos>"), Token::byte(b'x')];
+        let teacher =
+            [Token::normal("ab"), Token::special("<eos>"), Token::byte(b'x'), Token::normal("abx")];
         let student = [Token::special("</s>"), Token::normal("x"), Token::normal("ab")];
         let teacher = Vocabulary::from_tokens(teacher)?;
         let student = Vocabulary::from_tokens(student)?;
@@ -230,8 +276,24 @@ mod tests {
     }
 
     #[test]
+    fn spellings_are_written_once_they_have_been_made() -> Result<()> {
+        let (pair, without) = saved()?;
+        assert!(from_bytes(&without)?.0.known_spellings().is_none());
+        pair.spellings()?;
+        let bytes = to_bytes(&pair, "a note");
+        let (again, _) = from_bytes(&bytes)?;
+        let table = again.known_spellings().map(|spellings| &spellings.teacher).unwrap();
+        assert_eq!(table.spelling(3), Some(&[2, 1][..]));
+        assert_eq!(table.one_sided_tokens(), [3]);
+        assert_eq!(to_bytes(&again, "a note"), bytes);
+        Ok(())
+    }
+
+    #[test]
     fn every_damage_is_seen() -> Result<()> {
-        let (_, bytes) = saved()?;
+        let (pair, _) = saved()?;
+        pair.spellings()?;
+        let bytes = to_bytes(&pair, "a note");
         for place in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[place] ^= 1;

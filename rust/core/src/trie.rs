@@ -60,9 +60,9 @@ impl ByteTrie {
             })
             .collect();
         keyed.sort_unstable_by(|left, right| {
-            left.0.cmp(&right.0).then_with(|| {
-                vocabulary.token_bytes(left.1).cmp(vocabulary.token_bytes(right.1))
-            })
+            left.0
+                .cmp(&right.0)
+                .then_with(|| vocabulary.token_bytes(left.1).cmp(vocabulary.token_bytes(right.1)))
         });
         let mut heads = vec![0u32; HEADS];
         for (key, _) in &keyed {

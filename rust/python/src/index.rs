@@ -1,23 +1,32 @@
 //! The tensors that a loss gathers with.
 
+use std::num::NonZeroUsize;
+
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use simct_align::batch::RaggedIds;
+use simct_align::continuation::PathOptions;
 use simct_align::error::Side;
-use simct_align::index::{Index, IndexSide, UnitColumns, build_index as build};
+use simct_align::index::{EntryCounts, Index, IndexSide, UnitColumns, build_index as build};
 use simct_align::pair::Pair as CorePair;
 use simct_align::track::TokenId;
 
 use crate::arrays::IdArray;
+use crate::continuation::path_options;
 use crate::errors::to_py_err;
 use crate::pair::Pair;
 
 /// One side: (values, offsets, flat logit row of each row's position 0).
 type SideArrays<'py> = (Bound<'py, PyAny>, PyReadonlyArray1<'py, i64>, PyReadonlyArray1<'py, i64>);
 
-/// Makes the index of a batch: (packed sections, counts by name).
+/// Makes the index of a batch: (packed sections, counts by name); with continuations if `max_path`
+/// is not 0.
 #[pyfunction]
+#[pyo3(signature = (
+    pair, row_offsets, teacher_start, teacher_end, student_start, student_end, kind, unit_class,
+    teacher, student, *, max_path, threads,
+))]
 #[expect(clippy::too_many_arguments, reason = "the columns of a batch")]
 pub(crate) fn build_index<'py>(
     py: Python<'py>,
@@ -31,7 +40,10 @@ pub(crate) fn build_index<'py>(
     unit_class: PyReadonlyArray1<'py, u8>,
     teacher: SideArrays<'py>,
     student: SideArrays<'py>,
+    max_path: usize,
+    threads: Option<NonZeroUsize>,
 ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyDict>)> {
+    let options = (max_path > 0).then(|| path_options(max_path, threads));
     let units = UnitColumns {
         row_offsets: row_offsets.as_slice()?,
         teacher_start: teacher_start.as_slice()?,
@@ -47,7 +59,8 @@ pub(crate) fn build_index<'py>(
     macro_rules! index {
         ($teacher_ids:ident, $student_ids:ident) => {{
             let (teacher_ids, student_ids) = ($teacher_ids.as_slice()?, $student_ids.as_slice()?);
-            py.detach(|| index(&pair.core, &units, (teacher_ids, teacher), (student_ids, student)))
+            let (teacher, student) = ((teacher_ids, teacher), (student_ids, student));
+            py.detach(|| index(&pair.core, &units, teacher, student, options.as_ref()))
         }};
     }
     let built = match (&teacher_ids, &student_ids) {
@@ -65,6 +78,13 @@ pub(crate) fn build_index<'py>(
     names.set_item("student_tokens_shared", counts.student_tokens_shared)?;
     names.set_item("dropped_no_prefix", counts.dropped_no_prefix)?;
     names.set_item("dropped_dummy_prefix", counts.dropped_dummy_prefix)?;
+    names.set_item("max_path", max_path)?;
+    for (side, counts) in [("teacher", counts.teacher), ("student", counts.student)] {
+        let EntryCounts { entries, leaves, cut_off } = counts;
+        names.set_item(format!("n_{side}_entries"), entries)?;
+        names.set_item(format!("n_{side}_leaves"), leaves)?;
+        names.set_item(format!("{side}_cut_off"), cut_off)?;
+    }
     Ok((packed.into_pyarray(py), names))
 }
 
@@ -76,10 +96,11 @@ fn index<I: TokenId>(
     units: &UnitColumns<'_>,
     teacher: Input<'_, I>,
     student: Input<'_, I>,
+    continuations: Option<&PathOptions>,
 ) -> simct_align::error::Result<Index> {
     let (values, (offsets, row_starts)) = teacher;
     let teacher = IndexSide { ids: RaggedIds::new(Side::Teacher, values, offsets)?, row_starts };
     let (values, (offsets, row_starts)) = student;
     let student = IndexSide { ids: RaggedIds::new(Side::Student, values, offsets)?, row_starts };
-    build(pair, units, teacher, student)
+    build(pair, units, teacher, student, continuations)
 }

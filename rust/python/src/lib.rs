@@ -5,6 +5,7 @@
 //! read about their arguments and not about these.
 
 mod arrays;
+mod continuation;
 mod errors;
 mod ids;
 mod index;
@@ -15,6 +16,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _native {
+    #[pymodule_export]
+    use super::continuation::{ByteTrie, Spellings, make_spellings, on_path, one_sided_tokens};
     #[pymodule_export]
     use super::errors::AlignmentError;
     #[pymodule_export]

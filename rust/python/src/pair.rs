@@ -124,6 +124,12 @@ impl Pair {
         Ok(into_arrays(py, aligned.map_err(to_py_err)?))
     }
 
+    /// Whether the spellings of one-sided tokens have been made.
+    #[getter]
+    fn has_spellings(&self) -> bool {
+        self.core.known_spellings().is_some()
+    }
+
     /// The pair as the bytes of a file, with text of the caller's own.
     fn to_bytes<'py>(&self, py: Python<'py>, note: &str) -> Bound<'py, PyBytes> {
         let bytes = py.detach(|| storage::to_bytes(&self.core, note));

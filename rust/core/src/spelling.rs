@@ -1,0 +1,342 @@
+//! Spellings: how one side writes the tokens that it does not have.
+//!
+//! A *one-sided token* is a token, by canonical id, whose bytes are a single token on its own side
+//! only. Its *spelling* is the path of tokens with which the other side writes it: what that
+//! side's tokenizer emits for the token's text alone, if the emitted tokens spell exactly its
+//! bytes; else the fewest tokens that do ([`ByteTrie::shortest_path`]). A tokenizer that puts a
+//! space in front of a text emits one token too many, if that space is a token of its own, and it
+//! is taken off; glued to the text it leaves the shortest path.
+//!
+//! A path but for its last token is a *node*; its *leaves* are the one-sided tokens whose
+//! spellings go on from there with one token more. Where the realized tokens follow a node's
+//! path, both models have scored all of its leaves: see [`continuation`](crate::continuation).
+//! Leaves are numbered in the order of their nodes, then of their last token, and nodes in the
+//! order of their paths, so the leaves of a node are neighbours.
+
+use crate::batch::RaggedIds;
+use crate::error::{Error, Result, Side};
+use crate::pair::{NONE, Pair};
+use crate::path_trie::{MAX_NODES, Nodes, PathTrie};
+use crate::trie::{ByteTrie, ShortestPaths};
+use crate::vocabulary::{TokenKind, Vocabulary};
+
+/// How long the path of a node may be. The spelling of a 64 KiB token in bytes would be 65,536
+/// nodes that no text ever reaches; it is kept as a spelling, without a leaf.
+pub const MAX_PATH: usize = 64;
+
+/// The spellings of both directions.
+#[derive(Debug)]
+pub struct Spellings {
+    /// Of the teacher's one-sided tokens, in the student's.
+    pub teacher: SpellingTable,
+    /// Of the student's one-sided tokens, in the teacher's.
+    pub student: SpellingTable,
+}
+
+impl Spellings {
+    /// Finds the spellings of both sides, with what their tokenizers emit, where there is one.
+    ///
+    /// `teacher` holds the student's ids for every token of `one_sided(pair, Side::Teacher)`, one
+    /// row for each, empty where there is nothing; `student` the teacher's, likewise.
+    ///
+    /// # Complexity
+    ///
+    /// O(bytes of the one-sided tokens) with encodings. A token without one costs
+    /// [`ByteTrie::shortest_path`].
+    ///
+    /// # Errors
+    ///
+    /// Encodings of another number of tokens; more than 2^30 nodes.
+    pub fn new(
+        pair: &Pair,
+        teacher: Option<RaggedIds<'_, i64>>,
+        student: Option<RaggedIds<'_, i64>>,
+    ) -> Result<Self> {
+        Ok(Self {
+            teacher: find_spellings(pair, Side::Teacher, teacher)?,
+            student: find_spellings(pair, Side::Student, student)?,
+        })
+    }
+
+    /// The spellings of one side's tokens.
+    #[must_use]
+    pub fn of(&self, side: Side) -> &SpellingTable {
+        match side {
+            Side::Teacher => &self.teacher,
+            Side::Student => &self.student,
+        }
+    }
+}
+
+/// The one-sided tokens of a side, ascending.
+///
+/// # Complexity
+///
+/// O(tokens of the side).
+#[must_use]
+pub fn one_sided(pair: &Pair, side: Side) -> Vec<u32> {
+    let vocabulary = vocabulary(pair, side);
+    let column = |id| match side {
+        Side::Teacher => pair.teacher_column(id),
+        Side::Student => pair.student_column(id),
+    };
+    vocabulary
+        .ids()
+        .filter(|&id| matches!(vocabulary.kind(id), TokenKind::Normal | TokenKind::Byte))
+        .filter(|&id| vocabulary.canonical_id(id) == id && !vocabulary.token_bytes(id).is_empty())
+        .filter(|&id| column(id) == NONE)
+        .collect()
+}
+
+fn vocabulary(pair: &Pair, side: Side) -> &Vocabulary {
+    match side {
+        Side::Teacher => &pair.teacher,
+        Side::Student => &pair.student,
+    }
+}
+
+fn other(side: Side) -> Side {
+    match side {
+        Side::Teacher => Side::Student,
+        Side::Student => Side::Teacher,
+    }
+}
+
+/// The spellings of one side's one-sided tokens in the tokens of the other, and their leaves.
+#[derive(Debug)]
+pub struct SpellingTable {
+    /// The one-sided tokens that have a spelling: the leaves in their order, then those whose
+    /// spelling is too long to be one.
+    pub(crate) tokens: Vec<u32>,
+    /// The spelling of `tokens[i]` is `paths[offsets[i]..offsets[i + 1]]`.
+    pub(crate) offsets: Vec<u32>,
+    pub(crate) paths: Vec<u32>,
+    /// The one-sided tokens that have none, ascending.
+    pub(crate) unspelled: Vec<u32>,
+    /// The leaves of node `n` are `node_offsets[n]..node_offsets[n + 1]`.
+    node_offsets: Vec<u32>,
+    /// One-sided token -> its place in `tokens`, or [`NONE`].
+    place_of: Vec<u32>,
+    trie: PathTrie,
+}
+
+impl SpellingTable {
+    /// Builds the trie of spellings that are sorted as the fields say.
+    pub(crate) fn from_sorted(
+        side: Side,
+        pair: &Pair,
+        tokens: Vec<u32>,
+        offsets: Vec<u32>,
+        paths: Vec<u32>,
+        unspelled: Vec<u32>,
+    ) -> Result<Self> {
+        let (mut nodes, mut node_offsets) = (Nodes::default(), Vec::new());
+        for (leaf, ends) in (0u32..).zip(offsets.windows(2)) {
+            let path = &paths[ends[0] as usize..ends[1] as usize];
+            // Every spelling has two tokens or more: one token would make the text a shared one.
+            let prefix = &path[..path.len().saturating_sub(1)];
+            if prefix.len() > MAX_PATH {
+                break;
+            }
+            nodes.insert(prefix);
+            node_offsets.resize(nodes.len(), leaf);
+        }
+        if nodes.len() > MAX_NODES {
+            return Err(Error::BadOption {
+                name: "number of spelling prefixes",
+                found: nodes.len(),
+                expected: "less than 2^30",
+            });
+        }
+        let leaves = offsets.windows(2).take_while(|ends| is_leaf(ends[1] - ends[0])).count();
+        node_offsets.push(u32::try_from(leaves).unwrap_or(u32::MAX));
+        let mut place_of = vec![NONE; vocabulary(pair, side).len()];
+        for (place, &token) in (0..).zip(&tokens) {
+            place_of[token as usize] = place;
+        }
+        let trie = PathTrie::new(&nodes, vocabulary(pair, other(side)).len());
+        Ok(Self { tokens, offsets, paths, unspelled, node_offsets, place_of, trie })
+    }
+
+    /// The spelling of a token, by canonical id; `None` if it is not one-sided or has none.
+    #[must_use]
+    pub fn spelling(&self, token: u32) -> Option<&[u32]> {
+        match self.place_of.get(token as usize) {
+            None | Some(&NONE) => None,
+            Some(&place) => Some(self.path(place as usize)),
+        }
+    }
+
+    /// The one-sided tokens without a spelling, ascending.
+    #[must_use]
+    pub fn unspelled(&self) -> &[u32] {
+        &self.unspelled
+    }
+
+    /// How many one-sided tokens have a spelling of so many tokens: entry `k` is for `k` tokens.
+    #[must_use]
+    pub fn counts_by_length(&self) -> Vec<usize> {
+        let mut counts = Vec::new();
+        for ends in self.offsets.windows(2) {
+            let length = (ends[1] - ends[0]) as usize;
+            if counts.len() <= length {
+                counts.resize(length + 1, 0);
+            }
+            counts[length] += 1;
+        }
+        counts
+    }
+
+    /// How many spellings are longer than a path of so many tokens and a last one.
+    #[must_use]
+    pub fn cut_off(&self, max_path: usize) -> usize {
+        self.offsets.windows(2).filter(|ends| (ends[1] - ends[0]) as usize > max_path + 1).count()
+    }
+
+    /// Where the leaves of every node begin; one more entry than nodes.
+    #[must_use]
+    pub fn node_offsets(&self) -> &[u32] {
+        &self.node_offsets
+    }
+
+    /// How many leaves there are.
+    #[must_use]
+    pub fn leaves(&self) -> usize {
+        self.node_offsets.last().map_or(0, |&end| end as usize)
+    }
+
+    /// The one-sided token of every leaf.
+    #[must_use]
+    pub fn one_sided_tokens(&self) -> &[u32] {
+        &self.tokens[..self.leaves()]
+    }
+
+    /// The last token of the spelling of every leaf.
+    pub fn last_tokens(&self) -> impl ExactSizeIterator<Item = u32> {
+        self.offsets[1..=self.leaves()].iter().map(|&end| self.paths[end as usize - 1])
+    }
+
+    /// The node of a path; `None` if no spelling goes on from there.
+    #[must_use]
+    pub fn node(&self, path: &[u32]) -> Option<u32> {
+        self.trie.node(path)
+    }
+
+    /// How many leaves a node has.
+    #[inline]
+    pub(crate) fn leaves_of(&self, node: i32) -> usize {
+        let offsets = usize::try_from(node).ok().and_then(|node| self.node_offsets.get(node..));
+        match offsets {
+            Some([start, end, ..]) => (end - start) as usize,
+            _ => 0,
+        }
+    }
+
+    /// The leaf of a token whose spelling begins as `realized` does, but for its last token, and
+    /// has at most `max_path` tokens before that.
+    pub(crate) fn leaf_on_path(
+        &self,
+        token: u32,
+        max_path: usize,
+        realized: impl Iterator<Item = usize>,
+    ) -> Option<u32> {
+        let place = *self.place_of.get(token as usize).filter(|&&place| place != NONE)?;
+        let (_, prefix) = self.path(place as usize).split_last()?;
+        let followed = prefix.iter().zip(realized).filter(|(id, at)| **id as usize == *at).count();
+        (prefix.len() <= max_path.min(MAX_PATH) && followed == prefix.len()).then_some(place)
+    }
+
+    pub(crate) fn trie(&self) -> &PathTrie {
+        &self.trie
+    }
+
+    fn path(&self, place: usize) -> &[u32] {
+        &self.paths[self.offsets[place] as usize..self.offsets[place + 1] as usize]
+    }
+}
+
+/// Whether a spelling of so many tokens is short enough to have a leaf.
+fn is_leaf(tokens: u32) -> bool {
+    tokens as usize <= MAX_PATH + 1
+}
+
+fn find_spellings(
+    pair: &Pair,
+    side: Side,
+    encodings: Option<RaggedIds<'_, i64>>,
+) -> Result<SpellingTable> {
+    let singles = one_sided(pair, side);
+    if let Some(encodings) = encodings
+        && encodings.rows() != singles.len()
+    {
+        return Err(Error::LengthMismatch {
+            name: "encodings",
+            found: encodings.rows(),
+            expected: singles.len(),
+            why: "one row for every one-sided token",
+        });
+    }
+    let speller = match side {
+        Side::Teacher => &pair.student,
+        Side::Student => &pair.teacher,
+    };
+    let trie = ByteTrie::new(speller.clone());
+    let mut shortest = ShortestPaths::new(&trie);
+    let (mut spelled, mut unspelled, mut paths) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, &token) in singles.iter().enumerate() {
+        let bytes = vocabulary(pair, side).token_bytes(token);
+        let start = paths.len();
+        let emitted = encodings.map_or(&[][..], |encodings| encodings.row(row));
+        match exact_part(speller, emitted, bytes) {
+            Some(ids) => {
+                paths.extend(ids.iter().filter_map(|&id| u32::try_from(id).ok()));
+            }
+            None if shortest.append(bytes, &mut paths) => {}
+            None => {
+                unspelled.push(token);
+                continue;
+            }
+        }
+        spelled.push((token, start..paths.len()));
+    }
+    spelled.sort_unstable_by(|(_, left), (_, right)| {
+        // Leaves first; then by node, then by last token. No two are equal.
+        let key = |range: &std::ops::Range<usize>| {
+            let (last, prefix) = (range.end - 1, range.start..range.end - 1);
+            (prefix.len() > MAX_PATH, &paths[prefix], paths[last])
+        };
+        key(left).cmp(&key(right))
+    });
+    let mut sorted = Vec::with_capacity(paths.len());
+    let mut offsets = vec![0];
+    for (_, range) in &spelled {
+        sorted.extend_from_slice(&paths[range.clone()]);
+        // No longer than the bytes of the vocabulary, which 32 bits number.
+        offsets.push(u32::try_from(sorted.len()).unwrap_or(u32::MAX));
+    }
+    let tokens = spelled.into_iter().map(|(token, _)| token).collect();
+    SpellingTable::from_sorted(side, pair, tokens, offsets, sorted, unspelled)
+}
+
+/// What of the emitted ids spells exactly these bytes: all of them, or all but a first one that
+/// is only the space that the tokenizer put in front of the text.
+fn exact_part<'a>(speller: &Vocabulary, emitted: &'a [i64], bytes: &[u8]) -> Option<&'a [i64]> {
+    if spells(speller, emitted, bytes) {
+        return Some(emitted);
+    }
+    let (first, rest) = emitted.split_first()?;
+    let is_dummy = speller.settings().dummy_prefix && spells(speller, &[*first], b" ");
+    (is_dummy && spells(speller, rest, bytes)).then_some(rest)
+}
+
+/// Whether the tokens spell exactly these bytes, each of them some.
+fn spells(speller: &Vocabulary, ids: &[i64], mut bytes: &[u8]) -> bool {
+    for &id in ids {
+        let token = u32::try_from(id).map_or(&[][..], |id| speller.token_bytes(id));
+        match bytes.strip_prefix(token) {
+            Some(rest) if !token.is_empty() => bytes = rest,
+            _ => return false,
+        }
+    }
+    bytes.is_empty()
+}
