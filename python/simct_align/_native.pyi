@@ -102,6 +102,30 @@ class ByteTrie:
     def with_prefix(self, prefix: bytes) -> NDArray[np.int64]: ...
     def shortest_path(self, text: bytes) -> list[int] | None: ...
 
+@final
+class Retokenizer:
+    def __new__(cls, pair: Pair) -> Retokenizer: ...
+    def split(self, values: NDArray[Any], offsets: NDArray[np.int64]) -> RolloutPlan: ...
+    def assemble(
+        self, plan: RolloutPlan, values: NDArray[np.int64], offsets: NDArray[np.int64]
+    ) -> RolloutIds: ...
+    def repair(
+        self,
+        draft: RolloutIds,
+        values: NDArray[Any],
+        offsets: NDArray[np.int64],
+        stretches: list[tuple[int, int, int, int, int]],
+    ) -> RolloutIds: ...
+
+@final
+class RolloutPlan:
+    def texts(self) -> list[str]: ...
+
+@final
+class RolloutIds:
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+    def counts(self) -> dict[str, int]: ...
+
 def build_index(
     pair: Pair,
     row_offsets: NDArray[np.int64],

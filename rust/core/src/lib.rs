@@ -39,6 +39,7 @@ pub mod continuation;
 pub mod error;
 pub mod index;
 pub mod pair;
+pub mod rollout;
 pub mod segment;
 pub mod spelling;
 pub mod storage;
@@ -48,6 +49,7 @@ pub mod vocabulary;
 
 mod path_trie;
 mod resync;
+mod speller;
 pub mod track;
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod errors;
 mod ids;
 mod index;
 mod pair;
+mod rollout;
 mod vocabulary;
 
 use pyo3::prelude::*;
@@ -26,6 +27,8 @@ mod _native {
     use super::index::build_index;
     #[pymodule_export]
     use super::pair::Pair;
+    #[pymodule_export]
+    use super::rollout::{Retokenizer, RolloutIds, RolloutPlan};
     #[pymodule_export]
     use super::vocabulary::Vocabulary;
 

@@ -1,0 +1,562 @@
+//! From a student's sampled ids to the teacher's ids of the same bytes.
+//!
+//! What a student samples need not be what its tokenizer would make of the text: it may be cut
+//! otherwise, end inside a character, or be no text at all. The ids stand for bytes, and those
+//! bytes are what the teacher has to read:
+//!
+//! ```text
+//! ids     | Σ x | <0xE2> | <eos> |        student
+//! parts   | Σ x | bytes  | stop  |        Retokenizer::split
+//! ids     | Σ | ␣x | <0xE2> | <end> |     Retokenizer::assemble, with the teacher's encoder
+//! ```
+//!
+//! The encoder is the teacher's own, so the text parts leave this crate and come back as ids. It
+//! may have changed the text (composed characters, a `▁` taken for a space, a space put in
+//! front). Aligning what came back with what was sampled shows where: [`Retokenizer::repair`]
+//! spells these stretches, and only these, with the fewest tokens that have exactly their bytes.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::batch::RaggedIds;
+use crate::error::{Error, Result, Side};
+use crate::pair::{NONE, Pair};
+use crate::speller::Speller;
+use crate::track::TokenId;
+use crate::vocabulary::Vocabulary;
+
+/// Stands in front of every text that a tokenizer with a dummy prefix encodes, and takes that
+/// prefix: no tokenizer in use joins a line feed with the word behind it.
+const SENTINEL: &str = "\n";
+
+/// What stands for bytes that the teacher has no tokens for.
+const REPLACEMENT: &str = "\u{fffd}";
+
+/// What crossed in which way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Special tokens that crossed by the pair's map.
+    pub specials: usize,
+    /// Special tokens without a partner, which are left out.
+    pub specials_left_out: usize,
+    /// Other ids that add no bytes, which are left out.
+    pub empty_left_out: usize,
+    /// Bytes that are no valid UTF-8.
+    pub invalid_bytes: usize,
+    /// Bytes that the encoder would have changed, spelled by the fewest tokens instead.
+    pub respelled_bytes: usize,
+    /// Bytes that the teacher has no tokens for: U+FFFD stands for every run of them.
+    pub replaced_bytes: usize,
+}
+
+/// One part of a region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    /// The next text.
+    Text,
+    /// Bytes that are no text, as a range of [`Plan::bytes`].
+    Bytes(Range<usize>),
+    /// A special token of the teacher.
+    Special(u32),
+}
+
+/// Regions of sampled ids, taken apart.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    texts: Vec<String>,
+    bytes: Vec<u8>,
+    parts: Vec<Part>,
+    /// The parts of region `i` end at `ends[i]`.
+    ends: Vec<usize>,
+    counts: Counts,
+}
+
+impl Plan {
+    /// What the teacher's encoder must make ids of, in this order.
+    #[must_use]
+    pub fn texts(&self) -> &[String] {
+        &self.texts
+    }
+}
+
+/// The teacher's ids of regions: region `i` is `values[offsets[i]..offsets[i + 1]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retokenized {
+    /// Ids of all regions.
+    pub values: Vec<i64>,
+    /// Where regions begin; one more entry than regions.
+    pub offsets: Vec<i64>,
+    /// What the teacher's encoder makes of U+FFFD; empty if no byte can need it.
+    pub replacement: Vec<i64>,
+    /// What crossed in which way.
+    pub counts: Counts,
+}
+
+impl Retokenized {
+    fn new(regions: usize) -> Self {
+        let mut offsets = Vec::with_capacity(regions + 1);
+        offsets.push(0);
+        Self { values: Vec::new(), offsets, replacement: Vec::new(), counts: Counts::default() }
+    }
+
+    fn end_region(&mut self) {
+        self.offsets.push(i64::try_from(self.values.len()).unwrap_or(i64::MAX));
+    }
+}
+
+/// A stretch of a region whose bytes are not the same on both sides, as positions in the region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Number of the region.
+    pub region: usize,
+    /// The teacher's tokens that take its place.
+    pub teacher: Range<usize>,
+    /// The student's tokens, which say what belongs there.
+    pub student: Range<usize>,
+}
+
+/// Makes teacher's ids of a student's: what that needs beside the pair, made on first use.
+#[derive(Debug)]
+pub struct Retokenizer {
+    pair: Arc<Pair>,
+    speller: Speller,
+}
+
+impl Retokenizer {
+    /// Looks at the teacher's byte tokens.
+    ///
+    /// # Complexity
+    ///
+    /// 256 look-ups; the first one builds the vocabulary's table.
+    #[must_use]
+    pub fn new(pair: Arc<Pair>) -> Self {
+        Self { speller: Speller::new(Arc::clone(pair.teacher())), pair }
+    }
+
+    /// Takes regions of the student's ids apart: valid text, other bytes, special tokens.
+    ///
+    /// A token without bytes ends a text, so that no token of the teacher's will reach across it.
+    ///
+    /// # Complexity
+    ///
+    /// O(tokens + bytes) time and memory.
+    ///
+    /// # Errors
+    ///
+    /// An id that is not in the student's vocabulary.
+    pub fn split<I: TokenId>(&self, student: RaggedIds<'_, I>) -> Result<Plan> {
+        let mut plan = Plan::default();
+        let mut pending = Vec::new();
+        for region in 0..student.rows() {
+            for (position, &id) in student.row(region).iter().enumerate() {
+                let token = known_id(self.pair.student(), Side::Student, region, position, id)?;
+                match self.pair.student().token_bytes(token) {
+                    [] => {
+                        self.flush(&mut pending, &mut plan);
+                        self.split_empty(token, &mut plan);
+                    }
+                    bytes => pending.extend_from_slice(bytes),
+                }
+            }
+            self.flush(&mut pending, &mut plan);
+            plan.ends.push(plan.parts.len());
+        }
+        if !self.speller.has_all_bytes() {
+            plan.texts.push(self.with_sentinel(REPLACEMENT));
+        }
+        Ok(plan)
+    }
+
+    /// Puts the regions together again from what the teacher's encoder made of the texts.
+    ///
+    /// # Complexity
+    ///
+    /// O(tokens), and [`Retokenizer::repair`]'s of the bytes that are no text.
+    ///
+    /// # Errors
+    ///
+    /// Another number of encodings than of texts; an id that is not in the teacher's vocabulary.
+    pub fn assemble(&self, plan: &Plan, encoded: RaggedIds<'_, i64>) -> Result<Retokenized> {
+        if encoded.rows() != plan.texts.len() {
+            return Err(Error::LengthMismatch {
+                name: "encoded",
+                found: encoded.rows(),
+                expected: plan.texts.len(),
+                why: "one row for every text",
+            });
+        }
+        let mut out = Retokenized::new(plan.ends.len());
+        out.counts = plan.counts;
+        if !self.speller.has_all_bytes() {
+            self.append_text(encoded, plan.texts.len() - 1, &[], &mut out.replacement)?;
+        }
+        let (mut text, mut start) = (0, 0);
+        for &end in &plan.ends {
+            for part in &plan.parts[start..end] {
+                out.counts.replaced_bytes += match part {
+                    Part::Text => {
+                        text += 1;
+                        self.append_text(encoded, text - 1, &out.replacement, &mut out.values)?
+                    }
+                    Part::Bytes(range) => self.speller.append(
+                        &plan.bytes[range.clone()],
+                        &out.replacement,
+                        &mut out.values,
+                    ),
+                    Part::Special(id) => {
+                        out.values.push(i64::from(*id));
+                        0
+                    }
+                };
+            }
+            start = end;
+            out.end_region();
+        }
+        Ok(out)
+    }
+
+    /// Gives the stretches exactly the student's bytes; `stretches` are in order.
+    ///
+    /// Of several ways to spell them, it takes the one that loses the fewest bytes, then the one
+    /// of the fewest tokens, then the one with the longest first token.
+    ///
+    /// # Complexity
+    ///
+    /// O(tokens), and for each byte of a stretch the cost of [`ByteTrie::prefixes`](crate::trie::ByteTrie::prefixes).
+    ///
+    /// # Errors
+    ///
+    /// Stretches that do not lie in their regions, or overlap.
+    pub fn repair<I: TokenId>(
+        &self,
+        mut draft: Retokenized,
+        student: RaggedIds<'_, I>,
+        stretches: &[Stretch],
+    ) -> Result<Retokenized> {
+        let mut out = Retokenized::new(student.rows());
+        out.replacement = std::mem::take(&mut draft.replacement);
+        // What was lost is in some stretch, and will be counted there.
+        out.counts = Counts { replaced_bytes: 0, ..draft.counts };
+        let teacher = RaggedIds::new(Side::Teacher, &draft.values, &draft.offsets)?;
+        let mut stretches = stretches.iter().peekable();
+        let mut bytes = Vec::new();
+        for region in 0..student.rows() {
+            let (teacher, student) = (teacher.row(region), student.row(region));
+            let mut at = 0;
+            while let Some(stretch) = stretches.next_if(|stretch| stretch.region == region) {
+                let kept = teacher.get(at..stretch.teacher.start);
+                let sampled = student.get(stretch.student.clone());
+                let (Some(kept), Some(sampled)) = (kept, sampled) else {
+                    return Err(outside(stretch));
+                };
+                out.values.extend_from_slice(kept);
+                self.respell(sampled, &mut bytes, &mut out);
+                at = stretch.teacher.end;
+            }
+            let Some(kept) = teacher.get(at..) else {
+                return Err(Error::BadOption {
+                    name: "end of a stretch",
+                    found: at,
+                    expected: "at most the length of its region",
+                });
+            };
+            out.values.extend_from_slice(kept);
+            out.end_region();
+        }
+        match stretches.next() {
+            Some(stretch) => Err(outside(stretch)),
+            None => Ok(out),
+        }
+    }
+
+    /// Spells sampled tokens, special ones between them included.
+    fn respell<I: TokenId>(&self, sampled: &[I], bytes: &mut Vec<u8>, out: &mut Retokenized) {
+        for &id in sampled {
+            // `split` has seen that all ids are tokens.
+            let token = u32::try_from(id.index()).unwrap_or(NONE);
+            let here = self.pair.student().token_bytes(token);
+            bytes.extend_from_slice(here);
+            if here.is_empty() {
+                self.respell_bytes(bytes, out);
+                out.values.extend(self.partner(token).map(i64::from));
+            }
+        }
+        self.respell_bytes(bytes, out);
+    }
+
+    fn respell_bytes(&self, bytes: &mut Vec<u8>, out: &mut Retokenized) {
+        let replaced = self.speller.append(bytes, &out.replacement, &mut out.values);
+        out.counts.replaced_bytes += replaced;
+        out.counts.respelled_bytes += bytes.len() - replaced;
+        bytes.clear();
+    }
+
+    /// Ends a text: what is pending becomes parts.
+    fn flush(&self, pending: &mut Vec<u8>, plan: &mut Plan) {
+        let start = plan.parts.len();
+        for chunk in pending.utf8_chunks() {
+            if !chunk.valid().is_empty() {
+                plan.texts.push(self.with_sentinel(chunk.valid()));
+                plan.parts.push(Part::Text);
+            }
+            let invalid = chunk.invalid();
+            if invalid.is_empty() {
+                continue;
+            }
+            plan.counts.invalid_bytes += invalid.len();
+            plan.bytes.extend_from_slice(invalid);
+            match plan.parts[start..].last_mut() {
+                Some(Part::Bytes(range)) => range.end += invalid.len(),
+                _ => {
+                    let end = plan.bytes.len();
+                    plan.parts.push(Part::Bytes(end - invalid.len()..end));
+                }
+            }
+        }
+        pending.clear();
+    }
+
+    fn split_empty(&self, token: u32, plan: &mut Plan) {
+        if let Some(partner) = self.partner(token) {
+            plan.counts.specials += 1;
+            plan.parts.push(Part::Special(partner));
+        } else if self.pair.student().is_special(token) {
+            plan.counts.specials_left_out += 1;
+        } else {
+            plan.counts.empty_left_out += 1;
+        }
+    }
+
+    /// The teacher's token that a token without bytes is mapped to.
+    fn partner(&self, token: u32) -> Option<u32> {
+        match self.pair.student_column(token) {
+            NONE => None,
+            column => self.pair.shared_teacher_ids().get(column as usize).copied(),
+        }
+    }
+
+    fn with_sentinel(&self, text: &str) -> String {
+        if self.pair.teacher().settings().dummy_prefix {
+            [SENTINEL, text].concat()
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// Appends what the encoder made of a text: without the sentinel and the space in front of it,
+    /// and without control tokens, which text never becomes. Returns how many bytes were replaced.
+    fn append_text(
+        &self,
+        encoded: RaggedIds<'_, i64>,
+        row: usize,
+        replacement: &[i64],
+        values: &mut Vec<i64>,
+    ) -> Result<usize> {
+        let teacher = self.pair.teacher();
+        let mut tokens = Vec::with_capacity(encoded.row(row).len());
+        for (position, &id) in encoded.row(row).iter().enumerate() {
+            let token = known_id(teacher, Side::Teacher, row, position, id)?;
+            if !teacher.token_bytes(token).is_empty() {
+                tokens.push(token);
+            }
+        }
+        let (mut rest, mut replaced) = (tokens.as_slice(), 0);
+        if teacher.settings().dummy_prefix
+            && let Some((after, begun)) = self.behind_sentinel(&tokens)
+        {
+            // A token that reaches over the sentinel's end is spelled anew.
+            replaced = self.speller.append(&begun, replacement, values);
+            rest = after;
+        }
+        values.extend(rest.iter().map(|&token| i64::from(token)));
+        Ok(replaced)
+    }
+
+    /// The tokens behind the sentinel, and the bytes behind it of the token that it ends in.
+    fn behind_sentinel<'a>(&self, tokens: &'a [u32]) -> Option<(&'a [u32], Vec<u8>)> {
+        let mut head = Vec::new();
+        for (index, &token) in tokens.iter().enumerate() {
+            head.extend_from_slice(self.pair.teacher().token_bytes(token));
+            let text = head.strip_prefix(b" ").unwrap_or(&head);
+            if let Some(begun) = text.strip_prefix(SENTINEL.as_bytes()) {
+                return Some((&tokens[index + 1..], begun.to_vec()));
+            }
+            if !text.is_empty() {
+                return None;
+            }
+        }
+        None
+    }
+}
+
+/// The id as a token of a vocabulary.
+fn known_id<I: TokenId>(
+    vocabulary: &Vocabulary,
+    side: Side,
+    row: usize,
+    position: usize,
+    id: I,
+) -> Result<u32> {
+    match u32::try_from(id.index()) {
+        Ok(token) if id.index() < vocabulary.len() => Ok(token),
+        _ => Err(Error::IdOutOfRange {
+            row,
+            position,
+            side,
+            id: id.value(),
+            vocab_size: vocabulary.len(),
+        }),
+    }
+}
+
+fn outside(stretch: &Stretch) -> Error {
+    Error::BadOption {
+        name: "start of a stretch",
+        found: stretch.teacher.start,
+        expected: "a place in its region, behind the stretch before",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::PairOptions;
+    use crate::vocabulary::{Settings, Token};
+
+    /// Ids of the student below.
+    const UNMAPPED: i64 = 1;
+    const STOP: i64 = 2;
+    const UNUSED: i64 = 3;
+
+    fn retokenizer(teacher: Vec<Token>, dummy_prefix: bool) -> Result<Retokenizer> {
+        let teacher =
+            Vocabulary::from_tokens([Token::special("<end>")].into_iter().chain(teacher))?;
+        let settings = Settings { dummy_prefix, ..teacher.settings.clone() };
+        let offsets: Vec<i64> = teacher.offsets.iter().map(|&o| i64::from(o)).collect();
+        let kinds: Vec<u8> = teacher.kinds.iter().map(|&k| k as u8).collect();
+        let teacher = Vocabulary::new(teacher.bytes.clone(), &offsets, &kinds, settings)?;
+        let student = Vocabulary::from_tokens([
+            Token::normal("ab"),
+            Token::special("<tool>"),
+            Token::special("<eos>"),
+            Token::unused(),
+            Token::normal([0xe2, 0x88]),
+            Token::normal([0x91]),
+            Token::normal(" c"),
+        ])?;
+        let options = PairOptions {
+            teacher_stops: Some(vec![0]),
+            student_stops: Some(vec![2]),
+            ..PairOptions::default()
+        };
+        Ok(Retokenizer::new(Arc::new(Pair::new(teacher.into(), student.into(), &options)?)))
+    }
+
+    fn bytes() -> impl Iterator<Item = Token> {
+        (0..=u8::MAX).map(Token::byte)
+    }
+
+    fn rows<'a>(values: &'a [i64], offsets: &'a [i64]) -> Result<RaggedIds<'a, i64>> {
+        RaggedIds::new(Side::Student, values, offsets)
+    }
+
+    #[test]
+    fn splits_text_bytes_and_special_tokens() -> Result<()> {
+        let retokenizer = retokenizer(bytes().collect(), false)?;
+        // ab <tool> ab Σ-half | Σ <eos> | nothing
+        let values = [0, UNMAPPED, 0, 4, UNUSED, 4, 5, STOP];
+        let plan = retokenizer.split(rows(&values, &[0, 4, 8, 8])?)?;
+        assert_eq!(plan.texts, ["ab", "ab", "\u{2211}"]);
+        assert_eq!(
+            plan.parts,
+            [Part::Text, Part::Text, Part::Bytes(0..2), Part::Text, Part::Special(0)]
+        );
+        assert_eq!(plan.ends, [3, 5, 5]);
+        assert_eq!(
+            plan.counts,
+            Counts {
+                specials: 1,
+                specials_left_out: 1,
+                empty_left_out: 1,
+                invalid_bytes: 2,
+                ..Counts::default()
+            }
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn assembles_without_sentinel_dummy_prefix_and_control_tokens() -> Result<()> {
+        let teacher = ["ab", " ", "\n", "\nab", "a"].map(Token::normal).into_iter();
+        let retokenizer = retokenizer(teacher.chain(bytes()).collect(), true)?;
+        let plan = retokenizer.split(rows(&[0, STOP, 0], &[0, 2, 3])?)?;
+        assert_eq!(plan.texts, ["\nab", "\nab"]);
+        // ` `,`\n`,`ab` and, joined over the sentinel's end, `<end>`,` `,`\nab`.
+        let made = retokenizer.assemble(&plan, rows(&[2, 3, 1, 0, 2, 4], &[0, 3, 6])?)?;
+        assert_eq!((made.values, made.offsets), (vec![1, 0, 1], vec![0, 2, 3]));
+        Ok(())
+    }
+
+    #[test]
+    fn an_encoder_that_drops_the_sentinel_keeps_its_tokens() -> Result<()> {
+        let teacher = ["ab", " "].map(Token::normal).into_iter();
+        let retokenizer = retokenizer(teacher.chain(bytes()).collect(), true)?;
+        let plan = retokenizer.split(rows(&[0], &[0, 1])?)?;
+        let made = retokenizer.assemble(&plan, rows(&[2, 1], &[0, 2])?)?;
+        assert_eq!(made.values, [2, 1]);
+        Ok(())
+    }
+
+    #[test]
+    fn repairs_only_the_stretches_with_the_fewest_tokens() -> Result<()> {
+        let teacher = ["ab", "a", "b", " c", "b c"].map(Token::normal).into_iter();
+        let retokenizer = retokenizer(teacher.chain(bytes()).collect(), false)?;
+        let student = [0, STOP, 0, 6, UNMAPPED, 0];
+        let draft = Retokenized {
+            values: vec![1, 0, 2, 1],
+            offsets: vec![0, 4],
+            replacement: vec![],
+            counts: Counts { replaced_bytes: 7, ..Counts::default() },
+        };
+        let stretch = |teacher, student| Stretch { region: 0, teacher, student };
+        let made = retokenizer.repair(
+            draft.clone(),
+            rows(&student, &[0, 6])?,
+            &[stretch(1..1, 1..2), stretch(2..3, 2..5)],
+        )?;
+        // ab | <end> | <end> | `ab`,` c` rather than `a`,`b c`: the longest first | ab
+        assert_eq!(made.values, [1, 0, 0, 1, 4, 1]);
+        assert_eq!(made.counts, Counts { respelled_bytes: 4, ..Counts::default() });
+        for wrong in [stretch(3..9, 0..1), stretch(0..1, 5..9)] {
+            assert!(retokenizer.repair(draft.clone(), rows(&student, &[0, 6])?, &[wrong]).is_err());
+        }
+        let elsewhere = Stretch { region: 3, teacher: 0..0, student: 0..0 };
+        assert!(retokenizer.repair(draft, rows(&student, &[0, 6])?, &[elsewhere]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn runs_of_bytes_without_tokens_are_replaced_and_counted() -> Result<()> {
+        let retokenizer = retokenizer(vec![Token::normal("ab"), Token::normal("\u{fffd}")], false)?;
+        let plan = retokenizer.split(rows(&[4, 0, 5, 5], &[0, 4])?)?;
+        assert_eq!(plan.texts, ["ab", "\u{fffd}"]);
+        let made = retokenizer.assemble(&plan, rows(&[1, 2], &[0, 1, 2])?)?;
+        assert_eq!(made.values, [2, 1, 2]);
+        assert_eq!(made.counts.replaced_bytes, 4);
+        assert_eq!(made.counts.invalid_bytes, 4);
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_ids_and_numbers_of_rows_are_refused() -> Result<()> {
+        let retokenizer = retokenizer(bytes().collect(), false)?;
+        assert!(matches!(
+            retokenizer.split(rows(&[0, 7], &[0, 1, 2])?),
+            Err(Error::IdOutOfRange { row: 1, position: 0, side: Side::Student, id: 7, .. })
+        ));
+        let plan = retokenizer.split(rows(&[0], &[0, 1])?)?;
+        assert!(retokenizer.assemble(&plan, rows(&[], &[0])?).is_err());
+        assert!(retokenizer.assemble(&plan, rows(&[-1], &[0, 1])?).is_err());
+        Ok(())
+    }
+}

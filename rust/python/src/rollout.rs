@@ -1,0 +1,154 @@
+//! `Retokenizer`: a student's sampled ids as the teacher's ids of the same bytes.
+
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use simct_align::batch::RaggedIds;
+use simct_align::error::Side;
+use simct_align::rollout::{Counts, Plan, Retokenized, Retokenizer as CoreRetokenizer, Stretch};
+
+use crate::arrays::IdArray;
+use crate::errors::to_py_err;
+use crate::pair::Pair;
+
+/// Makes teacher's ids of a student's.
+#[pyclass(frozen, module = "simct_align._native")]
+pub(crate) struct Retokenizer {
+    core: CoreRetokenizer,
+}
+
+/// Regions of sampled ids, taken apart.
+#[pyclass(frozen, module = "simct_align._native")]
+pub(crate) struct RolloutPlan {
+    core: Plan,
+}
+
+/// The teacher's ids of regions, whose bytes need not be the student's yet.
+#[pyclass(frozen, module = "simct_align._native")]
+pub(crate) struct RolloutIds {
+    core: Retokenized,
+}
+
+type Longs<'py> = PyReadonlyArray1<'py, i64>;
+
+#[pymethods]
+impl Retokenizer {
+    #[new]
+    fn new(py: Python<'_>, pair: &Pair) -> Self {
+        let pair = pair.core.clone();
+        Self { core: py.detach(|| CoreRetokenizer::new(pair)) }
+    }
+
+    /// Takes regions of the student's ids apart.
+    fn split(
+        &self,
+        py: Python<'_>,
+        values: &Bound<'_, PyAny>,
+        offsets: Longs<'_>,
+    ) -> PyResult<RolloutPlan> {
+        let offsets = offsets.as_slice()?;
+        macro_rules! split {
+            ($values:ident) => {{
+                let values = $values.as_slice()?;
+                py.detach(|| self.core.split(RaggedIds::new(Side::Student, values, offsets)?))
+            }};
+        }
+        let plan = match IdArray::extract(values)? {
+            IdArray::I64(values) => split!(values),
+            IdArray::I32(values) => split!(values),
+            IdArray::U32(values) => split!(values),
+        };
+        Ok(RolloutPlan { core: plan.map_err(to_py_err)? })
+    }
+
+    /// Puts regions together from what the teacher's encoder made of the plan's texts.
+    fn assemble(
+        &self,
+        py: Python<'_>,
+        plan: &RolloutPlan,
+        values: Longs<'_>,
+        offsets: Longs<'_>,
+    ) -> PyResult<RolloutIds> {
+        let (values, offsets) = (values.as_slice()?, offsets.as_slice()?);
+        let made = py.detach(|| {
+            let encoded = RaggedIds::new(Side::Teacher, values, offsets)?;
+            self.core.assemble(&plan.core, encoded)
+        });
+        Ok(RolloutIds { core: made.map_err(to_py_err)? })
+    }
+
+    /// Gives stretches, as (region, teacher start, teacher end, student start, student end),
+    /// exactly the student's bytes.
+    fn repair(
+        &self,
+        py: Python<'_>,
+        draft: &RolloutIds,
+        values: &Bound<'_, PyAny>,
+        offsets: Longs<'_>,
+        stretches: Vec<(usize, usize, usize, usize, usize)>,
+    ) -> PyResult<RolloutIds> {
+        let offsets = offsets.as_slice()?;
+        let stretches: Vec<Stretch> = stretches
+            .into_iter()
+            .map(|(region, teacher_start, teacher_end, student_start, student_end)| Stretch {
+                region,
+                teacher: teacher_start..teacher_end,
+                student: student_start..student_end,
+            })
+            .collect();
+        macro_rules! repair {
+            ($values:ident) => {{
+                let values = $values.as_slice()?;
+                py.detach(|| {
+                    let student = RaggedIds::new(Side::Student, values, offsets)?;
+                    self.core.repair(draft.core.clone(), student, &stretches)
+                })
+            }};
+        }
+        let made = match IdArray::extract(values)? {
+            IdArray::I64(values) => repair!(values),
+            IdArray::I32(values) => repair!(values),
+            IdArray::U32(values) => repair!(values),
+        };
+        Ok(RolloutIds { core: made.map_err(to_py_err)? })
+    }
+}
+
+#[pymethods]
+impl RolloutPlan {
+    /// What the teacher's encoder must make ids of.
+    fn texts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.core.texts())
+    }
+}
+
+#[pymethods]
+impl RolloutIds {
+    /// The ids as (values, offsets).
+    fn arrays<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>) {
+        (self.core.values.clone().into_pyarray(py), self.core.offsets.clone().into_pyarray(py))
+    }
+
+    /// What crossed in which way.
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let Counts {
+            specials,
+            specials_left_out,
+            empty_left_out,
+            invalid_bytes,
+            respelled_bytes,
+            replaced_bytes,
+        } = self.core.counts;
+        let names = PyDict::new(py);
+        names.set_item("specials", specials)?;
+        names.set_item("specials_left_out", specials_left_out)?;
+        names.set_item("empty_left_out", empty_left_out)?;
+        names.set_item("invalid_bytes", invalid_bytes)?;
+        names.set_item("respelled_bytes", respelled_bytes)?;
+        names.set_item("replaced_bytes", replaced_bytes)?;
+        Ok(names)
+    }
+}
