@@ -155,6 +155,7 @@ class Engine:
         """
         self._shared_units(student_rows)
         if self._options.multi and self._index.n_multi:
+            self._work.release()
             self._multi_units(student_rows)
         return Result(self._per_unit, self._stats)
 

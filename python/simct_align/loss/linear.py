@@ -32,7 +32,7 @@ class LinearSimCTLoss(LossBase):
         ...               teacher_hidden, teacher.lm_head.weight, index)    # doctest: +SKIP
     """
 
-    default_chunk_bytes = {"cpu": 128 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
+    default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rows import mask_padding
+from .rows import fresh_zeros, mask_padding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,7 +165,7 @@ class StudentLinearRows(LinearRows):
         self._weight_grad: Tensor | None = None
         self._bias_grad: Tensor | None = None
         if wanted and wants_weight:
-            self._weight_grad = torch.zeros(weight.shape, dtype=dtype, device=device)
+            self._weight_grad = fresh_zeros(weight.shape, dtype, device)
         if wanted and wants_bias and bias is not None:
             self._bias_grad = torch.zeros(bias.shape, dtype=dtype, device=device)
         self._tanh: Tensor | None = None

@@ -69,6 +69,10 @@ class Workspace:
             self._buffers[name, dtype] = buffer
         return buffer[: rows * columns].view(rows, columns)
 
+    def release(self) -> None:
+        """Drop all buffers: the next stage needs others, and both at once would be the peak."""
+        self._buffers.clear()
+
 
 class Rows(Protocol):
     """A side's logits, row by row."""

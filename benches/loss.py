@@ -1,0 +1,368 @@
+"""Seconds and peak extra memory of the losses, forward + backward, beside their rivals.
+
+    python benches/loss.py            the full sizes (500 units; 12 GB of memory)
+    python benches/loss.py --quick    a tenth of every size, for CI; no CSV row, no bars
+
+One thread, one run, ratios within it. Rivals: (a) a plain reverse KL on ready-made logits of the
+shared columns, (b) the vectorised but unchunked formula, (c) a loop over units that indexes the
+whole logits, timed over a tenth of them, (d) the loss from hidden states beside the products that
+no implementation avoids. Every answer is checked against (b)'s.
+
+Peak extra memory is the process's high-water mark during a call, less what is resident after it
+(inputs and the gradients that the caller asked for). Linux only; elsewhere the column is empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from _common import ROOT, append_csv, print_table, time_best
+from simct_align.loss import LinearSimCTLoss, SimCTLoss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Case:
+    """Random logits and an index of the given sizes; one unit in four is MULTI.
+
+    The issue's row counts leave room for fewer second steps than MULTI units, so some MULTI units
+    are one token on both sides; the engine treats them like all others.
+    """
+
+    units: int
+    student_rows: int
+    teacher_rows: int
+    student_columns: int
+    teacher_columns: int
+    shared: int
+    paths: dict[str, list[tuple[int, list[int]]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(0)
+        multi = [u for u in range(self.units) if u % 4 == 0]
+        spare = {"student": self.student_rows, "teacher": self.teacher_rows}
+        begin = 0
+        for side in ("student", "teacher"):
+            second = spare[side] - self.units
+            longer = {multi[(begin + i) % len(multi)] for i in range(second)}
+            begin += second
+            row, self.paths[side] = 0, []
+            for unit in range(self.units):
+                steps = 2 if unit in longer else 1
+                columns = getattr(self, f"{side}_columns")
+                self.paths[side].append((row, rng.integers(0, columns, steps).tolist()))
+                row += steps
+        self.order = [u for u in range(self.units) if u % 4] + multi
+        self.n_multi = len(multi)
+        self.student_ids = rng.permutation(self.student_columns)[: self.shared]
+        self.teacher_ids = np.sort(rng.permutation(self.teacher_columns)[: self.shared])
+        self.index = self._index()
+        self.aligner = SimpleNamespace(
+            shared=SimpleNamespace(
+                teacher_ids=self.teacher_ids,
+                student_ids=self.student_ids,
+                stop_column=0,
+                teacher_stop_ids=self.teacher_ids[:1],
+                student_stop_ids=self.student_ids[:1],
+            ),
+            teacher=SimpleNamespace(kinds=np.zeros(self.teacher_columns, np.uint8)),
+            student=SimpleNamespace(kinds=np.zeros(self.student_columns, np.uint8)),
+        )
+
+    def _index(self) -> SimpleNamespace:
+        multi, units = self.order[-self.n_multi :], self.units
+        packed = [*self.order, *[0] * (units - self.n_multi), *[1] * self.n_multi]
+        packed += [len(self.paths["student"][u][1]) for u in self.order]
+        for side in ("teacher", "student"):
+            packed += [self.paths[side][u][0] for u in self.order]
+        packed += [-1] * self.n_multi
+        steps = {}
+        for side in ("teacher", "student"):
+            lengths = [len(self.paths[side][u][1]) for u in multi]
+            packed += np.cumsum([0, *lengths]).tolist()
+            steps[side] = sum(lengths)
+        for side in ("teacher", "student"):
+            paths = [self.paths[side][u] for u in multi]
+            packed += [m for m, (_, ids) in enumerate(paths) for _ in ids]
+            packed += [row + j for row, ids in paths for j in range(len(ids))]
+            packed += [i for _, ids in paths for i in ids]
+        return SimpleNamespace(
+            packed=torch.tensor(packed),
+            n_shared=units - self.n_multi,
+            n_multi=self.n_multi,
+            n_teacher_steps=steps["teacher"],
+            n_student_steps=steps["student"],
+            dropped_no_prefix=0,
+            dropped_dummy_prefix=0,
+            normalizer=lambda reduction, candidates: units,  # noqa: ARG005
+        )
+
+
+def vectorised(case: Case, student: Tensor, teacher: Tensor, rows: slice | None = None) -> Tensor:
+    """The formula (score "mean") over all units at once, as one would write it first."""
+    scores = []
+    units = case.order[rows] if rows else case.order
+    is_multi = torch.tensor([u % 4 == 0 for u in units])
+    for side, logits in (("student", student), ("teacher", teacher)):
+        paths = [case.paths[side][u] for u in units]
+        ids = torch.from_numpy(getattr(case, f"{side}_ids"))
+        logp = logits.log_softmax(-1)
+        shared = logp[[row for row, _ in paths]][:, ids]
+        steps = [(m, row + j, i) for m, (row, path) in enumerate(paths) for j, i in enumerate(path)]
+        unit, row, token = torch.tensor(steps).T
+        total = torch.zeros(len(units)).index_add(0, unit, logp[row, token])
+        lengths = torch.tensor([len(path) for _, path in paths])
+        realized = (total / lengths).masked_fill(~is_multi, -1e4)
+        scores.append(torch.cat([shared, realized[:, None]], 1).log_softmax(-1))
+    return (scores[0].exp() * (scores[0] - scores[1])).sum(-1).mean()
+
+
+def per_unit_loop(case: Case, student: Tensor, teacher: Tensor, units: list[int]) -> Tensor:
+    """A loop over units in the manner of the published code: averaged logits, indexed per unit."""
+    ids = [torch.from_numpy(i) for i in (case.student_ids, case.teacher_ids)]
+    losses = []
+    for unit in units:
+        sides = []
+        for n, (side, logits) in enumerate((("student", student), ("teacher", teacher))):
+            row, path = case.paths[side][unit]
+            scores = logits[row, ids[n]]
+            if unit % 4 == 0:
+                steps = torch.stack([logits[row + j, i] for j, i in enumerate(path)])
+                scores = torch.cat([scores, steps.mean()[None]])
+            sides.append(scores.log_softmax(-1))
+        losses.append((sides[0].exp() * (sides[0] - sides[1])).sum())
+    return torch.stack(losses).mean()
+
+
+def plain_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    log_s, log_t = student.log_softmax(-1), teacher.log_softmax(-1)
+    return (log_s.exp() * (log_s - log_t)).sum(-1).mean()
+
+
+def resident(name: str) -> int:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"{STATUS} has no {name}")
+
+
+def peak_extra(fn: Callable[[], object], leaves: list[Tensor]) -> int | None:
+    """Bytes that `fn` held at most beyond what is resident once it is done."""
+    if not CLEAR.exists():
+        return None
+    for leaf in leaves:
+        leaf.grad = None
+    gc.collect()
+    trim = ctypes.CDLL(None).malloc_trim
+    trim(0)
+    CLEAR.write_text("5")  # the high-water mark starts anew
+    fn()
+    peak = resident("VmHWM")
+    gc.collect()
+    trim(0)
+    return peak - resident("VmRSS")
+
+
+@dataclass
+class Row:
+    name: str
+    seconds: float
+    timing: object
+    extra: int | None
+    loss: float
+
+
+def measure(
+    name: str, fn: Callable[[], Tensor], leaves: list[Tensor], repeat: int, times: int = 1
+) -> Row:
+    """Time `fn` and its backward pass; `times` scales a part up to the whole."""
+    value = 0.0
+
+    def step() -> None:
+        nonlocal value
+        for leaf in leaves:
+            leaf.grad = None
+        loss = fn()
+        loss.backward()
+        value = loss.item()
+
+    extra = peak_extra(step, leaves)
+    timing = time_best(step, repeat=repeat, min_seconds=0.0)
+    for leaf in leaves:
+        leaf.grad = None
+    return Row(name, timing.p50 * times, timing, extra, value)
+
+
+def products(case: Case, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> float:
+    """Seconds for the products of (d): student forward and backward, teacher forward."""
+    shared_rows = case.units - case.n_multi
+    seconds = 0.0
+    for is_student, (hidden, weight), steps in (
+        (True, student, case.index.n_student_steps),
+        (False, teacher, case.index.n_teacher_steps),
+    ):
+        for rows, columns in ((shared_rows, case.shared), (steps, weight.shape[0])):
+            h, w = hidden[:rows].detach(), weight[:columns].detach()
+            out = torch.empty(rows, columns)
+            seconds += time_best(lambda: torch.mm(h, w.T, out=out), 2, 0.0).p50  # noqa: B023
+            if is_student:
+                by_h, by_w = torch.empty_like(h), torch.empty_like(w)
+                seconds += time_best(lambda: torch.mm(out, w, out=by_h), 2, 0.0).p50  # noqa: B023
+                seconds += time_best(lambda: torch.mm(out.T, h, out=by_w), 2, 0.0).p50  # noqa: B023
+                del by_w
+    return seconds
+
+
+def measure_plain(case: Case, repeat: int) -> Row:
+    ready = [torch.randn(case.units, case.shared) for _ in range(2)]
+    ready[0].requires_grad_()
+    return measure("(a) plain reverse KL", lambda: plain_kl(*ready), ready[:1], repeat)
+
+
+def measure_from_logits(case: Case, repeat: int) -> list[Row]:
+    """`SimCTLoss` under every score, then (b) and (c)."""
+    student = torch.randn(case.student_rows, case.student_columns, requires_grad=True)
+    teacher = torch.randn(case.teacher_rows, case.teacher_columns)
+    rows = []
+    for score in ("mean", "sum", "event", "mean_logit"):
+        loss_fn = SimCTLoss(case.aligner, score=score)
+        rows.append(
+            measure(
+                f"SimCTLoss {score}",
+                lambda: loss_fn(student, teacher, case.index).loss,  # noqa: B023
+                [student],
+                repeat,
+            )
+        )
+    rows.append(measure("(b) vectorised", lambda: vectorised(case, student, teacher), [student], 2))
+    tenth = list(range(0, case.units, 10))
+    rows.append(
+        measure(
+            "(c) loop over units",
+            lambda: per_unit_loop(case, student, teacher, tenth),
+            [student],
+            1,
+            times=10,
+        )
+    )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of every size")
+    parser.add_argument("--repeat", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    quick = arguments.quick
+    case = (
+        Case(50, 54, 53, 25_600, 15_193, 9_767)
+        if quick
+        else (Case(500, 541, 532, 256_000, 151_936, 97_675))
+    )
+    widths = (230, 358) if quick else (2_304, 3_584)
+    repeat = arguments.repeat
+    rows = []
+
+    rows.append(measure_plain(case, repeat))
+    rows += measure_from_logits(case, repeat)
+    loop = rows[-1]
+    student_bytes = 4 * case.student_rows * case.student_columns
+
+    hidden = [torch.randn(case.student_rows, widths[0]), torch.randn(case.teacher_rows, widths[1])]
+    weight = [
+        torch.randn(columns, width) * width**-0.5
+        for columns, width in zip((case.student_columns, case.teacher_columns), widths, strict=True)
+    ]
+    unavoidable = products(case, (hidden[0], weight[0]), (hidden[1], weight[1]))
+    leaves = [hidden[0].requires_grad_(), weight[0].requires_grad_()]
+    linear = LinearSimCTLoss(case.aligner)
+    rows.append(
+        measure(
+            "(d) LinearSimCTLoss",
+            lambda: linear(hidden[0], weight[0], hidden[1], weight[1], case.index).loss,
+            leaves,
+            3,
+        )
+    )
+    with torch.no_grad():
+        expected = vectorised(case, hidden[0] @ weight[0].T, hidden[1] @ weight[1].T).item()
+
+    by_name = {row.name: row for row in rows}
+    a, b, d = (
+        by_name[n] for n in ("(a) plain reverse KL", "(b) vectorised", "(d) LinearSimCTLoss")
+    )
+    ours = by_name["SimCTLoss mean"]
+    assert abs(ours.loss - b.loss) < 1e-4 * abs(b.loss), (ours.loss, b.loss)
+    assert abs(d.loss - expected) < 1e-4 * abs(expected), (d.loss, expected)
+    print_table(
+        ["case", "seconds", "of (a)", "peak extra MB", "of student logits"],
+        [
+            [
+                row.name,
+                f"{row.seconds:.3f}",
+                f"{row.seconds / a.seconds:.2f}",
+                "" if row.extra is None else f"{row.extra / 1e6:.0f}",
+                "" if row.extra is None else f"{100 * row.extra / student_bytes:.0f}%",
+            ]
+            for row in rows
+        ],
+    )
+    print(f"products that (d) cannot avoid: {unavoidable:.2f} s")
+    if quick:
+        return 0
+    bars = [
+        ("SimCTLoss <= 1.0 x (a), time", ours.seconds / a.seconds, 1.0),
+        ("(c) >= 50 x SimCTLoss: inverse", ours.seconds / loop.seconds, 1 / 50),
+        ("(d) <= 1.5 x (products + (a)), time", d.seconds / (unavoidable + a.seconds), 1.5),
+    ]
+    if ours.extra is not None and b.extra is not None and d.extra is not None:
+        bars.append(
+            ("SimCTLoss <= 15% of student logits, memory", ours.extra / student_bytes, 0.15)
+        )
+        bars.append(("(d) <= 10% of (b), memory", d.extra / b.extra, 0.10))
+    for name, value, bar in bars:
+        print(f"{'reached' if value <= bar else 'MISSED '}  {name}: {value:.3f} (bar {bar:g})")
+    append_csv(
+        ROOT / "benches" / "record" / "loss.csv",
+        [
+            {
+                "case": row.name,
+                "n": row.timing.n,
+                "p20": row.timing.p20 * row.seconds / row.timing.p50,
+                "p50": row.seconds,
+                "p80": row.timing.p80 * row.seconds / row.timing.p50,
+                "unit": "s",
+                "ratio": row.seconds / a.seconds,
+            }
+            for row in rows
+        ]
+        + [
+            {"case": f"{row.name}, peak extra memory", "n": 1, "p50": row.extra, "unit": "bytes",
+             "ratio": row.extra / student_bytes}
+            for row in rows
+            if row.extra is not None
+        ],
+    )  # fmt: skip
+    return 0 if all(value <= bar for _, value, bar in bars) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
