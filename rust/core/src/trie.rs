@@ -7,7 +7,18 @@
 //! wide ranges, and a range whose first and last token agree in the next byte is not searched at
 //! all, which makes long common prefixes cost one look per byte.
 //!
-//! MEASURED
+//! Measured on Gemma 2's 256,000 tokens, all prefixes at every byte of GSM8K answers:
+//!
+//! | | build | per byte | memory |
+//! | --- | --- | --- | --- |
+//! | this | 9 ms | 220 ns | 1.3 MB |
+//! | double array (crate yada) | 165 ms | 9 ns | 3.0 MB, no zero bytes in tokens |
+//! | transducer (crate fst) | 45 ms, keys sorted included | 66 ns | 2.3 MB |
+//!
+//! A trie is asked once per pair, for the few bytes of tokens whose tokenizer does not give their
+//! spelling, so what it costs to build decides: without any tokenizer all 1.4 million bytes of
+//! the larger pairs' one-sided tokens take 0.3 s here, and as long with a double array.
+
 use std::sync::Arc;
 
 use crate::vocabulary::{TokenKind, Vocabulary};
@@ -253,5 +264,107 @@ impl<'a> ShortestPaths<'a> {
             at += self.trie.bytes(id).len();
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::vocabulary::Token;
+
+    fn trie(tokens: &[Vec<u8>]) -> ByteTrie {
+        let bytes = [b'a', 0].map(Token::byte);
+        let tokens = tokens.iter().map(Token::normal).chain(bytes);
+        ByteTrie::new(Vocabulary::from_tokens(tokens).unwrap().into())
+    }
+
+    fn text(length: usize) -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(prop::sample::select(vec![0, b'a', b'b', 0xff]), 0..length)
+    }
+
+    /// All paths that spell a text, by trying every token everywhere.
+    fn all_paths(tokens: &[(u32, &[u8])], text: &[u8]) -> Vec<Vec<u32>> {
+        let (mut open, mut done) = (vec![(vec![], text)], vec![]);
+        while let Some((path, rest)) = open.pop() {
+            if rest.is_empty() {
+                done.push(path);
+                continue;
+            }
+            for (id, token) in tokens {
+                if let Some(rest) = rest.strip_prefix(*token) {
+                    open.push(([&path[..], &[*id]].concat(), rest));
+                }
+            }
+        }
+        done
+    }
+
+    proptest! {
+        #[test]
+        fn equals_a_scan_of_all_tokens(
+            tokens in prop::collection::vec(text(9), 0..30),
+            text in text(9),
+        ) {
+            let trie = trie(&tokens);
+            let vocabulary = trie.vocabulary();
+            let all: Vec<(u32, &[u8])> = vocabulary
+                .ids()
+                .filter(|&id| vocabulary.canonical_id(id) == id)
+                .map(|id| (id, vocabulary.token_bytes(id)))
+                .filter(|(_, bytes)| !bytes.is_empty())
+                .collect();
+
+            let mut prefixes: Vec<_> = all
+                .iter()
+                .filter(|(_, bytes)| text.starts_with(bytes))
+                .map(|(id, bytes)| (bytes.len(), *id))
+                .collect();
+            prefixes.sort_unstable();
+            prop_assert_eq!(trie.prefixes(&text).collect::<Vec<_>>(), prefixes);
+
+            let mut below: Vec<_> =
+                all.iter().filter(|(_, bytes)| bytes.starts_with(&text)).collect();
+            below.sort_unstable_by_key(|(_, bytes)| *bytes);
+            let below: Vec<u32> = below.into_iter().map(|(id, _)| *id).collect();
+            prop_assert_eq!(trie.with_prefix(&text), below);
+
+            let lengths = |path: &[u32]| {
+                path.iter().map(|&id| vocabulary.token_bytes(id).len()).collect::<Vec<_>>()
+            };
+            let best = all_paths(&all, &text)
+                .into_iter()
+                .min_by_key(|path| (path.len(), std::cmp::Reverse(lengths(path))));
+            prop_assert_eq!(trie.shortest_path(&text), best);
+        }
+    }
+
+    #[test]
+    fn all_bytes_and_nothing_else() {
+        let trie =
+            ByteTrie::new(Vocabulary::from_tokens((0..=255).map(Token::byte)).unwrap().into());
+        let text: Vec<u8> = (0..=255).rev().collect();
+        assert_eq!(trie.shortest_path(&text), Some((0..=255).rev().collect()));
+        assert_eq!(trie.prefixes(&text).collect::<Vec<_>>(), [(1, 255)]);
+        assert_eq!(trie.with_prefix(b"").len(), 256);
+        assert_eq!(trie.shortest_path(b""), Some(vec![]));
+    }
+
+    #[test]
+    fn an_empty_vocabulary_spells_nothing() {
+        let tokens = [Token::special("<s>"), Token::unused(), Token::normal("")];
+        let trie = ByteTrie::new(Vocabulary::from_tokens(tokens).unwrap().into());
+        assert_eq!(trie.shortest_path(b"a"), None);
+        assert_eq!(trie.prefixes(b"ab").count(), 0);
+        assert!(trie.with_prefix(b"").is_empty());
+    }
+
+    #[test]
+    fn a_path_of_64_kib_is_found_without_recursion() {
+        let long = vec![b'a'; 1 << 16];
+        let trie = trie(&[long[..1 << 15].to_vec(), b"aa".to_vec(), b"aaa".to_vec()]);
+        assert_eq!(trie.shortest_path(&long), Some(vec![0, 0]));
+        assert_eq!(trie.shortest_path(&long[..(1 << 15) + 4]), Some(vec![0, 2, 3]));
     }
 }
