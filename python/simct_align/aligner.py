@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from simct_align import _native
 from simct_align.batch import AlignedBatch, UnmatchedSpans
 from simct_align.continuations import enumerate_continuations, make_spellings
 from simct_align.errors import MissingTokenizerError
 from simct_align.inputs import read_side, same_dtype
+from simct_align.rollouts import PaddingSide, Rollouts, retokenize
 from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -364,6 +365,80 @@ class Aligner:
         return self.align_batch(
             self._teacher.encode_batch(texts), self._student.encode_batch(texts), threads=threads
         )
+
+    @overload
+    def retokenize(
+        self,
+        student_ids: object,
+        *,
+        mask: object | None = ...,
+        padding: None = ...,
+        pad_id: int = ...,
+        threads: int | None = ...,
+    ) -> Rollouts: ...
+
+    @overload
+    def retokenize(
+        self,
+        student_ids: object,
+        *,
+        mask: object | None = ...,
+        padding: PaddingSide,
+        pad_id: int = ...,
+        threads: int | None = ...,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+    def retokenize(
+        self,
+        student_ids: object,
+        *,
+        mask: object | None = None,
+        padding: PaddingSide | None = None,
+        pad_id: int = 0,
+        threads: int | None = None,
+    ) -> Rollouts | tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Makes the teacher's ids of what the student sampled, byte for byte.
+
+        Use it on rollouts: sampled ids may be cut as no encoder cuts, end inside a character, or
+        be no text at all. Text goes through the teacher's own encoder and never becomes a control
+        token, special tokens cross by the aligner's map, and bytes that the encoder would change
+        (half characters, a ``▁``, characters that it composes) become the teacher's byte tokens.
+        What it has no tokens for becomes U+FFFD, which alignment reports as unmatched. The same
+        vocabulary on both sides keeps the sampled ids.
+
+        Args:
+            student_ids: The sampled ids, in any form that :meth:`align_batch` takes.
+            mask: The positions to take, in the shape of the ids; all without it. Each contiguous
+                run is tokenized for itself.
+            padding: ``"left"`` or ``"right"``: return a dense array and its mask.
+            pad_id: What fills it.
+            threads: How many threads look whether the bytes agree; all cores without it.
+
+        Returns:
+            Ragged ids with counts of what took another way; with ``padding``, ``(ids, mask)``,
+            int64 ``[rows, longest row]`` each.
+
+        Raises:
+            MissingTokenizerError: The teacher has no tokenizer.
+            TypeError, ValueError: As :meth:`align_batch`.
+
+        Complexity:
+            That of the teacher's tokenizer, in one batch call without the GIL.
+
+        Example:
+            >>> from simct_align.demo import demo_tokenizers
+            >>> aligner = Aligner(*demo_tokenizers())
+            >>> text = aligner.student.encode_batch(["x = 12"])[0]
+            >>> teacher_ids = aligner.retokenize([[*text, *aligner.student.stop_ids]])
+            >>> aligner.teacher.decode_bytes(teacher_ids.row(0)), teacher_ids.counts.specials
+            (b' x = 12', 1)
+        """
+        rollouts = retokenize(self, student_ids, mask=mask, threads=threads)
+        return rollouts if padding is None else rollouts.padded(padding, pad_id=pad_id)
+
+    @cached_property
+    def _retokenizer(self) -> _native.Retokenizer:
+        return _native.Retokenizer(self._pair)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes vocabularies and tables to one file: versioned, checksummed, no tokenizer.

@@ -1,0 +1,238 @@
+"""A student's sampled ids as the teacher's ids of the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from simct_align import _native
+from simct_align.inputs import RaggedIds, read_side
+from simct_align.units import UnitClass, UnmatchedReason
+from simct_align.vocabulary import TokenKind
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simct_align.aligner import Aligner
+    from simct_align.batch import AlignedBatch
+
+PaddingSide = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class RolloutCounts:
+    """What crossed from student to teacher otherwise than through the teacher's encoder.
+
+    Attributes:
+        specials: Special tokens that crossed by the aligner's map.
+        specials_left_out: Special tokens that the aligner does not map: the teacher sees nothing.
+        empty_left_out: Other ids that add no bytes: padding rows of an embedding, empty tokens.
+        invalid_bytes: Bytes that are no valid UTF-8.
+        respelled_bytes: Bytes that the teacher's encoder would have changed; they crossed as the
+            fewest tokens that have exactly these bytes.
+        replaced_bytes: Bytes that the teacher has no tokens for; U+FFFD stands for each run.
+    """
+
+    specials: int = 0
+    specials_left_out: int = 0
+    empty_left_out: int = 0
+    invalid_bytes: int = 0
+    respelled_bytes: int = 0
+    replaced_bytes: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """All counts as plain integers, ready for a log."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts(RaggedIds):
+    """The teacher's ids of a batch of rollouts, from :meth:`Aligner.retokenize`.
+
+    Row ``i`` is ``values[offsets[i]:offsets[i + 1]]``. :meth:`Aligner.align_batch` takes it as it
+    is; rows of several regions need a gap between them first, as :meth:`Aligner.prepare` leaves.
+
+    Attributes:
+        region_offsets: Region ``k`` of the batch is
+            ``values[region_offsets[k]:region_offsets[k + 1]]``; int64 ``[regions + 1]``.
+        row_regions: Regions of row ``i`` are ``row_regions[i]:row_regions[i + 1]``; int64
+            ``[rows + 1]``. Without a mask every row is one region.
+        counts: What did not go through the teacher's encoder.
+    """
+
+    region_offsets: NDArray[np.int64]
+    row_regions: NDArray[np.int64]
+    counts: RolloutCounts
+
+    def tolist(self) -> list[list[int]]:
+        """The ids as lists, one for each row."""
+        return [self.row(number).tolist() for number in range(len(self))]
+
+    def padded(
+        self, side: PaddingSide, *, pad_id: int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The ids as a dense array.
+
+        Args:
+            side: Where shorter rows are filled.
+            pad_id: What they are filled with.
+
+        Returns:
+            ``(ids, mask)``, int64 ``[rows, longest row]`` each; the mask is 1 on ids and 0 on
+            padding.
+
+        Raises:
+            ValueError: Another side.
+        """
+        return pad_rows(self.values, self.offsets, side, pad_id)
+
+
+def retokenize(
+    aligner: Aligner, student_ids: object, *, mask: object | None, threads: int | None
+) -> Rollouts:
+    """Makes the teacher's ids; documented at :meth:`Aligner.retokenize`."""
+    student = read_side("student", student_ids, mask)
+    _check_ids(student, len(aligner.student))
+    regions, row_regions = _regions(student)
+    if aligner.teacher.digest == aligner.student.digest:
+        values, region_offsets, counts = _same_vocabulary(aligner, regions)
+    else:
+        made = _cross(aligner, regions, threads)
+        values, region_offsets = made.arrays()
+        counts = RolloutCounts(**made.counts())
+    return Rollouts(
+        values=values,
+        offsets=region_offsets[row_regions],
+        region_offsets=region_offsets,
+        row_regions=row_regions,
+        counts=counts,
+    )
+
+
+def pad_rows(
+    values: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    side: PaddingSide,
+    fill: int,
+    *,
+    multiple_of: int | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ragged rows as a dense array and its mask.
+
+    Args:
+        values: All rows, one after another.
+        offsets: Where rows begin, ``[rows + 1]``.
+        side: Where shorter rows are filled, ``"left"`` or ``"right"``.
+        fill: What they are filled with.
+        multiple_of: Round the width up to a multiple of this.
+
+    Returns:
+        ``(dense, mask)``, int64 ``[rows, width]`` each.
+
+    Raises:
+        ValueError: Another side.
+    """
+    if side not in ("left", "right"):
+        raise ValueError(f"padding side: expected 'left' or 'right', got {side!r}")
+    lengths = np.diff(offsets)
+    width = int(lengths.max(initial=0))
+    if multiple_of is not None:
+        width = -(-width // multiple_of) * multiple_of
+    padding = np.zeros_like(lengths) if side == "right" else width - lengths
+    columns = np.arange(width) - padding[:, None]
+    taken = (columns >= 0) & (columns < lengths[:, None])
+    dense = np.full(taken.shape, fill, np.int64)
+    dense[taken] = values
+    return dense, taken.astype(np.int64)
+
+
+def _cross(aligner: Aligner, regions: RaggedIds, threads: int | None) -> _native.RolloutIds:
+    retokenizer = aligner._retokenizer
+    plan = retokenizer.split(regions.values, regions.offsets)
+    encoded = _native.ids_from_lists("encoded", aligner.teacher.encode_batch(plan.texts()))
+    draft = retokenizer.assemble(plan, *encoded)
+    aligned = aligner.align_batch(draft.arrays(), regions, threads=threads)
+    stretches = _differing_stretches(aligned)
+    if not stretches:
+        return draft
+    return retokenizer.repair(draft, regions.values, regions.offsets, stretches)
+
+
+def _differing_stretches(aligned: AlignedBatch) -> list[tuple[int, int, int, int, int]]:
+    """Where the encoder changed the text: (region, teacher's range, student's range), in order."""
+    spans = aligned.unmatched
+    trimmed = np.flatnonzero(aligned.unit_class & UnitClass.TRIMMED)
+    # All that an exact draft leaves unmatched are the student's special and empty tokens.
+    exact = (spans.reason == UnmatchedReason.SPECIAL) & (spans.teacher_start == spans.teacher_end)
+    if exact.all() and not len(trimmed):
+        return []
+
+    def rows(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(aligned)), np.diff(offsets))
+
+    columns = np.stack(
+        [
+            np.concatenate([of_spans, of_units[trimmed]])
+            for of_spans, of_units in (
+                (rows(spans.row_offsets), rows(aligned.row_offsets)),
+                (spans.teacher_start, aligned.teacher_start),
+                (spans.teacher_end, aligned.teacher_end),
+                (spans.student_start, aligned.student_start),
+                (spans.student_end, aligned.student_end),
+            )
+        ]
+    )
+    order = np.lexsort((columns[3], columns[1], columns[0]))
+    return [tuple(stretch) for stretch in columns[:, order].T.tolist()]
+
+
+def _same_vocabulary(
+    aligner: Aligner, regions: RaggedIds
+) -> tuple[NDArray[np.int64], NDArray[np.int64], RolloutCounts]:
+    """Ids cross as they are: the sampled cut is the teacher's own too."""
+    shared, kinds = aligner.shared, aligner.student.kinds
+    partner = np.full(len(kinds), -1, np.int64)
+    partner[shared.student_ids] = shared.teacher_ids
+    partner[shared.student_stop_ids] = shared.student_stop_ids
+    values = partner[regions.values]
+    crossed = values >= 0
+    special = kinds[regions.values] == TokenKind.SPECIAL
+    offsets = np.concatenate([[0], np.cumsum(crossed)])[regions.offsets]
+    counts = RolloutCounts(
+        specials=int(np.count_nonzero(special & crossed)),
+        specials_left_out=int(np.count_nonzero(special & ~crossed)),
+        empty_left_out=int(np.count_nonzero(~special & ~crossed)),
+    )
+    return values[crossed], offsets, counts
+
+
+def _check_ids(student: RaggedIds, vocab_size: int) -> None:
+    """Names the row and position of an id that is not in the vocabulary."""
+    wrong = (student.values < 0) | (student.values >= vocab_size)
+    if student.mask is not None:
+        wrong &= student.mask != 0
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        row = int(np.searchsorted(student.offsets, at, side="right")) - 1
+        raise ValueError(
+            f"row {row}, position {at - student.offsets[row]}: student id {student.values[at]} is "
+            f"not in the vocabulary of {vocab_size} tokens"
+        )
+
+
+def _regions(side: RaggedIds) -> tuple[RaggedIds, NDArray[np.int64]]:
+    """The regions as rows of their own, and where each row's regions begin."""
+    if side.mask is None:
+        return side, np.arange(len(side) + 1, dtype=np.int64)
+    taken = side.mask != 0
+    begins = taken.copy()
+    begins[1:] &= ~taken[:-1]
+    row_starts = side.offsets[:-1][side.offsets[:-1] < len(taken)]
+    begins[row_starts] = taken[row_starts]
+    starts = np.flatnonzero(begins)
+    before = np.concatenate([[0], np.cumsum(taken)])
+    offsets = np.append(before[starts], before[-1])
+    row_regions = np.searchsorted(starts, side.offsets)
+    return RaggedIds(side.values[taken], offsets.astype(np.int64)), row_regions.astype(np.int64)
