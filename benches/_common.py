@@ -77,6 +77,18 @@ def time_best(
     return Timing(tuple(sorted(samples)))
 
 
+def time_in_turn(
+    functions: Sequence[Callable[[], object]], repeat: int, min_seconds: float
+) -> list[Timing]:
+    """Time functions in turn, a few calls each, so that all meet the same state of the machine."""
+    rounds: list[list[float]] = [[] for _ in functions]
+    begun = time.perf_counter()
+    while len(rounds[0]) < repeat or time.perf_counter() - begun < min_seconds * len(functions):
+        for function, samples in zip(functions, rounds, strict=True):
+            samples += time_best(function, 5, 0.0).samples
+    return [Timing(tuple(sorted(samples))) for samples in rounds]
+
+
 def commit_id() -> str:
     """Return the short commit of the checkout, `+` appended if tracked files have changed."""
     try:

@@ -136,7 +136,11 @@ def test_lfs_pointers(tmp_path, name):
         ("tokenizer.json", b"{", "is not a tokenizer.json"),
         ("tokenizer.json", b"", "is not a tokenizer.json"),
         ("tokenizer.json", b'{"model": 1}', "is not a tokenizer.json"),
-        ("tokenizer.json.gz", gzip.compress(b"{}" * 999, mtime=0)[:-9], "is not a complete gzip file"),
+        (
+            "tokenizer.json.gz",
+            gzip.compress(b"{}" * 999, mtime=0)[:-9],
+            "is not a complete gzip file",
+        ),
         ("tekken.json", b"{", "is not a Tekken tokenizer"),
         ("tekken.json", b"{}", "is not a Tekken tokenizer"),
         ("tekken.json", b"[]", "is not a Tekken tokenizer"),
