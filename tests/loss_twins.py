@@ -103,3 +103,72 @@ def simct_twin(
         per_unit.append(value if kept else 0.0 * value)
         coverage.append((t_cover.detach(), s_cover.detach()))
     return (torch.stack(per_unit) if per_unit else student.reshape(-1)[:0]), coverage
+
+
+def _flat_log_probs(logits, side, temperature):
+    z = torch.where(side.padding(logits.shape[1]), -torch.inf, logits / temperature)
+    return torch.log_softmax(z, -1)
+
+
+def uld_twin(student, teacher, pair, units, *, top_k=None, temperature=1.0):
+    """Sorted-probability L1 at units of one token on both sides."""
+    s = _flat_log_probs(student, pair.student_side, temperature).exp()
+    t = _flat_log_probs(teacher, pair.teacher_side, temperature).exp()
+    out = []
+    for unit in (u for u in units if u.kind != 1):
+        p, q = sorted(s[unit.student_row], reverse=True), sorted(t[unit.teacher_row], reverse=True)
+        if top_k is not None:
+            p, q = [*p[:top_k], sum(p[top_k:])], [*q[:top_k], sum(q[top_k:])]
+        longest = max(len(p), len(q))
+        p, q = p + [0.0] * (longest - len(p)), q + [0.0] * (longest - len(q))
+        out.append(sum(abs(a - b) for a, b in zip(p, q, strict=True)))
+    return torch.stack(out)
+
+
+def alm_twin(student, teacher, pair, units, *, tau=100.0, temperature=1.0):
+    """Binarised divergence of unit probabilities."""
+    s = _flat_log_probs(student, pair.student_side, temperature)
+    t = _flat_log_probs(teacher, pair.teacher_side, temperature)
+    out = []
+    for unit in units:
+        log_q = sum(s[unit.student_row + j][v] for j, v in enumerate(unit.student_path))
+        log_p = sum(t[unit.teacher_row + j][v] for j, v in enumerate(unit.teacher_path))
+        if tau == float("inf"):
+            out.append(-log_p * (log_p / log_q).log() + log_p - log_q)
+            continue
+        p, q = (log_p / tau).exp(), (log_q / tau).exp()
+        out.append(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
+    return torch.stack(out)
+
+
+def gold_twin(student, teacher, pair, units, *, beta=0.5, weights=None, temperature=1.0):
+    """JSD over shared tokens, sorted L1 over the others, path probabilities multiplied in."""
+    logs = [
+        _flat_log_probs(student, pair.student_side, temperature),
+        _flat_log_probs(teacher, pair.teacher_side, temperature),
+    ]
+    out = []
+    for unit in units:
+        matched, rest = [], []
+        for logp, side, row, path in (
+            (logs[0], pair.student_side, unit.student_row, unit.student_path),
+            (logs[1], pair.teacher_side, unit.teacher_row, unit.teacher_path),
+        ):
+            probs = logp[row].exp()
+            for j, v in list(enumerate(path))[1:]:
+                probs = probs * logp[row + j][v].exp()
+            matched.append(probs[side.shared_ids].clamp_min(1e-8))
+            others = [p for i, p in enumerate(probs) if i not in set(side.shared_ids)]
+            rest.append(sorted(others, reverse=True))
+        s, t = matched
+        m = (1 - beta) * s + beta * t
+        jsd = beta * (t * (t / m).log()).sum() + (1 - beta) * (s * (s / m).log()).sum()
+        if beta in (0.0, 1.0):
+            jsd = (t * (t / s).log()).sum() if beta == 0.0 else (s * (s / t).log()).sum()
+        p, q = rest
+        longest = max(len(p), len(q))
+        p, q = p + [0.0] * (longest - len(p)), q + [0.0] * (longest - len(q))
+        share = len(pair.teacher_side.shared_ids) / teacher.shape[1]
+        w = weights or (share, 1 - share)
+        out.append(w[0] * jsd + w[1] * sum(abs(a - b) for a, b in zip(p, q, strict=True)))
+    return torch.stack(out)

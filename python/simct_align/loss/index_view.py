@@ -84,7 +84,7 @@ def view_index(
     """Cut the packed buffer into its sections.
 
     Args:
-        packed: int64, one-dimensional, the sections in `AlignedIndex` order.
+        packed: int64, one-dimensional, the sections in `AlignedIndex` order; more may follow.
         n_shared: SHARED and SPECIAL units.
         n_multi: MULTI units.
         n_teacher_steps: tokens of all MULTI units on the teacher's side.
@@ -94,7 +94,7 @@ def view_index(
         Views and small device tensors; nothing is read back to the host.
 
     Raises:
-        ValueError: the buffer's length does not fit the counts.
+        ValueError: the buffer is shorter than the counts say.
 
     Complexity:
         O(steps log steps) on the device.
@@ -102,10 +102,11 @@ def view_index(
     units = n_shared + n_multi
     sizes = [units] * 5 + [n_multi, n_multi + 1, n_multi + 1]
     sizes += [n_teacher_steps] * 3 + [n_student_steps] * 3
-    if packed.dim() != 1 or packed.shape[0] != sum(sizes):
+    total = sum(sizes)
+    if packed.dim() != 1 or packed.shape[0] < total:
         raise ValueError(
             f"index: the packed buffer has shape {tuple(packed.shape)}, "
-            f"but its counts ask for ({sum(sizes)},)"
+            f"but its counts ask for {total} numbers"
         )
     _, kind, _, teacher_row, student_row, realized, t_off, s_off, *steps = torch.split(
         packed, sizes

@@ -1,0 +1,58 @@
+"""Approximate Likelihood Matching (Minixhofer et al. 2025, arXiv 2503.20083).
+
+A unit either comes or does not: with ``p = P_T(u)^(1/tau)`` and ``q = P_S(u)^(1/tau)``,
+
+    p log(p / q) + (1 - p) log((1 - p) / (1 - q)).
+
+For ``tau = inf`` it is the limit of tau times that: with ``x = -log P_T(u)``, ``y = -log P_S(u)``,
+``x log(x / y) - x + y``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .common import Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .common import UnitRows
+
+_SURE = -1.0e-6  # log-probabilities of certain units stay below this, where log(1 - p) is finite
+
+
+class Alm(Objective):
+    """Binarised divergence of the units' own log-probabilities.
+
+    Use it as the baseline that compares what the text took and nothing else. It reads the realized
+    tokens: pass ``student_ids`` and ``teacher_ids``.
+
+    Args:
+        aligner: the pair of vocabularies.
+        tau: flattens the unit probabilities; ``math.inf`` for the limit.
+        **keywords: of `Objective`.
+
+    Raises:
+        ValueError: ``tau`` is not positive.
+    """
+
+    reads_ids = True
+
+    def __init__(self, aligner: Any, *, tau: float = 100.0, **keywords: Any) -> None:
+        super().__init__(aligner, **keywords)
+        if not tau > 0.0:
+            raise ValueError(f"tau: expected a positive number, got {tau}")
+        self.tau = tau
+
+    def per_unit(self, student: UnitRows, teacher: UnitRows) -> Tensor:
+        """See `Objective`."""
+        log_q, log_p = (side.realized().clamp_max(_SURE) for side in (student, teacher))
+        if math.isinf(self.tau):
+            return log_p - log_q - log_p * torch.log(log_p / log_q)
+        log_q, log_p = log_q / self.tau, log_p / self.tau
+        p, not_p, not_q = log_p.exp(), -torch.expm1(log_p), -torch.expm1(log_q)
+        return p * (log_p - log_q) + not_p * torch.log(not_p / not_q)
