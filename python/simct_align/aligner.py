@@ -12,6 +12,7 @@ from simct_align.batch import AlignedBatch, UnmatchedSpans
 from simct_align.continuations import enumerate_continuations, make_spellings
 from simct_align.errors import MissingTokenizerError
 from simct_align.inputs import read_side, same_dtype
+from simct_align.prepare import PreparedBatch, prepare
 from simct_align.rollouts import PaddingSide, Rollouts, retokenize
 from simct_align.vocabulary import Vocabulary
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from simct_align.continuations import Continuations, PairSpellings
     from simct_align.tokenizer_source import TokenizerSource
@@ -435,6 +436,92 @@ class Aligner:
         """
         rollouts = retokenize(self, student_ids, mask=mask, threads=threads)
         return rollouts if padding is None else rollouts.padded(padding, pad_id=pad_id)
+
+    def prepare(
+        self,
+        completion_ids: object,
+        *,
+        teacher_prompt_ids: object,
+        student_prompt_ids: object,
+        completion_mask: object | None = None,
+        teacher_prompt_mask: object | None = None,
+        student_prompt_mask: object | None = None,
+        truncated: ArrayLike | Sequence[Sequence[bool]] | None = None,
+        padding_side: PaddingSide = "right",
+        teacher_pad_id: int = 0,
+        student_pad_id: int = 0,
+        teacher_max_length: int | None = None,
+        student_max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        threads: int | None = None,
+    ) -> PreparedBatch:
+        """Joins rollouts with each side's own prompts: all that a training step needs.
+
+        Use it where a student has sampled. A row is a prompt and a completion, or a conversation:
+        turns of a prompt (all that stands between two completions, as the side's chat template
+        has it: see :func:`simct_align.chat.prompt_ids`) and a completion each. Turn k is aligned
+        with turn k. A completion that was not truncated ends with a stop on both sides, which is
+        added where it is missing; a prompt's first token is dropped if it repeats that stop.
+
+        Args:
+            completion_ids: What the student sampled: one completion per row, in any form that
+                :meth:`align_batch` takes, or lists of turns ``[row][turn]`` of ids.
+            teacher_prompt_ids: The teacher's prompts, likewise.
+            student_prompt_ids: The student's prompts, likewise.
+            completion_mask: Positions to take, in the shape of the ids; not for lists of turns.
+            teacher_prompt_mask: Likewise.
+            student_prompt_mask: Likewise.
+            truncated: Completions that did not end by themselves, true or false for every row
+                (about its last turn) or for every turn.
+            padding_side: ``"left"`` or ``"right"``.
+            teacher_pad_id: What fills the teacher's rows.
+            student_pad_id: What fills the student's rows.
+            teacher_max_length: Cut the teacher's rows at so many tokens.
+            student_max_length: Cut the student's rows at so many tokens; the teacher's lose the
+                same text.
+            pad_to_multiple_of: Round both widths up to a multiple of this.
+            threads: How many threads align; all cores without it.
+
+        Returns:
+            Ids and masks of both sides, their alignment, and counts of what was left out.
+
+        Raises:
+            MissingTokenizerError: The teacher has no tokenizer.
+            TypeError, ValueError: As :meth:`align_batch`; numbers of rows or turns that differ; a
+                later turn whose prompt is empty.
+
+        Complexity:
+            That of :meth:`retokenize`, and O(rows × longest row).
+
+        Example:
+            >>> from simct_align.demo import demo_tokenizers
+            >>> aligner = Aligner(*demo_tokenizers())
+            >>> batch = aligner.prepare(
+            ...     aligner.student.encode_batch(["4", "12"]),
+            ...     teacher_prompt_ids=aligner.teacher.encode_batch(["2 + 2 =", "5 + 7 ="]),
+            ...     student_prompt_ids=aligner.student.encode_batch(["2 + 2 =", "5 + 7 ="]),
+            ...     truncated=[False, True],
+            ... )
+            >>> batch.teacher.completion_mask.sum(axis=1), batch.counts.stops_added
+            (array([3, 3]), 1)
+        """
+        return prepare(
+            self,
+            completion_ids,
+            teacher_prompt_ids=teacher_prompt_ids,
+            student_prompt_ids=student_prompt_ids,
+            completion_mask=completion_mask,
+            teacher_prompt_mask=teacher_prompt_mask,
+            student_prompt_mask=student_prompt_mask,
+            truncated=truncated,
+            padding_side=padding_side,
+            teacher_pad_id=teacher_pad_id,
+            student_pad_id=student_pad_id,
+            teacher_max_length=teacher_max_length,
+            student_max_length=student_max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            threads=threads,
+        )
 
     @cached_property
     def _retokenizer(self) -> _native.Retokenizer:
