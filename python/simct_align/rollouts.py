@@ -10,9 +10,11 @@ import numpy as np
 from simct_align import _native
 from simct_align.inputs import RaggedIds, read_side
 from simct_align.units import UnitClass, UnmatchedReason
-from simct_align.vocabulary import TokenKind
+from simct_align.vocabulary import TokenKind, Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from simct_align.aligner import Aligner
@@ -109,6 +111,53 @@ def retokenize(
         row_regions=row_regions,
         counts=counts,
     )
+
+
+class TextEncoder:
+    """Tokenizes texts as they stand inside a conversation: exactly their bytes.
+
+    A tokenizer's own call puts a space in front of a text, composes characters, or reads a ``▁``
+    as a space; here the text is what a rollout of single bytes says, so nothing of it changes.
+
+    Args:
+        vocabulary: The tokenizer's vocabulary; it must have the tokenizer.
+
+    Example:
+        >>> from simct_align import Vocabulary
+        >>> from simct_align.demo import demo_tokenizers
+        >>> vocabulary = Vocabulary.from_tokenizer(demo_tokenizers()[1])
+        >>> ids = TextEncoder(vocabulary).encode(["2 + 2"], threads=1)
+        >>> vocabulary.decode_bytes(ids.row(0)), vocabulary.decode_bytes(
+        ...     vocabulary.encode_batch(["2 + 2"])[0]
+        ... )
+        (b'2 + 2', b' 2 + 2')
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        from simct_align.aligner import Aligner
+
+        self._aligner = Aligner(
+            vocabulary, Vocabulary.from_token_bytes([bytes([byte]) for byte in range(256)])
+        )
+
+    def encode(self, texts: Sequence[str], *, threads: int | None) -> Rollouts:
+        """Tokenizes texts.
+
+        Args:
+            texts: Any number of texts; control tokens in them stay text.
+            threads: How many threads look whether the bytes agree; all cores without it.
+
+        Returns:
+            One row of ids for each text.
+
+        Raises:
+            MissingTokenizerError: The vocabulary has no tokenizer.
+        """
+        written = [text.encode("utf-8", "surrogatepass") for text in texts]
+        offsets = np.zeros(len(written) + 1, np.int64)
+        np.cumsum([len(text) for text in written], out=offsets[1:])
+        values = np.frombuffer(b"".join(written), np.uint8).astype(np.int32)
+        return self._aligner.retokenize((values, offsets), threads=threads)
 
 
 def pad_rows(
