@@ -75,7 +75,8 @@ def _native_signatures() -> dict[str, list[str] | None]:
             continue
         if inspect.isclass(value) and not issubclass(value, Exception):
             found[name] = None
-            found[f"{name}.__new__"] = ["cls", *inspect.signature(value).parameters]
+            if "__new__" in vars(value):
+                found[f"{name}.__new__"] = ["cls", *inspect.signature(value).parameters]
             for member, attribute in vars(value).items():
                 if member == "__len__" or not member.startswith("__"):
                     is_call = callable(attribute) or isinstance(attribute, staticmethod)
