@@ -58,11 +58,11 @@ def plain_units(batch, teacher_rows, student_rows, teacher_bytes, teacher_starts
         for u in range(batch.row_offsets[row], batch.row_offsets[row + 1]):
             t0, t1 = int(batch.teacher_start[u]), int(batch.teacher_end[u])
             s0, s1 = int(batch.student_start[u]), int(batch.student_end[u])
-            if batch.unit_class[u] & TRIMMED:
-                dummy += 1
-                continue
             if t0 == 0 or s0 == 0:
                 no_prefix += 1
+                continue
+            if batch.unit_class[u] & TRIMMED:
+                dummy += 1
                 continue
             unit = PlainUnit(
                 number=u,
@@ -125,8 +125,9 @@ class PlainSide:
     texts: list  # of the shared columns; None for stops and specials
 
     def padding(self, columns: int) -> torch.Tensor:
-        unused = [i >= len(self.kinds) or self.kinds[i] == 3 for i in range(columns)]
-        return torch.tensor(unused)
+        unused = torch.ones(columns, dtype=torch.bool)
+        unused[: len(self.kinds)] = torch.tensor(self.kinds[:columns] == 3)
+        return unused
 
 
 @dataclass

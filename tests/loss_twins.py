@@ -8,41 +8,46 @@ from __future__ import annotations
 import torch
 
 
+def _with(values, place, value):
+    return torch.cat([values[:place], value[None], values[place + 1 :]])
+
+
 def _side(logits, side, row, path, text, kind, score, temperature):
     """Scores of every candidate text on one side, and the coverage of C(h)."""
-    z = logits / temperature
+    z = logits[row : row + len(path)] / temperature
     z = torch.where(side.padding(z.shape[1]), -torch.inf, z)
-    logp = torch.log_softmax(z[row], -1)
-    values = z[row] if score == "mean_logit" else logp
-    scores = list(values[side.shared_ids].unbind())
-    probs = list(logp[side.shared_ids].exp().unbind())
+    logp = torch.log_softmax(z, -1)
+    values = z if score == "mean_logit" else logp
+    scores, probs = values[0][side.shared_ids], logp[0][side.shared_ids].exp()
     if side.stop_column >= 0:
-        scores[side.stop_column] = torch.logsumexp(values[side.stop_ids], 0)
-        probs[side.stop_column] = logp[side.stop_ids].exp().sum()
+        stops = side.stop_ids
+        scores = _with(scores, side.stop_column, torch.logsumexp(values[0][stops], 0))
+        probs = _with(probs, side.stop_column, logp[0][stops].exp().sum())
     if kind != 1:
-        return torch.stack(scores), sum(probs)
-    steps = [torch.log_softmax(z[row + j], -1)[v] for j, v in enumerate(path)]
+        return scores, probs.sum()
+    steps = [logp[j][v] for j, v in enumerate(path)]
     joint = sum(steps)
-    own = {"mean": joint / len(path), "sum": joint, "event": joint}.get(score)
+    own = joint / len(path) if score == "mean" else joint
     if score == "mean_logit":
-        own = sum(z[row + j][v] for j, v in enumerate(path)) / len(path)
-    paths = [(v,) for v in side.shared_ids]  # the path of every shared column
-    if len(path) > 1 and path[:1] in paths:  # that token's event excludes going on with the path
-        parent = paths.index(path[:1])
-        probs[parent] = probs[parent] - joint.exp()
+        own = sum(z[j][v] for j, v in enumerate(path)) / len(path)
+    if len(path) > 1 and path[0] in side.shared_ids:
+        # That token's event excludes going on with the path.
+        parent = side.shared_ids.index(path[0])
+        probs = _with(probs, parent, probs[parent] - joint.exp())
         if score == "event":
             left = 1 - sum(steps[1:]).exp()
             left = left if left > 1e-6 else torch.full_like(left, 1e-6)
-            scores[parent] = scores[parent] + left.log()
-    coverage = sum(probs) if path in paths else sum(probs) + joint.exp()
+            scores = _with(scores, parent, scores[parent] + left.log())
+    is_column = len(path) == 1 and path[0] in side.shared_ids
+    coverage = probs.sum() if is_column else probs.sum() + joint.exp()
     if text not in side.texts:
-        return torch.stack([*scores, own]), coverage
+        return torch.cat([scores, own[None]]), coverage
     column = side.texts.index(text)  # the text counts once
     if score in ("mean", "mean_logit"):
-        scores[column] = own
-    elif path != paths[column]:
-        scores[column] = torch.logaddexp(scores[column], own)
-    return torch.stack(scores), coverage
+        scores = _with(scores, column, own)
+    elif path != (side.shared_ids[column],):
+        scores = _with(scores, column, torch.logaddexp(scores[column], own))
+    return scores, coverage
 
 
 def reverse_kl(s, t):

@@ -109,7 +109,7 @@ def view_index(
             f"but its counts ask for {total} numbers"
         )
     _, kind, _, teacher_row, student_row, realized, t_off, s_off, *steps = torch.split(
-        packed, sizes
+        packed[:total], sizes
     )
     return IndexView(
         n_shared=n_shared,
