@@ -61,16 +61,19 @@ class SimCTCollator:
         MissingTokenizerError: A vocabulary has no tokenizer.
 
     Example:
+        >>> import gzip
+        >>> from tokenizers import Tokenizer
+        >>> from transformers import PreTrainedTokenizerFast
         >>> from simct_align import Aligner
         >>> from simct_align.demo import demo_tokenizers
-        >>> from transformers import PreTrainedTokenizerFast
-        >>> aligner = Aligner(*demo_tokenizers())
-        >>> tokenizers = [PreTrainedTokenizerFast.from_pretrained(path) for path in paths]
-        ...     # doctest: +SKIP
-        >>> collator = SimCTCollator(aligner, *tokenizers)  # doctest: +SKIP
-        >>> batch = collator([{"prompt": "2 + 2 =", "completion": " 4"}])  # doctest: +SKIP
-        >>> sorted(batch)  # doctest: +SKIP
-        ['attention_mask', 'completion_mask', 'counts', 'index', 'input_ids', 'labels', ...]
+        >>> def load(path):
+        ...     data = gzip.decompress((path / "tokenizer.json.gz").read_bytes())
+        ...     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_buffer(data))
+        >>> teacher, student = map(load, demo_tokenizers())
+        >>> collator = SimCTCollator(Aligner(*demo_tokenizers()), teacher, student)
+        >>> batch = collator([{"prompt": "2 + 2 =", "completion": " 4"}])
+        >>> batch["completion_mask"].sum().item(), len(batch["index"])
+        (3, 3)
     """
 
     def __init__(
