@@ -27,9 +27,19 @@ class LinearSimCTLoss(LossBase):
         besides the gradients; the weight's gradient accumulates in the compute dtype.
 
     Example:
-        >>> loss_fn = LinearSimCTLoss(aligner)                              # doctest: +SKIP
-        >>> out = loss_fn(student_hidden, student.lm_head.weight,
-        ...               teacher_hidden, teacher.lm_head.weight, index)    # doctest: +SKIP
+        >>> import torch
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> index = aligner.align_batch([[1, 0, 1]], [[2, 0, 1, 2]]).index()
+        >>> hidden, weight = torch.zeros(4, 8, requires_grad=True), torch.zeros(3, 8)
+        >>> out = LinearSimCTLoss(aligner)(
+        ...     hidden, weight, torch.zeros(3, 6), torch.zeros(2, 6), index
+        ... )
+        >>> out.loss.backward()
+        >>> hidden.grad.shape
+        torch.Size([4, 8])
     """
 
     default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012

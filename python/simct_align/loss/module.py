@@ -255,9 +255,17 @@ class SimCTLoss(LossBase):
         student's gradient.
 
     Example:
-        >>> loss_fn = SimCTLoss(aligner)                                    # doctest: +SKIP
-        >>> out = loss_fn(student_logits, teacher_logits, index)            # doctest: +SKIP
-        >>> out.loss.backward()                                             # doctest: +SKIP
+        >>> import torch
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> index = aligner.align_batch([[1, 0, 1]], [[2, 0, 1, 2]]).index()
+        >>> student_logits = torch.zeros(4, 3, requires_grad=True)
+        >>> out = SimCTLoss(aligner)(student_logits, torch.zeros(3, 2), index)
+        >>> out.loss.backward()
+        >>> out.per_unit.shape, student_logits.grad.shape
+        (torch.Size([2]), torch.Size([4, 3]))
     """
 
     default_chunk_bytes = {"cpu": 8 * MEBIBYTE, "other": 512 * MEBIBYTE}  # noqa: RUF012

@@ -12,17 +12,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from simct_align.aligner import SharedVocabulary
+
 _UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED; that enumeration needs the native module
-
-
-class SharedVocabulary(Protocol):
-    """`Aligner.shared`: ids of both sides, and where the stops are."""
-
-    teacher_ids: NDArray[np.int64]
-    student_ids: NDArray[np.int64]
-    stop_column: int
-    teacher_stop_ids: NDArray[np.int64]
-    student_stop_ids: NDArray[np.int64]
 
 
 class VocabularyKinds(Protocol):

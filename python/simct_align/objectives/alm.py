@@ -38,6 +38,14 @@ class Alm(Objective):
 
     Raises:
         ValueError: ``tau`` is not positive.
+
+    Example:
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> Alm(aligner, tau=float("inf")).tau
+        inf
     """
 
     reads_ids = True

@@ -41,6 +41,14 @@ class Gold(Objective):
 
     Raises:
         ValueError: ``beta`` outside [0, 1], or one weight without the other.
+
+    Example:
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> Gold(aligner, beta=0.0).beta
+        0.0
     """
 
     def __init__(

@@ -24,6 +24,11 @@ def shared(aligner: PairTables, **keywords: Any) -> SimCTLoss:
         The loss module.
 
     Example:
-        >>> loss_fn = shared(aligner)  # doctest: +SKIP
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> shared(aligner).candidates
+        'shared'
     """
     return SimCTLoss(aligner, candidates="shared", **keywords)

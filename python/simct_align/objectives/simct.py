@@ -21,6 +21,11 @@ def simct(aligner: PairTables, **keywords: Any) -> SimCTLoss:
         The loss module.
 
     Example:
-        >>> loss_fn = simct(aligner, divergence="forward_kl")  # doctest: +SKIP
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> simct(aligner, divergence="forward_kl").divergence
+        ForwardKL()
     """
     return SimCTLoss(aligner, candidates="realized", **keywords)

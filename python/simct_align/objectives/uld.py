@@ -34,6 +34,14 @@ class Uld(Objective):
 
     Complexity:
         O(units x vocabulary x log vocabulary) for the full sort.
+
+    Example:
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> Uld(aligner, top_k=10).top_k
+        10
     """
 
     uses_multi = False
