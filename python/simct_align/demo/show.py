@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 import time
@@ -115,7 +116,28 @@ def show_speed(demo: Demo) -> None:
     demo.screen.line(f"  {count}; best of {_SPEED_RUNS}; token ids in, units out.")
 
 
-SECTIONS: tuple[Callable[[Demo], None], ...] = (show_pair, show_passage, show_file, show_speed)
+def show_loss(demo: Demo) -> None:
+    """Compute the loss of two tiny random models over the passage, where torch is installed."""
+    demo.screen.title("5. The loss")
+    if importlib.util.find_spec("torch") is None:
+        demo.screen.line("  needs PyTorch: pip install 'simct-align[torch]'")
+        return
+    from simct_align.demo.tiny import tiny_loss
+
+    loss = tiny_loss(demo.aligner, demo.batch)
+    rows = [["", "reverse KL per unit", "norm of the student's gradient"]]
+    rows += [[name, f"{value:.4f}", f"{norm:.4f}"] for name, value, norm in loss]
+    draw_table(demo.screen, rows)
+    demo.screen.line("  two randomly initialised recurrent models, one pass over the passage.")
+
+
+SECTIONS: tuple[Callable[[Demo], None], ...] = (
+    show_pair,
+    show_passage,
+    show_file,
+    show_speed,
+    show_loss,
+)
 
 
 def show_demo(screen: Screen) -> None:
