@@ -1,0 +1,362 @@
+"""Alignment inside data pipelines: ``datasets.Dataset.map`` and Ray Data's ``map_batches``.
+
+Each class here is a function of a batch: it is built once, holds an aligner, and gives a batch
+with columns added. A batch is a ``pyarrow.Table`` (ids are read without a copy, also where their
+memory is read-only) or a mapping of columns; the same type comes back. Rows stay in order, and a
+row's result depends on that row alone, so that it does not matter who works on which batch.
+
+``datasets``, with any number of processes; a second call finds its result in the cache, as the
+function pickles to the same bytes whenever it would give the same columns::
+
+    rows = rows.with_format("arrow")
+    rows = rows.map(RetokenizeRows(aligner), batched=True, num_proc=8, desc="teacher's ids")
+    rows = rows.map(AlignRows(aligner), batched=True, num_proc=8, desc="aligning")
+
+Ray Data, where the class is built once per actor and uses the CPUs that the actor has::
+
+    rows.map_batches(
+        AlignRows, fn_constructor_args=(aligner,), concurrency=(1, 64), num_cpus=2,
+        batch_format="pyarrow", zero_copy_batch=True,
+    )
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from itertools import pairwise
+from multiprocessing import parent_process
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simct_align.aligner import Aligner
+from simct_align.inputs import read_side
+from simct_align.vocabulary import TokenKind, Vocabulary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: A column of integers, or of lists of them as (values, offsets).
+_Column = Any
+
+
+class _RowFunction(ABC):
+    """What all functions of a batch have in common."""
+
+    #: Which sides' tokenizers the function calls.
+    _tokenizes: tuple[str, ...] = ()
+
+    def __init__(self, aligner: Aligner, options: dict[str, Any]) -> None:
+        self._aligner = _plain_aligner(aligner, self._tokenizes)
+        self._options = options
+        limit = _thread_limit()
+        self._threads: int | None = options.get("threads") or limit
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch with columns added.
+
+        Args:
+            batch: A ``pyarrow.Table`` or a mapping of columns.
+
+        Returns:
+            The same type, with all columns that came; columns of the same names are replaced.
+
+        Raises:
+            KeyError: A column is missing.
+            TypeError: The batch is something else, or a column does not hold lists of integers.
+            ValueError: As :meth:`Aligner.align_batch`.
+        """
+        if not isinstance(batch, Mapping) and not _is_arrow(batch):
+            raise TypeError(
+                f"expected a batch: a pyarrow.Table or a mapping of columns, got "
+                f"{type(batch).__name__}; map with batched=True, or batch_format='pyarrow'"
+            )
+        return _with_columns(batch, self._columns(batch))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._aligner, self._options)
+
+    @abstractmethod
+    def _columns(self, batch: Any) -> dict[str, _Column]:
+        """The columns to add."""
+
+
+class TokenizeRows(_RowFunction):
+    """Adds both sides' ids of a text; no control tokens, as :meth:`Aligner.align_texts` has them.
+
+    Args:
+        aligner: The pair, with both tokenizers.
+        text_column: The texts.
+        teacher_column: The teacher's ids, int64 lists.
+        student_column: The student's ids, likewise.
+
+    Example:
+        >>> from simct_align.demo import demo_tokenizers
+        >>> rows = TokenizeRows(Aligner(*demo_tokenizers()))({"text": ["x = 12"]})
+        >>> [len(rows[name][0]) for name in ("teacher_ids", "student_ids")]
+        [5, 4]
+    """
+
+    _tokenizes = ("teacher", "student")
+
+    def __init__(
+        self,
+        aligner: Aligner,
+        *,
+        text_column: str = "text",
+        teacher_column: str = "teacher_ids",
+        student_column: str = "student_ids",
+    ) -> None:
+        options = {
+            "text_column": text_column,
+            "teacher_column": teacher_column,
+            "student_column": student_column,
+        }
+        super().__init__(aligner, options)
+
+    def _columns(self, batch: Any) -> dict[str, _Column]:
+        texts = batch[self._options["text_column"]]
+        texts = texts.to_pylist() if _is_arrow(batch) else list(texts)
+        columns = {}
+        for side, vocabulary in (
+            ("teacher", self._aligner.teacher),
+            ("student", self._aligner.student),
+        ):
+            ids = read_side(side, vocabulary.encode_batch(texts), None)
+            columns[self._options[f"{side}_column"]] = (ids.values, ids.offsets)
+        return columns
+
+
+class RetokenizeRows(_RowFunction):
+    """Adds the teacher's ids of what a student sampled: :meth:`Aligner.retokenize`.
+
+    Args:
+        aligner: The pair, with the teacher's tokenizer.
+        student_column: The sampled ids, lists of integers.
+        mask_column: Which of them to take, lists of as many booleans or integers; all without it.
+        teacher_column: The teacher's ids, int64 lists.
+        threads: See :class:`AlignRows`.
+
+    Example:
+        >>> from simct_align.demo import demo_tokenizers
+        >>> aligner = Aligner(*demo_tokenizers())
+        >>> rows = {"student_ids": aligner.student.encode_batch(["x = 12"])}
+        >>> aligner.teacher.decode_bytes(RetokenizeRows(aligner)(rows)["teacher_ids"][0])
+        b' x = 12'
+    """
+
+    _tokenizes = ("teacher",)
+
+    def __init__(
+        self,
+        aligner: Aligner,
+        *,
+        student_column: str = "student_ids",
+        mask_column: str | None = None,
+        teacher_column: str = "teacher_ids",
+        threads: int | None = None,
+    ) -> None:
+        options = {
+            "student_column": student_column,
+            "mask_column": mask_column,
+            "teacher_column": teacher_column,
+            "threads": threads,
+        }
+        super().__init__(aligner, options)
+
+    def _columns(self, batch: Any) -> dict[str, _Column]:
+        made = self._aligner.retokenize(
+            _read(batch, self._options["student_column"]),
+            mask=_read(batch, self._options["mask_column"]),
+            threads=self._threads,
+        )
+        return {self._options["teacher_column"]: (made.values, made.offsets)}
+
+
+class AlignRows(_RowFunction):
+    """Adds the units of two columns of ids: :meth:`Aligner.align_batch`.
+
+    The columns added are lists, one entry for each unit: ``teacher_start``, ``teacher_end``,
+    ``student_start``, ``student_end`` (int32), ``kind`` and ``unit_class`` (uint8), as in
+    :class:`AlignedBatch`; and how many tokens are in no unit, ``teacher_unmatched`` and
+    ``student_unmatched`` (int64).
+
+    Args:
+        aligner: The pair; tokenizers are not needed.
+        teacher_column: The teacher's ids, lists of integers.
+        student_column: The student's ids, likewise.
+        teacher_mask_column: Which positions take part, lists of booleans or integers; all without.
+        student_mask_column: Likewise.
+        on_mismatch: ``"skip"`` or ``"error"``.
+        prefix: Stands in front of the names of the columns added.
+        threads: How many threads align. Without it: the CPUs of the actor in Ray, one in another
+            child process, all cores elsewhere.
+
+    Example:
+        >>> from simct_align.demo import demo_tokenizers
+        >>> aligner = Aligner(*demo_tokenizers())
+        >>> rows = AlignRows(aligner)(TokenizeRows(aligner)({"text": ["x = 12"]}))
+        >>> rows["student_end"][0].tolist(), rows["student_unmatched"].tolist()
+        ([1, 2, 3, 4], [0])
+    """
+
+    def __init__(
+        self,
+        aligner: Aligner,
+        *,
+        teacher_column: str = "teacher_ids",
+        student_column: str = "student_ids",
+        teacher_mask_column: str | None = None,
+        student_mask_column: str | None = None,
+        on_mismatch: str = "skip",
+        prefix: str = "",
+        threads: int | None = None,
+    ) -> None:
+        options = {
+            "teacher_column": teacher_column,
+            "student_column": student_column,
+            "teacher_mask_column": teacher_mask_column,
+            "student_mask_column": student_mask_column,
+            "on_mismatch": on_mismatch,
+            "prefix": prefix,
+            "threads": threads,
+        }
+        super().__init__(aligner, options)
+
+    def _columns(self, batch: Any) -> dict[str, _Column]:
+        options = self._options
+        aligned = self._aligner.align_batch(
+            _read(batch, options["teacher_column"]),
+            _read(batch, options["student_column"]),
+            teacher_mask=_read(batch, options["teacher_mask_column"]),
+            student_mask=_read(batch, options["student_mask_column"]),
+            on_mismatch=options["on_mismatch"],
+            threads=self._threads,
+        )
+        columns: dict[str, _Column] = {
+            name: (getattr(aligned, name), aligned.row_offsets)
+            for name in ("teacher_start", "teacher_end", "student_start", "student_end")
+        }
+        columns["kind"] = (aligned.kind, aligned.row_offsets)
+        columns["unit_class"] = (aligned.unit_class, aligned.row_offsets)
+        spans = aligned.unmatched
+        columns["teacher_unmatched"] = _row_sums(
+            spans.teacher_end - spans.teacher_start, spans.row_offsets
+        )
+        columns["student_unmatched"] = _row_sums(
+            spans.student_end - spans.student_start, spans.row_offsets
+        )
+        return {options["prefix"] + name: column for name, column in columns.items()}
+
+
+def _rebuild(kind: Any, aligner: Aligner, options: dict[str, Any]) -> _RowFunction:
+    made: _RowFunction = kind(aligner, **options)
+    return made
+
+
+def _plain_aligner(aligner: Aligner, tokenizes: tuple[str, ...]) -> Aligner:
+    """The aligner without what it has made on the way, and without tokenizers nobody calls.
+
+    Caches that compare pickled bytes then take it for the same before and after its first use.
+    """
+    shared = aligner.shared
+    teacher_stops, student_stops = shared.teacher_stop_ids, shared.student_stop_ids
+    special = aligner.teacher.kinds[shared.teacher_ids] == TokenKind.SPECIAL
+    special &= ~np.isin(shared.teacher_ids, teacher_stops)
+    mapped = (shared.teacher_ids[special].tolist(), shared.student_ids[special].tolist())
+    sides = [
+        Vocabulary(side._native, source=side._source if name in tokenizes else None)
+        for name, side in (("teacher", aligner.teacher), ("student", aligner.student))
+    ]
+    return Aligner(
+        *sides,
+        special_tokens=dict(zip(*mapped, strict=True)),
+        stop_tokens=(teacher_stops.tolist(), student_stops.tolist()),
+    )
+
+
+def _thread_limit() -> int | None:
+    """How many threads the process should take: what Ray gave it, one beside siblings, or all."""
+    ray: Any = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        context = ray.get_runtime_context()
+        if context.get_actor_id() is not None or context.get_task_id() is not None:
+            threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
+            # The tokenizers library asks this, once, when it first works.
+            os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+            return threads
+    return None if parent_process() is None else 1
+
+
+def _is_arrow(batch: object) -> bool:
+    arrow: Any = sys.modules.get("pyarrow")
+    return arrow is not None and isinstance(batch, arrow.Table)
+
+
+def _read(batch: Any, name: str | None) -> Any:
+    """A column in a form that the aligner takes."""
+    if name is None:
+        return None
+    column = batch[name]
+    if not _is_arrow(batch):
+        return column if isinstance(column, (list, tuple)) else list(column)
+    return _read_arrow(name, column)
+
+
+def _read_arrow(name: str, column: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """A column of lists as (values, offsets), the values without a copy."""
+    import pyarrow as pa
+
+    lists = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    kind = lists.type
+    if pa.types.is_fixed_size_list(kind):
+        offsets = np.arange(len(lists) + 1, dtype=np.int64) * kind.list_size
+        values = lists.flatten()
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        values = lists.values[offsets[0] : offsets[-1]]
+        offsets -= offsets[0]
+    else:
+        raise TypeError(f"column {name!r}: expected lists of integers, got {kind}")
+    if lists.null_count or values.null_count:
+        raise ValueError(
+            f"column {name!r} has nulls: {lists.null_count} rows, {values.null_count} values"
+        )
+    return values.to_numpy(zero_copy_only=False), offsets
+
+
+def _with_columns(batch: Any, columns: dict[str, _Column]) -> Any:
+    if not _is_arrow(batch):
+        made = {
+            name: _rows(*column) if isinstance(column, tuple) else column
+            for name, column in columns.items()
+        }
+        return {**batch, **made}
+    import pyarrow as pa
+
+    for name, column in columns.items():
+        if isinstance(column, tuple):
+            values, offsets = column
+            array = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+        else:
+            array = pa.array(column)
+        place = batch.schema.get_field_index(name)
+        if place < 0:
+            batch = batch.append_column(name, array)
+        else:
+            batch = batch.set_column(place, name, array)
+    return batch
+
+
+def _rows(values: NDArray[Any], offsets: NDArray[np.int64]) -> list[NDArray[Any]]:
+    ends = offsets.tolist()
+    return [values[start:end] for start, end in pairwise(ends)]
+
+
+def _row_sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    before = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+    sums: NDArray[np.int64] = before[offsets[1:]] - before[offsets[:-1]]
+    return sums
