@@ -48,7 +48,7 @@ $(VENV)/.installed: $(VENV)/.created $(SOURCES)
 
 # Editable, so that Python sources need no new installation; Rust sources do.
 $(VENV)/.developed: $(VENV)/.created $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.[torch,transformers,dev,bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[torch,transformers,dev,bench,pipelines]'
 	touch $@ $(VENV)/.installed
 
 clean:
