@@ -6,7 +6,8 @@
 One thread, one run, ratios within it. Rivals: (a) a plain reverse KL on ready-made logits of the
 shared columns, (b) the vectorised but unchunked formula, (c) a loop over units that indexes the
 whole logits, timed over a tenth of them, (d) the loss from hidden states beside the products that
-no implementation avoids. Every answer is checked against (b)'s.
+no implementation avoids. The answers of `SimCTLoss` are checked against (b)'s and (c)'s, those of (d)
+against (b)'s formula.
 
 Peak extra memory is the process's high-water mark during a call, less what is resident after it
 (inputs and the gradients that the caller asked for). Linux only; elsewhere the column is empty.
@@ -261,6 +262,10 @@ def measure_from_logits(case: Case, repeat: int) -> list[Row]:
             times=10,
         )
     )
+    with torch.no_grad():
+        out = SimCTLoss(case.aligner, score="mean_logit")(student, teacher, case.index)
+    same = out.per_unit[[case.order.index(unit) for unit in tenth]].mean().item()
+    assert abs(same - rows[-1].loss) < 1e-4 * abs(same), (same, rows[-1].loss)
     return rows
 
 
