@@ -6,8 +6,8 @@
 One thread, one run, ratios within it. Rivals: (a) a plain reverse KL on ready-made logits of the
 shared columns, (b) the vectorised but unchunked formula, (c) a loop over units that indexes the
 whole logits, timed over a tenth of them, (d) the loss from hidden states beside the products that
-no implementation avoids. The answers of `SimCTLoss` are checked against (b)'s and (c)'s, those of (d)
-against (b)'s formula.
+no implementation avoids. The answers of `SimCTLoss` are checked against (b)'s and (c)'s, that of
+(d) against (b)'s formula.
 
 Peak extra memory is the process's high-water mark during a call, less what is resident after it
 (inputs and the gradients that the caller asked for). Linux only; elsewhere the column is empty.
@@ -42,8 +42,8 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Case:
     """Random logits and an index of the given sizes; one unit in four is MULTI.
 
-    The issue's row counts leave room for fewer second steps than MULTI units, so some MULTI units
-    are one token on both sides; the engine treats them like all others.
+    The row counts leave room for fewer second steps than MULTI units, so some MULTI units are one
+    token on both sides; the engine treats them like all others.
     """
 
     units: int
