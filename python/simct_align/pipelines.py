@@ -15,7 +15,8 @@ function pickles to the same bytes whenever it would give the same columns::
 Ray Data, where the class is built once per actor and uses the CPUs that the actor has::
 
     rows.map_batches(
-        AlignRows, fn_constructor_args=(aligner,), concurrency=(1, 64), num_cpus=2,
+        AlignRows, fn_constructor_args=(aligner,), num_cpus=2,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=64),
         batch_format="pyarrow", zero_copy_batch=True,
     )
 """
@@ -50,6 +51,8 @@ class _RowFunction(ABC):
     _tokenizes: tuple[str, ...] = ()
 
     def __init__(self, aligner: Aligner, options: dict[str, Any]) -> None:
+        if not isinstance(aligner, Aligner):
+            raise TypeError(f"aligner: expected an Aligner, got {type(aligner).__name__}")
         self._aligner = _plain_aligner(aligner, self._tokenizes)
         self._options = options
         limit = _thread_limit()
