@@ -16,8 +16,8 @@
 //! | transducer (crate fst) | 45 ms, keys sorted included | 66 ns | 2.3 MB |
 //!
 //! A trie is asked once per pair, for the few bytes of tokens whose tokenizer does not give their
-//! spelling, so what it costs to build decides: without any tokenizer all 1.4 million bytes of
-//! the larger pairs' one-sided tokens take 0.3 s here, and as long with a double array.
+//! spelling, so what it costs to build decides: without any tokenizer the 1.5 million bytes of
+//! one-sided tokens of Gemma 2 and Qwen2.5 take 0.4 s in all, no more than a double array would.
 
 use std::sync::Arc;
 
