@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
+import subprocess
+import sys
+import textwrap
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,13 +240,30 @@ class Deadly(Dataset):
 
 
 def test_a_killed_worker_is_an_error_not_a_gap():
-    loader = DataLoader(
-        Deadly(), batch_size=2, collate_fn=collator_of(), num_workers=1, prefetch_factor=2
+    """In a process of its own: torch raises from a signal handler, at whatever runs just then."""
+    script = """
+        from torch.utils.data import DataLoader
+        from test_collator import Deadly, collator_of
+        loader = DataLoader(Deadly(), batch_size=2, collate_fn=collator_of(), num_workers=1)
+        batches = 0
+        for _ in loader:
+            batches += 1
+        print("all", batches)
+    """
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=120,
+        check=False,
     )
-    got = []
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed|exited unexpectedly)"):
-        got.extend(loader)
-    assert len(got) <= 3
+    assert ran.returncode != 0
+    assert "all" not in ran.stdout
+    # Which of them torch sees first, the signal or the broken connection, is a race.
+    seen = r"DataLoader worker .*(killed|exited unexpectedly)|ConnectionResetError|EOFError"
+    assert re.search(seen, ran.stderr), ran.stderr
 
 
 def test_threads_are_one_in_a_worker(monkeypatch):
