@@ -8,7 +8,7 @@ _Ranges: TypeAlias = tuple[
     NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
 ]
 
-_Entries: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]
+_Entries: TypeAlias = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 _Ragged: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 __version__: str

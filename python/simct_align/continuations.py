@@ -143,13 +143,13 @@ class Entries:
     """The nodes that units reach in one direction, by unit, then by depth.
 
     Attributes:
-        unit: Number of the unit in the batch, int64 ``[entries]``.
+        unit: Number of the unit in the batch, int32 ``[entries]``.
         node: A node of the spellings that has leaves, int32 ``[entries]``.
         depth: How many realized tokens lead to it, int32 ``[entries]``.
         leaves: The leaves of all nodes.
     """
 
-    unit: NDArray[np.int64]
+    unit: NDArray[np.int32]
     node: NDArray[np.int32]
     depth: NDArray[np.int32]
     leaves: LeafTable

@@ -277,6 +277,7 @@ impl Direction<'_> {
             // Both ascend, and every entry's unit is in one of the blocks.
             let mut place = block.start;
             for (entry, &number) in self.entries.unit.iter().enumerate() {
+                let number = i64::from(number);
                 while place < block.end && unit_of[place] < number {
                     place += 1;
                 }

@@ -21,7 +21,7 @@ use crate::vocabulary::Vocabulary;
 
 type Longs<'py> = Bound<'py, PyArray1<i64>>;
 type Ints<'py> = Bound<'py, PyArray1<i32>>;
-type Columns<'py> = (Longs<'py>, Ints<'py>, Ints<'py>);
+type Columns<'py> = (Ints<'py>, Ints<'py>, Ints<'py>);
 /// (values, offsets) of one row of ids for every one-sided token.
 type Encodings<'py> = (PyReadonlyArray1<'py, i64>, PyReadonlyArray1<'py, i64>);
 
