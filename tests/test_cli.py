@@ -403,6 +403,11 @@ def test_inspect_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert found[side]["distinct_texts"] == len(there)
         assert found[side]["shared_share"] == pytest.approx(shared / len(there))
         assert found[side]["digest"] == vocabulary.digest
+        assert found[side]["one_sided"] == len(there) - shared
+        spelled = sum(found[side]["spelled_by_length"].values())
+        assert spelled + found[side]["unspelled"] == len(there) - shared
+        # One token that spells another side's token would be that token.
+        assert min(map(int, found[side]["spelled_by_length"])) == 2
     assert found["student"]["kinds"]["byte"] == 256
     assert found["student"]["dummy_prefix"] is True
     assert found["teacher"]["stops"] == {str(teacher.stop_ids[0]): "<|end|>"}
@@ -411,7 +416,21 @@ def test_inspect_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_real_tokenizers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = [str(tokenizer_dir(name)) for name in ("qwen2_5", "gemma2")]
     assert main(["inspect", *pair]) == 0
-    assert "97,675" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for count in ("97,675", "53,976", "158,194"):
+        assert count in shown
+    # Qwen2.5's tokens that Gemma's encoder writes with two and three; 1,320 are no valid text, and
+    # these have a spelling by the byte trie.
+    assert main(["inspect", *pair, "--json"]) == 0
+    (found,) = json_lines(capsys.readouterr().out)
+    for side, expected, no_text in (
+        ("teacher", {"2": 45_528, "3": 6_248}, 1_320),
+        ("student", {"2": 129_650, "3": 23_323}, 50),
+    ):
+        counted = found[side]["spelled_by_length"]
+        more = [counted[length] - encoded for length, encoded in expected.items()]
+        assert min(more) >= 0
+        assert sum(more) <= no_text
     texts = hard_texts()
     path = write_jsonl(tmp_path / "hard_texts.jsonl", [{"text": text} for text in texts])
     assert main(["align", *pair, "--file", path, "--json"]) == 0
@@ -432,12 +451,16 @@ def test_inspect_a_tokenizer_with_itself(capsys: pytest.CaptureFixture[str]) -> 
     assert found["shared"]["texts"] == found["teacher"]["distinct_texts"]
     assert found["teacher"]["shared_share"] == found["student"]["shared_share"] == 1.0
     assert found["shared"]["mapped_specials"] == [["<unk>", "<unk>"], ["<s>", "<s>"]]
+    for side in ("teacher", "student"):
+        assert (found[side]["one_sided"], found[side]["spelled_by_length"]) == (0, {})
 
 
 def test_inspect_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", TEACHER, STUDENT]) == 0
     shown = capsys.readouterr().out
     for part in ("4,096", "shared texts", "share of the side", "<|end|>", "</s>", "%"):
+        assert part in shown
+    for part in ("one-sided tokens", "spelled with 2 tokens", "no spelling"):
         assert part in shown
 
 

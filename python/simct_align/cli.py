@@ -51,6 +51,9 @@ The share of a side is the part of its distinct token texts that is a single
 token on the other side too. It says how much of the vocabulary could be
 compared token by token; `simct-align align` says how much of a text.
 
+One-sided tokens are those whose text is no single token of the other side.
+They are counted by the number of tokens that the other side writes them with.
+
 example:
   simct-align inspect path/to/teacher path/to/student --json"""
 
@@ -110,6 +113,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
     rows.append(row("distinct texts", "distinct_texts"))
     rows.append(["shared texts", f"{shared['texts']:,}", f"{shared['texts']:,}"])
     rows.append(both("  share of the side", lambda side: f"{side['shared_share']:.1%}"))
+    rows.append(row("one-sided tokens", "one_sided"))
+    rows += _spelling_rows(teacher, student)
+    rows.append(row("  the other side has no spelling", "unspelled"))
     rows.append(both("space put in front", lambda side: "yes" if side["dummy_prefix"] else "no"))
     screen.line(f"teacher  {arguments.teacher}")
     screen.line(f"student  {arguments.student}")
@@ -121,6 +127,24 @@ def _inspect(arguments: argparse.Namespace) -> int:
     specials = "  ".join(f"{left} = {right}" for left, right in shared["mapped_specials"])
     screen.line(f"  special tokens mapped onto each other: {specials or 'none'}")
     return EXIT_OK
+
+
+def _spelling_rows(teacher: dict[str, Any], student: dict[str, Any]) -> list[list[str]]:
+    """One-sided tokens by the length of their spelling; long ones are drawn together."""
+    rows = []
+    for first, last in ((2, 2), (3, 3), (4, 4), (5, 8), (9, None)):
+        counts = [
+            sum(
+                count
+                for length, count in side["spelled_by_length"].items()
+                if first <= int(length) and (last is None or int(length) <= last)
+            )
+            for side in (teacher, student)
+        ]
+        if any(counts):
+            lengths = f"{first}" if last == first else f"{first} to {last}" if last else f"{first}+"
+            rows.append([f"  spelled with {lengths} tokens", *(f"{count:,}" for count in counts)])
+    return rows
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -13,10 +13,10 @@ from simct_align.terminal import Cell, Screen, draw_cells, draw_table, visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from simct_align import AlignedBatch, Aligner, Vocabulary
+    from simct_align import AlignedBatch, Aligner, Spellings, Vocabulary
 
 
-def _side(vocabulary: Vocabulary, shared_texts: int) -> dict[str, Any]:
+def _side(vocabulary: Vocabulary, shared_texts: int, spellings: Spellings) -> dict[str, Any]:
     kinds = vocabulary.kinds
     may_be_text = np.isin(kinds, (TokenKind.NORMAL, TokenKind.BYTE))
     canonical = np.unique(vocabulary.canonical_ids[may_be_text])
@@ -26,6 +26,9 @@ def _side(vocabulary: Vocabulary, shared_texts: int) -> dict[str, Any]:
         "kinds": {kind.name.lower(): int((kinds == kind).sum()) for kind in TokenKind},
         "distinct_texts": texts,
         "shared_share": shared_texts / texts if texts else 0.0,
+        "one_sided": sum(spellings.by_length.values()) + len(spellings.unspelled),
+        "spelled_by_length": {str(length): n for length, n in spellings.by_length.items()},
+        "unspelled": len(spellings.unspelled),
         "dummy_prefix": vocabulary.dummy_prefix,
         "stops": {str(i): _special_name(vocabulary, i) for i in vocabulary.stop_ids},
         "digest": vocabulary.digest,
@@ -37,7 +40,11 @@ def _special_name(vocabulary: Vocabulary, token: int) -> str:
 
 
 def describe_pair(aligner: Aligner) -> dict[str, Any]:
-    """What ``inspect --json`` prints: both vocabularies, and what they share."""
+    """What ``inspect --json`` prints: both vocabularies, what they share, and what only one has.
+
+    ``spelled_by_length`` of a side counts its one-sided tokens by the number of tokens with which
+    the other side writes them; it makes the pair's spellings, a second for large vocabularies.
+    """
     teacher, student, shared = aligner.teacher, aligner.student, aligner.shared
     controls = teacher.kinds[shared.teacher_ids] == TokenKind.SPECIAL
     # Between equal vocabularies every id is shared, also those that repeat another's bytes.
@@ -58,8 +65,8 @@ def describe_pair(aligner: Aligner) -> dict[str, Any]:
         )
     ]
     return {
-        "teacher": _side(teacher, shared_texts),
-        "student": _side(student, shared_texts),
+        "teacher": _side(teacher, shared_texts, aligner.spellings.teacher),
+        "student": _side(student, shared_texts, aligner.spellings.student),
         "shared": {"texts": shared_texts, "mapped_specials": specials, "stops": stops},
     }
 
