@@ -46,6 +46,19 @@ class LeafTable:
         return len(self.last_token)
 
 
+class PathNodes(NamedTuple):
+    """The paths that the nodes of one direction stand for, each by its last step.
+
+    Attributes:
+        parent: The node of the path without its last token; −1 for a path of one token; int64
+            ``[nodes]``.
+        token: The last token of the path, on the side that spells; int64 ``[nodes]``.
+    """
+
+    parent: NDArray[np.int64]
+    token: NDArray[np.int64]
+
+
 class Spellings:
     """How one side writes the tokens that only the other side has: one direction.
 
@@ -66,6 +79,11 @@ class Spellings:
     def leaves(self) -> LeafTable:
         """The candidates of every node."""
         return LeafTable(*self._native.leaf_table())
+
+    @cached_property
+    def nodes(self) -> PathNodes:
+        """The paths of the nodes."""
+        return PathNodes(*self._native.node_table())
 
     @cached_property
     def unspelled(self) -> NDArray[np.int64]:

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from .rows import Rows, StudentRows, Workspace
     from .tables import SideTable
 
-KEPT, TEACHER_SHARED, TEACHER_CANDIDATES, STUDENT_SHARED, STUDENT_CANDIDATES = range(5)
-"""Rows of `Result.stats`."""
-N_STATS = 5
+KEPT, TEACHER_SHARED, TEACHER_REALIZED, TEACHER_CANDIDATES = range(4)
+STUDENT_SHARED, STUDENT_REALIZED, STUDENT_CANDIDATES = range(4, 7)
+"""Rows of `Result.stats`: what the models put on the shared vocabulary, on this and the realized
+unit, and on all candidates."""
+N_STATS = 7
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _chunks(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-def _normalize(z: Tensor) -> tuple[Tensor, Tensor]:
+def normalize(z: Tensor) -> tuple[Tensor, Tensor]:
     """Replace rows by ``exp(z - max)``; return their log-normalizers and their sums."""
     top = z.amax(1, keepdim=True)
     total = z.sub_(top).exp_().sum(1)
@@ -161,6 +163,10 @@ class Engine:
 
     # How many rows fit: a quarter of the workspace is for the elementwise arrays.
 
+    def chunks(self, total: int, values: int) -> Iterator[slice]:
+        """Yield slices of so many rows that take ``values`` of workspace each."""
+        return _chunks(total, self._chunk(values))
+
     def _chunk(self, values: int) -> int:
         return max(1, 3 * self._options.chunk_bytes // (4 * self._item * values))
 
@@ -202,7 +208,7 @@ class Engine:
     ) -> None:
         first = STUDENT_SHARED if side.is_student else TEACHER_SHARED
         self._stats[first, units] = shared
-        self._stats[first + 1, units] = shared if beyond is None else shared + beyond
+        self._stats[first + 1 : first + 3, units] = shared if beyond is None else shared + beyond
 
     # SHARED and SPECIAL units
 
@@ -210,7 +216,7 @@ class Engine:
         rows = side.unit_row[units]
         ids = side.table.ids
         listed = z[:, : ids.shape[0]]
-        log_norm = _normalize(side.rows.full(rows))[0] if coverage else None
+        log_norm = normalize(side.rows.full(rows))[0] if coverage else None
         side.rows.chosen(rows, listed)
         z[:, ids.shape[0] :] = -torch.inf
         stops = self._stops(side)
@@ -255,7 +261,7 @@ class Engine:
         for steps in _chunks(paths.rest_row.shape[0], size):
             z = side.rows.full(paths.rest_row[steps])
             picked = z.gather(1, paths.rest_id[steps].unsqueeze(1)).squeeze(1)
-            log_norm, _ = _normalize(z)
+            log_norm, _ = normalize(z)
             logits.index_add_(0, paths.rest_unit[steps], picked)
             log_probs.index_add_(0, paths.rest_unit[steps], picked - log_norm)
         return logits, log_probs
@@ -278,7 +284,7 @@ class Engine:
         logits, log_probs = rest[0][multi], rest[1][multi]
         log_norm = total = None
         if coverage or options.score == "mean":
-            log_norm, total = _normalize(full)
+            log_norm, total = normalize(full)
         if coverage:
             assert log_norm is not None
             shared = (log_shared_mass(z, self._n_shared_tokens) - log_norm).exp_()
@@ -343,7 +349,7 @@ class Engine:
             if self._options.score == "mean_logit":
                 z.zero_()
             else:
-                _, total = _normalize(z)
+                _, total = normalize(z)
                 z.mul_((-slope / total).unsqueeze(1))
             _add_at(z, paths.rest_id[steps], slope)
             student_rows.put_full(paths.rest_row[steps], z)

@@ -10,6 +10,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -20,6 +22,10 @@ class PackedIndex(Protocol):
     n_multi: int
     n_teacher_steps: int
     n_student_steps: int
+    n_teacher_entries: int
+    n_student_entries: int
+    max_path: int
+    host: NDArray[np.int64] | None
     dropped_no_prefix: int
     dropped_dummy_prefix: int
 

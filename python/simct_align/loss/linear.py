@@ -127,7 +127,7 @@ class LinearSimCTLoss(LossBase):
             teacher_hidden.detach(),
             teacher_weight.detach(),
             None if teacher_bias is None else teacher_bias.detach(),
-            *self._tensors(packed, weight),
+            *self._tensors(index, packed, weight),
             *scalars,
             student_softcap or 0.0,
             teacher_softcap or 0.0,

@@ -127,6 +127,24 @@ class LinearRows:
                 out[:, block].add_(self._bias.index_select(0, ids))
         self._finish(out)
 
+    def pick(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Rows`."""
+        picked = torch.empty(rows.shape, dtype=self._dtype, device=rows.device)
+        for part in self._pair_blocks(rows):
+            hidden = self._rows(rows[part])
+            picked[part] = torch.linalg.vecdot(hidden, self._gathered(ids[part]))
+        if self._bias is not None:
+            picked.add_(self._bias[ids])
+        factor = self._scale * self._inverse_temperature
+        if self._softcap:
+            picked.mul_(self._scale / self._softcap).tanh_()
+            factor = self._softcap * self._inverse_temperature
+        return picked.mul_(factor)
+
+    def _pair_blocks(self, rows: Tensor) -> Iterator[slice]:
+        for start in range(0, rows.shape[0], self._block):
+            yield slice(start, min(start + self._block, rows.shape[0]))
+
     def row_values(self, full: bool) -> int:
         """See `Rows`."""
         return self._width + (self.columns if full else 0)
@@ -161,7 +179,7 @@ class StudentLinearRows(LinearRows):
         self._shape, self._native = hidden.shape, hidden.dtype
         device = hidden.device
         empty = torch.empty(0, dtype=hidden.dtype, device=device)
-        self._hidden_grad = torch.zeros_like(self._hidden) if wanted else empty
+        self._hidden_grad = torch.zeros_like(self._hidden, dtype=dtype) if wanted else empty
         self._weight_grad: Tensor | None = None
         self._bias_grad: Tensor | None = None
         if wanted and wants_weight:
@@ -184,18 +202,44 @@ class StudentLinearRows(LinearRows):
         if factor != 1.0:
             gradient.mul_(factor)
 
+    def add_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
+        """See `StudentRows`."""
+        factor = self._scale * self._inverse_temperature
+        gradient = gradient * factor
+        if self._softcap:
+            tanh = self.pick(rows, ids) / (self._softcap * self._inverse_temperature)
+            gradient = gradient * (1.0 - tanh.square())
+        for part in self._pair_blocks(rows):
+            slope = gradient[part].unsqueeze(1)
+            by_hidden = slope * self._gathered(ids[part])
+            self._hidden_grad.index_add_(0, rows[part], by_hidden)
+            if self._weight_grad is not None:
+                self._weight_grad.index_add_(0, ids[part], slope * self._rows(rows[part]))
+        if self._bias_grad is not None:
+            self._bias_grad.index_add_(0, ids, gradient)
+
+    def add_full(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `StudentRows`."""
+        by_hidden = self._full_gradient(rows, gradient)
+        self._hidden_grad.index_add_(0, rows, by_hidden)
+
     def put_full(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
+        by_hidden = self._full_gradient(rows, gradient)
+        self._hidden_grad.index_copy_(0, rows, by_hidden)
+
+    def _full_gradient(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Add to the weight's and the bias's gradient, and return that by the hidden states."""
         self._through_finish(gradient)
         hidden = self._rows(rows)
         by_hidden = torch.zeros_like(hidden)
         for block, weight in self._contiguous():
             by_hidden.addmm_(gradient[:, block], weight)
-        self._hidden_grad.index_copy_(0, rows, by_hidden.to(self._native))
         if self._weight_grad is not None:
             self._weight_grad.addmm_(gradient.t(), hidden)
         if self._bias_grad is not None:
             self._bias_grad.add_(gradient.sum(0))
+        return by_hidden
 
     def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
@@ -211,7 +255,7 @@ class StudentLinearRows(LinearRows):
                 self._weight_grad.index_add_(0, ids, product)
             if self._bias_grad is not None:
                 self._bias_grad.index_add_(0, ids, gradient[:, block].sum(0))
-        self._hidden_grad.index_copy_(0, rows, by_hidden.to(self._native))
+        self._hidden_grad.index_copy_(0, rows, by_hidden)
 
     def row_values(self, full: bool) -> int:
         """See `Rows`."""
@@ -223,7 +267,7 @@ class StudentLinearRows(LinearRows):
     def gradients(self) -> list[Tensor]:
         """See `StudentRows`."""
         empty = self._hidden.new_empty(0)
-        hidden = self._hidden_grad.view(self._shape) if self._wanted else empty
+        hidden = self._hidden_grad.to(self._native).view(self._shape) if self._wanted else empty
         weight, bias = empty.clone(), empty.clone()
         if self._weight_grad is not None:
             weight = self._weight_grad.to(self._weight.dtype)

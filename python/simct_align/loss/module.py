@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from .index_view import PackedIndex
     from .tables import PairTables
 
-CANDIDATES = ("shared", "realized")
+CANDIDATES = ("shared", "realized", "on_path")
 METRICS = ("none", "multi", "full")
 REDUCTIONS = ("unit", "token", "sum", "none")
+MAX_PATH = 8
+"""How many realized tokens a continuation begins with at most, where the loss makes the index."""
 MEBIBYTE = 1 << 20
 FLOAT16_GRADIENT_SCALE = 1024.0
 """float16 gradients wait for the backward pass multiplied by this, so that few underflow."""
@@ -84,6 +86,8 @@ class LossBase(torch.nn.Module):
         self.score = one_of("score", score, SCORES)
         self.metrics = one_of("metrics", metrics, METRICS)
         self.reduction = one_of("reduction", reduction, REDUCTIONS)
+        if candidates == "on_path" and score == "mean_logit":
+            raise ValueError("score: 'mean_logit' has no candidates='on_path': expected another")
         self.divergence = as_divergence(divergence)
         if not (temperature > 0.0 and math.isfinite(temperature)):
             raise ValueError(f"temperature: expected a positive number, got {temperature}")
@@ -96,7 +100,7 @@ class LossBase(torch.nn.Module):
         self.temperature = float(temperature)
         self.min_teacher_coverage = float(min_teacher_coverage)
         self.chunk_bytes = chunk_bytes
-        self.tables = Tables(aligner)
+        self.tables = Tables(aligner, continuations=candidates == "on_path")
         self._divergence = divergence_handle(self.divergence)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -123,6 +127,8 @@ class LossBase(torch.nn.Module):
             n_multi=index.n_multi,
             n_teacher_steps=index.n_teacher_steps,
             n_student_steps=index.n_student_steps,
+            n_teacher_entries=index.n_teacher_entries if self._on_path else 0,
+            n_student_entries=index.n_student_entries if self._on_path else 0,
             stop_column=tables.stop_column,
             teacher_needed=tables.columns_needed["teacher"],
             student_needed=tables.columns_needed["student"],
@@ -131,6 +137,7 @@ class LossBase(torch.nn.Module):
             score=SCORES.index(self.score),
             divergence=self._divergence,
             multi=self.candidates != "shared",
+            on_path=self._on_path,
             coverage_multi=self.metrics != "none" and self.candidates != "shared",
             coverage_shared=self.metrics == "full",
             gradient=gradient,
@@ -140,8 +147,21 @@ class LossBase(torch.nn.Module):
             gradient_scale=1.0,
         )
 
-    def _tensors(self, packed: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    @property
+    def _on_path(self) -> bool:
+        return self.candidates == "on_path"
+
+    def _tensors(self, index: PackedIndex, packed: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         tables = self.tables
+        host = tables.nothing
+        if self._on_path:
+            if not index.max_path:
+                raise ValueError(
+                    "index has no continuations, which candidates='on_path' compares: make it "
+                    "with batch.index(max_path=8)"
+                )
+            assert index.host is not None
+            host = torch.from_numpy(index.host)
         return (
             packed,
             weight,
@@ -151,6 +171,11 @@ class LossBase(torch.nn.Module):
             tables.student_ids,
             tables.student_column_of_id,
             tables.student_unused,
+            host,
+            tables.spellings["teacher"],
+            tables.spellings["student"],
+            tables.teacher_leaves,
+            tables.student_leaves,
         )
 
     def _weight(
@@ -182,6 +207,7 @@ class LossBase(torch.nn.Module):
             index = index.index(
                 student_stride=student.shape[1] if student.dim() == 3 else None,
                 teacher_stride=teacher.shape[1] if teacher.dim() == 3 else None,
+                max_path=MAX_PATH if self._on_path else 0,
             ).to(student.device)
         return cast("PackedIndex", index)
 
@@ -233,9 +259,12 @@ class SimCTLoss(LossBase):
     Args:
         aligner: an `Aligner`, or anything with its ``shared``, ``teacher.kinds`` and
             ``student.kinds``.
-        candidates: ``"shared"`` (SHARED and SPECIAL units only) or ``"realized"``.
+        candidates: ``"shared"`` (SHARED and SPECIAL units only), ``"realized"``, or ``"on_path"``:
+            the on-path continuations as well, at all units; the index must have been made with
+            ``max_path``, and the tables of spellings are taken from the aligner.
         score: ``"mean"`` (Eq. 7), ``"sum"``, ``"event"`` (disjoint events) or ``"mean_logit"``
-            (what the code published with the paper does, for comparison).
+            (what the code published with the paper does, for comparison; not for
+            ``"on_path"``).
         divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"``, or an object such as
             ``JSD(beta=0.5)``.
         temperature: both sides' logits are divided by it; there is no factor T^2.
@@ -252,7 +281,7 @@ class SimCTLoss(LossBase):
 
     Complexity:
         O(units x shared tokens + path steps x vocabulary) time, O(chunk_bytes) memory besides the
-        student's gradient.
+        student's gradient; rows behind a continuation's path count as path steps.
 
     Example:
         >>> import torch
@@ -316,6 +345,6 @@ class SimCTLoss(LossBase):
         if student_logits.dtype == torch.float16:
             scalars = scalars._replace(gradient_scale=FLOAT16_GRADIENT_SCALE)
         loss, per_unit, stats, _ = logits_loss(
-            student_logits, teacher_logits.detach(), *self._tensors(packed, weight), *scalars
+            student_logits, teacher_logits.detach(), *self._tensors(index, packed, weight), *scalars
         )
         return self._output(loss, per_unit, stats, packed, index)

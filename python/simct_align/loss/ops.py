@@ -17,6 +17,8 @@ import torch
 from .engine import N_STATS, Engine, Options, Side
 from .index_view import view_index
 from .linear_rows import LinearRows, StudentLinearRows
+from .on_path import OnPathEngine, reordered, wanted_normalizers
+from .plan import SIDES, make_plan
 from .realized import SCORES
 from .rows import LogitsRows, StudentLogitsRows, Workspace
 from .tables import SideTable
@@ -54,6 +56,8 @@ class Scalars(NamedTuple):
     n_multi: int
     n_teacher_steps: int
     n_student_steps: int
+    n_teacher_entries: int
+    n_student_entries: int
     stop_column: int
     teacher_needed: int
     student_needed: int
@@ -62,6 +66,7 @@ class Scalars(NamedTuple):
     score: int
     divergence: int
     multi: bool
+    on_path: bool
     coverage_multi: bool
     coverage_shared: bool
     gradient: bool
@@ -75,9 +80,20 @@ _TENSORS = (
     "Tensor packed, Tensor weight, "
     "Tensor teacher_ids, Tensor teacher_column_of_id, Tensor teacher_unused, "
     "Tensor student_ids, Tensor student_column_of_id, Tensor student_unused, "
+    # Of continuations, all empty without: the index and the tables of spellings on the host, and
+    # the leaves on the device.
+    "Tensor host, Tensor teacher_spellings, Tensor student_spellings, "
+    "Tensor teacher_leaves, Tensor student_leaves, "
 )
-_N_TENSORS = 8
-_SYMBOLIC = {"n_shared", "n_multi", "n_teacher_steps", "n_student_steps"}
+_N_TENSORS = 13
+_SYMBOLIC = {
+    "n_shared",
+    "n_multi",
+    "n_teacher_steps",
+    "n_student_steps",
+    "n_teacher_entries",
+    "n_student_entries",
+}
 _SCALARS = ", ".join(
     f"{'SymInt' if name in _SYMBOLIC else kind.__name__} {name}"
     for name, kind in get_type_hints(Scalars).items()
@@ -101,7 +117,7 @@ def _n_units(scalars: Scalars) -> int:
 
 
 def _tables(tensors: Sequence[Tensor], scalars: Scalars) -> tuple[SideTable, SideTable]:
-    t_ids, t_columns, t_unused, s_ids, s_columns, s_unused = tensors
+    t_ids, t_columns, t_unused, s_ids, s_columns, s_unused = tensors[:6]
     return (
         SideTable(t_ids, scalars.teacher_extra, t_columns, t_unused, scalars.teacher_needed),
         SideTable(s_ids, scalars.student_extra, s_columns, s_unused, scalars.student_needed),
@@ -113,13 +129,12 @@ def _run(
     tables: tuple[SideTable, SideTable],
     packed: Tensor,
     weight: Tensor,
+    continuations: Sequence[Tensor],
     scalars: Scalars,
     work: Workspace,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     index = view_index(packed, *scalars[:4])
-    student = Side(rows[0], tables[1], index.student_row, index.student, is_student=True)
-    teacher = Side(rows[1], tables[0], index.teacher_row, index.teacher, is_student=False)
     options = Options(
         score=SCORES[scalars.score],
         divergence=_divergences[scalars.divergence],
@@ -131,9 +146,24 @@ def _run(
         gradient=scalars.gradient,
         stop_column=scalars.stop_column,
     )
+    plan = None
+    if scalars.on_path:
+        host, *spellings = continuations[:3]
+        counts = (scalars.n_shared, scalars.n_multi, scalars[2:4], scalars[4:6])
+        wanted = wanted_normalizers(options)
+        plan = make_plan(host, counts, (spellings[0], spellings[1]), wanted, packed.device)
+        index = reordered(index, plan)
+    student = Side(rows[0], tables[1], index.student_row, index.student, is_student=True)
+    teacher = Side(rows[1], tables[0], index.teacher_row, index.teacher, is_student=False)
     weight = weight.to(dtype)
     scaled = weight * scalars.gradient_scale
-    result = Engine(student, teacher, index, options, scaled, work, dtype).run(rows[0])
+    common = (student, teacher, index, options, scaled, work, dtype)
+    if plan is None:
+        engine = Engine(*common)
+    else:
+        leaves = dict(zip(SIDES, continuations[3:], strict=True))
+        engine = OnPathEngine(*common, plan, leaves)
+    result = engine.run(rows[0])
     loss = (result.per_unit * weight).sum()
     return loss, result.per_unit, result.stats, rows[0].gradients()
 
@@ -166,7 +196,14 @@ def logits_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             student, side_tables[1], work, dtype, scalars.temperature, scalars.gradient
         )
         loss, per_unit, stats, gradients = _run(
-            (student_rows, teacher_rows), side_tables, packed, weight, scalars, work, dtype
+            (student_rows, teacher_rows),
+            side_tables,
+            packed,
+            weight,
+            tables[6:],
+            scalars,
+            work,
+            dtype,
         )
         gradient = gradients[0] if gradients else student.new_empty(0)
     return loss, per_unit, stats, gradient
@@ -208,7 +245,14 @@ def linear_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, 
             gradients=(scalars.gradient, need_weight, need_bias),
         )
         loss, per_unit, stats, gradients = _run(
-            (student_rows, teacher_rows), side_tables, packed, weight, scalars, work, dtype
+            (student_rows, teacher_rows),
+            side_tables,
+            packed,
+            weight,
+            tables[6:],
+            scalars,
+            work,
+            dtype,
         )
     hidden_grad, weight_grad, bias_grad = gradients
     return loss, per_unit, stats, hidden_grad, weight_grad, bias_grad

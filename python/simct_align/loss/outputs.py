@@ -9,8 +9,10 @@ import torch
 from .engine import (
     KEPT,
     STUDENT_CANDIDATES,
+    STUDENT_REALIZED,
     STUDENT_SHARED,
     TEACHER_CANDIDATES,
+    TEACHER_REALIZED,
     TEACHER_SHARED,
 )
 
@@ -40,9 +42,13 @@ class LossMetrics(NamedTuple):
         teacher_coverage_shared: mean probability that the teacher puts on the shared vocabulary.
         teacher_coverage_candidates: the same for the candidate set.
         teacher_recovered: the difference of the two.
+        teacher_coverage_continuations: what the on-path continuations alone add, beside the shared
+            vocabulary and the realized unit; 0 for other candidates.
         student_coverage_shared: mean probability that the student puts on the shared vocabulary.
         student_coverage_candidates: the same for the candidate set.
         student_recovered: the difference of the two.
+        student_coverage_continuations: what the on-path continuations alone add, beside the shared
+            vocabulary and the realized unit; 0 for other candidates.
     """
 
     units_shared: Tensor
@@ -57,9 +63,11 @@ class LossMetrics(NamedTuple):
     teacher_coverage_shared: Tensor
     teacher_coverage_candidates: Tensor
     teacher_recovered: Tensor
+    teacher_coverage_continuations: Tensor
     student_coverage_shared: Tensor
     student_coverage_candidates: Tensor
     student_recovered: Tensor
+    student_coverage_continuations: Tensor
 
 
 class LossOutput(NamedTuple):
@@ -126,7 +134,9 @@ def make_metrics(
         teacher_coverage_shared=means[TEACHER_SHARED],
         teacher_coverage_candidates=means[TEACHER_CANDIDATES],
         teacher_recovered=means[TEACHER_CANDIDATES] - means[TEACHER_SHARED],
+        teacher_coverage_continuations=means[TEACHER_CANDIDATES] - means[TEACHER_REALIZED],
         student_coverage_shared=means[STUDENT_SHARED],
         student_coverage_candidates=means[STUDENT_CANDIDATES],
         student_recovered=means[STUDENT_CANDIDATES] - means[STUDENT_SHARED],
+        student_coverage_continuations=means[STUDENT_CANDIDATES] - means[STUDENT_REALIZED],
     )

@@ -87,6 +87,10 @@ class Rows(Protocol):
         """Write the logits over temperature of the table's ids to ``out`` ``[c, len(ids)]``."""
         ...
 
+    def pick(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Return the logits over temperature ``[n]`` of single tokens, each in a row."""
+        ...
+
     def row_values(self, full: bool) -> int:
         """Return how many values of workspace one row takes, besides the engine's own."""
         ...
@@ -95,8 +99,9 @@ class Rows(Protocol):
 class StudentRows(Rows, Protocol):
     """The student's side, which also takes the gradient by its logits over temperature.
 
-    A row takes part at most once in one call, so writing a row's gradient may overwrite it. This
-    holds because prefix rows and the inner rows of paths are different token positions.
+    `put_full` and `put_chosen` write a row at most once in one call: prefix rows and the inner
+    rows of paths are different token positions. On-path continuations reach into rows of other
+    units; they add, after the row has been written.
     """
 
     def put_full(self, rows: Tensor, gradient: Tensor) -> None:
@@ -105,6 +110,14 @@ class StudentRows(Rows, Protocol):
 
     def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
         """Take ``[c, len(ids)]`` for rows last read by `chosen`; overwrites ``gradient``."""
+        ...
+
+    def add_full(self, rows: Tensor, gradient: Tensor) -> None:
+        """Add ``[c, columns]`` to rows last read by `full`, all different; overwrites it."""
+        ...
+
+    def add_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
+        """Add ``[n]`` to single tokens, each in a row; a pair may come more than once."""
         ...
 
     def gradients(self) -> list[Tensor]:
@@ -169,6 +182,15 @@ class LogitsRows:
         if self._scale != 1.0:
             out.mul_(self._scale)
 
+    def pick(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """See `Rows`."""
+        if self._flat is not None:
+            picked = self._flat[rows, ids]
+        else:
+            length = self._logits.shape[1]
+            picked = self._logits[rows // length, rows % length, ids]
+        return picked.to(self._dtype).mul_(self._scale)
+
     def row_values(self, full: bool) -> int:
         """See `Rows`."""
         return self.columns * (2 if full and self._logits.dtype != self._dtype else 1)
@@ -216,6 +238,17 @@ class StudentLogitsRows(LogitsRows):
         spread = self._spread[: rows.shape[0]]
         narrow = self._unscaled(gradient)
         self._write(rows, spread.scatter_(1, self._table.ids.expand(rows.shape[0], -1), narrow))
+
+    def add_full(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `StudentRows`."""
+        assert self._gradient is not None
+        self._gradient.view(-1, self.columns).index_add_(0, rows, self._unscaled(gradient))
+
+    def add_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
+        """See `StudentRows`."""
+        assert self._gradient is not None
+        values = (gradient * self._scale).to(self._logits.dtype)
+        self._gradient.view(-1).index_add_(0, rows * self.columns + ids, values)
 
     def row_values(self, full: bool) -> int:
         """See `Rows`."""

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from .plan import pack_spellings
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
     from simct_align.aligner import SharedVocabulary
+    from simct_align.continuations import PairSpellings
 
 _UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED; that enumeration needs the native module
 
@@ -35,6 +38,8 @@ class PairTables(Protocol):
     def teacher(self) -> VocabularyKinds: ...  # noqa: D102
     @property
     def student(self) -> VocabularyKinds: ...  # noqa: D102
+    @property
+    def spellings(self) -> PairSpellings: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class Tables(torch.nn.Module):
 
     Args:
         aligner: anything with ``shared``, ``teacher.kinds`` and ``student.kinds``.
+        continuations: also keep its ``spellings``: their leaves as buffers, and what plans are made
+            from on the host.
 
     Raises:
         ValueError: the shared vocabulary contradicts its stops.
@@ -101,8 +108,11 @@ class Tables(torch.nn.Module):
     student_ids: Tensor
     student_column_of_id: Tensor
     student_unused: Tensor
+    teacher_leaves: Tensor
+    student_leaves: Tensor
+    spellings: dict[str, Tensor]
 
-    def __init__(self, aligner: PairTables) -> None:
+    def __init__(self, aligner: PairTables, *, continuations: bool = False) -> None:
         super().__init__()
         shared = aligner.shared
         self.stop_column = int(shared.stop_column)
@@ -117,6 +127,17 @@ class Tables(torch.nn.Module):
             self.columns_needed[side] = needed
             for name, tensor in tensors.items():
                 self.register_buffer(f"{side}_{name}", tensor, persistent=False)
+
+        self.nothing = torch.empty(0, dtype=torch.int64)
+        self.spellings = dict.fromkeys(sides, self.nothing)
+        for side, (kinds, _, _) in sides.items():
+            leaves = torch.empty((2, 0), dtype=torch.int64)
+            if continuations:
+                spellings = getattr(aligner.spellings, side)
+                table = spellings.leaves
+                self.spellings[side] = pack_spellings(spellings, len(kinds))
+                leaves = torch.from_numpy(np.stack([table.last_token, table.one_sided_token]))
+            self.register_buffer(f"{side}_leaves", leaves, persistent=False)
 
     def check_columns(self, columns: int, side: str, argument: str) -> None:
         """Raise if a model's output is narrower than the ids in use.

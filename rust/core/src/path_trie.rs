@@ -179,6 +179,23 @@ impl PathTrie {
         (word & (self.filter.len() - 1), 1 << (hash % 64))
     }
 
+    /// The last token of every node's path, and the node that it is a step from: of paths of one
+    /// token `None`.
+    pub(crate) fn steps(&self) -> Vec<(Option<u32>, u32)> {
+        let deep = self.slots.iter().filter(|slot| slot.key != FREE);
+        // A key is its parent and its token: both halves fit.
+        let deep = deep.map(|slot| {
+            let parent = u32::try_from(slot.key >> u32::BITS).unwrap_or(u32::MAX);
+            let token = u32::try_from(slot.key & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+            (slot.step.node(), (Some(parent), token))
+        });
+        let roots = (0u32..).zip(&self.roots).filter(|(_, step)| **step != Step::NONE);
+        let mut steps: Vec<_> =
+            roots.map(|(token, step)| (step.node(), (None, token))).chain(deep).collect();
+        steps.sort_unstable_by_key(|&(node, _)| node);
+        steps.into_iter().map(|(_, step)| step).collect()
+    }
+
     /// The slot of a key: the one that holds it, else a free one.
     #[inline]
     fn find(&self, key: u64) -> usize {

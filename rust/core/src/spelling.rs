@@ -193,6 +193,17 @@ impl SpellingTable {
         self.offsets.windows(2).filter(|ends| (ends[1] - ends[0]) as usize > max_path + 1).count()
     }
 
+    /// The last token of every node's path, and the node that it is a step from; `None` for paths
+    /// of one token.
+    ///
+    /// # Complexity
+    ///
+    /// O(nodes × log nodes + vocabulary) time.
+    #[must_use]
+    pub fn node_steps(&self) -> Vec<(Option<u32>, u32)> {
+        self.trie.steps()
+    }
+
     /// Where the leaves of every node begin; one more entry than nodes.
     #[must_use]
     pub fn node_offsets(&self) -> &[u32] {

@@ -86,6 +86,14 @@ impl Spellings {
         Ok((widen(py, table.node_offsets()), last, widen(py, table.one_sided_tokens())))
     }
 
+    /// The nodes: (the node before, or −1; the last token of the path).
+    fn node_table<'py>(&self, py: Python<'py>) -> PyResult<(Longs<'py>, Longs<'py>)> {
+        let steps = self.table()?.node_steps();
+        let parents = steps.iter().map(|&(parent, _)| parent.map_or(-1, i64::from));
+        let parents = PyArray1::from_iter(py, parents);
+        Ok((parents, PyArray1::from_iter(py, steps.iter().map(|&(_, token)| i64::from(token)))))
+    }
+
     fn spelling(&self, token_id: u32) -> PyResult<Option<Vec<u32>>> {
         Ok(self.table()?.spelling(token_id).map(<[u32]>::to_vec))
     }
