@@ -93,7 +93,11 @@ class _SidePaths:
         self.rest.index_add_(0, plan.rest_unit, self.next_log_prob[plan.rest_at])
         self.first_column = side.table.column_of_id[plan.first_id]
         # Units whose first token nobody asks for have no paths here.
-        self.is_column = (plan.length == 1) & (self.first_column == engine.plan.realized_column)
+        self.is_column = (
+            (plan.length == 1)
+            & (self.first_column >= 0)
+            & (self.first_column == engine.plan.realized_column)
+        )
 
 
 class OnPathEngine(Engine):

@@ -280,6 +280,8 @@ class _Planner:
     def places(self, side: str, units: Longs, leaves: Longs) -> Longs:
         """Where leaves of a direction stand among their units' leaves; −1 where they do not."""
         plan, table = self.directions[side], self.tables[side]
+        if not len(plan.unit):
+            return np.full(len(units), -1)
         node = np.searchsorted(table.node_offsets, leaves, side="right") - 1
         n_nodes = len(table.node_token) + 1
         # A unit's entries have ascending depths, and their nodes ascend with them: each node's path
@@ -288,8 +290,6 @@ class _Planner:
         entry = _find(keys, units * n_nodes + node)
         known = (leaves >= 0) & (entry >= 0)
         entry = np.where(known, entry, 0)
-        if not len(keys):
-            return np.full(len(units), -1)
         place = plan.place[entry] + leaves - plan.first_leaf[entry]
         return np.where(known, place, -1)
 
@@ -300,9 +300,9 @@ def _side(planner: _Planner, side: str, wanted: Wanted) -> tuple[SidePlan, Longs
     entries, table = planner.directions[spelled], planner.tables[spelled]
     n = len(planner.planned)
     row = getattr(index, f"{side}_row")[planner.planned]
-    multi = planner.multi_of.clip(0)
     offsets = index.offsets[side]
-    length = np.where(planner.is_multi, np.diff(offsets)[multi], 0) if n else np.zeros(0, np.int64)
+    length = np.zeros(n, np.int64)
+    length[planner.is_multi] = np.diff(offsets)[planner.multi_of[planner.is_multi]]
     depth = int(entries.depth.max(initial=0)) + 1
 
     # The ids of R_1 .. R_d, as far as a path or a realized unit says them.

@@ -229,9 +229,8 @@ class StudentLogitsRows(LogitsRows):
 
     def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
-        # Chunks write the same columns, so what is zero in the first chunk stays zero. Chunks never
-        # grow, and the first is the largest.
-        if self._spread is None:
+        # Chunks write the same columns, so what is zero in the first chunk stays zero.
+        if self._spread is None or self._spread.shape[0] < rows.shape[0]:
             self._spread = torch.zeros(
                 (rows.shape[0], self.columns), dtype=self._logits.dtype, device=rows.device
             )

@@ -1,0 +1,187 @@
+"""The contract of KDFlow's algorithms, on dummies of its models, against the loss by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from simct_align import Aligner, Vocabulary  # noqa: E402
+from simct_align.demo import demo_tokenizers  # noqa: E402
+from simct_align.integrations.kdflow import SimCTAlgorithm  # noqa: E402
+from simct_align.loss import SimCTLoss  # noqa: E402
+
+HIDDEN = 6
+TALK = [
+    ["Ask 1 thing? ", "It costs 12345 naïve apples.", " And more?", " 678 pears"],
+    ["Say: ", "def area(r): return 3.14", "", ""],
+]
+
+
+class Student(torch.nn.Module):
+    """What KDFlow's model is to an algorithm."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embedding = torch.nn.Embedding(size, HIDDEN)
+        self.head = torch.nn.Linear(HIDDEN, size)
+        self.seen = {}
+
+    def forward(self, ids, attention_mask, *, allgather_logits, ring_attn_group, **more):
+        self.seen = {"mask": attention_mask, "group": ring_attn_group, **more}
+        assert allgather_logits is True
+        return {"logits": self.head(self.embedding(ids).cumsum(1))}
+
+
+@pytest.fixture(scope="module")
+def sides():
+    return [Vocabulary.from_tokenizer(source) for source in demo_tokenizers()]
+
+
+def dense(vocabulary, *, left: bool):
+    """Ids, attention, and KDFlow's loss mask: true one place before every answer's token."""
+    rows, masks = [], []
+    for talk in TALK:
+        parts = vocabulary.encode_batch(talk)
+        rows.append([token for part in parts for token in part])
+        answers = [number % 2 == 1 for number, part in enumerate(parts) for _ in part]
+        masks.append([*answers[1:], False])
+    width = max(map(len, rows)) + 2
+
+    def filled(row, value):
+        rest = [value] * (width - len(row))
+        return [*rest, *row] if left else [*row, *rest]
+
+    return (
+        torch.tensor([filled(row, 0) for row in rows]),
+        torch.tensor([filled([1] * len(row), 0) for row in rows]),
+        torch.tensor([filled(mask, False) for mask in masks]).long(),
+    )
+
+
+def prepared(sides, *, left=False, kd_ratio=1.0, **keywords):
+    teacher, student = sides
+    torch.manual_seed(0)
+    head = torch.nn.Linear(HIDDEN, len(teacher), bias=False)
+    model = Student(len(student) + 5)  # an embedding with padding rows
+    strategy = SimpleNamespace(
+        args=SimpleNamespace(kd=SimpleNamespace(kd_ratio=kd_ratio)), ring_attn_group="group"
+    )
+    algorithm = SimCTAlgorithm(
+        strategy=strategy, student_model=model, teacher_lm_head=head,
+        student_tokenizer=student, teacher_tokenizer=teacher, other="ignored", **keywords,
+    )  # fmt: skip
+    micro_batch = {}
+    for name, side in (("tea", teacher), ("stu", student)):
+        for what, tensor in zip(
+            ("input_ids", "attn_mask", "loss_mask"), dense(side, left=left), strict=True
+        ):
+            micro_batch[f"{name}_{what}"] = tensor
+    hiddens = torch.randn(*micro_batch["tea_input_ids"].shape, HIDDEN) * 2
+    micro_batch["teacher_hiddens"] = hiddens[micro_batch["tea_loss_mask"].bool()]
+    micro_batch["avg_micro_batch_token_num"] = 7.0
+    return algorithm, micro_batch, hiddens
+
+
+def by_hand(sides, algorithm, micro_batch, hiddens, **keywords):
+    """Teacher logits at all positions, and ids cut out with plain loops."""
+    aligner = Aligner(*sides)
+    masks = [
+        [[False, *row[:-1]] for row in micro_batch[f"{side}_loss_mask"].bool().tolist()]
+        for side in ("tea", "stu")
+    ]
+    batch = aligner.align_batch(
+        micro_batch["tea_input_ids"].tolist(), micro_batch["stu_input_ids"].tolist(),
+        teacher_mask=masks[0], student_mask=masks[1],
+    )  # fmt: skip
+    logits = algorithm.student.head(
+        algorithm.student.embedding(micro_batch["stu_input_ids"]).cumsum(1)
+    )
+    out = SimCTLoss(aligner, reduction="sum", **keywords)(
+        logits, algorithm.teacher_lm_head(hiddens).detach(), batch
+    )
+    return batch, logits, out
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"candidates": "shared"},
+        {"score": "event", "temperature": 2.0},
+        {"divergence": "forward_kl"},
+        {"candidates": "on_path", "score": "event"},
+    ],
+)
+def test_loss_and_gradient(sides, keywords, left) -> None:
+    algorithm, micro_batch, hiddens = prepared(sides, left=left, **keywords)
+    found = algorithm.training_step(micro_batch)
+    found["loss"].backward()
+    gradient = algorithm.student.head.weight.grad.clone()
+    algorithm.student.zero_grad()
+    batch, _, out = by_hand(sides, algorithm, micro_batch, hiddens, **keywords)
+    (out.loss / 7).backward()
+    assert len(batch.unmatched) == 0
+    assert (batch.kind == 1).sum() > 3
+    torch.testing.assert_close(found["loss"], out.loss / 7)
+    torch.testing.assert_close(found["kd_loss"], found["loss"])
+    torch.testing.assert_close(gradient, algorithm.student.head.weight.grad)
+    assert gradient.abs().sum() > 0
+    assert algorithm.teacher_lm_head.weight.grad is None
+    assert algorithm.student.seen["group"] == "group"
+    assert algorithm.student.seen["mask"] is micro_batch["stu_attn_mask"]
+    compared = found["align_ratio"].item()
+    assert compared == 1 if keywords.get("candidates") != "shared" else 0 < compared < 1
+    assert found["multi_units"] == out.metrics.units_multi
+
+
+def test_every_keyword_changes_the_loss(sides) -> None:
+    changed = [
+        {}, {"candidates": "shared"}, {"candidates": "on_path"}, {"score": "sum"},
+        {"divergence": "tvd"}, {"temperature": 3.0},
+    ]  # fmt: skip
+    losses = []
+    for keywords in changed:
+        algorithm, micro_batch, _ = prepared(sides, **keywords)
+        losses.append(algorithm.training_step(micro_batch)["loss"].item())
+    assert len({round(loss, 5) for loss in losses}) == len(changed)
+    stops = ([sides[0].stop_ids[0], 5], [sides[1].stop_ids[0]])
+    algorithm, *_ = prepared(sides, stop_tokens=stops)
+    assert algorithm.aligner.shared.teacher_stop_ids.tolist() == stops[0]
+
+
+def test_cross_entropy_is_mixed_in(sides) -> None:
+    algorithm, micro_batch, hiddens = prepared(sides, kd_ratio=0.25)
+    found = algorithm.training_step(micro_batch)
+    _, logits, out = by_hand(sides, algorithm, micro_batch, hiddens)
+    expected = 0.0
+    for row, mask in enumerate(micro_batch["stu_loss_mask"].tolist()):
+        for position, taken in enumerate(mask):
+            if taken:
+                token = micro_batch["stu_input_ids"][row, position + 1]
+                expected -= logits[row, position].log_softmax(-1)[token].item()
+    assert found["ce_loss"].item() == pytest.approx(expected / 7, rel=1e-5)
+    mixed = 0.75 * expected / 7 + 0.25 * out.loss.item() / 7
+    assert found["loss"].item() == pytest.approx(mixed, rel=1e-5)
+
+
+def test_other_inputs_reach_the_student(sides) -> None:
+    algorithm, micro_batch, _ = prepared(sides)
+    algorithm.training_step({**micro_batch, "stu_pixels": 3, "tea_pixels": 4})
+    assert algorithm.student.seen["pixels"] == 3
+    assert len(algorithm.student.seen) == 3
+
+
+def test_teacher_hiddens_are_checked(sides) -> None:
+    algorithm, micro_batch, _ = prepared(sides)
+    count = len(micro_batch["teacher_hiddens"])
+    for hiddens, message in (
+        (None, "no 'teacher_hiddens'"),
+        (torch.zeros(count + 1, HIDDEN), f"{count + 1} rows, but tea_loss_mask has {count} true"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            algorithm.training_step({**micro_batch, "teacher_hiddens": hiddens})
