@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from simct_align import Aligner, Vocabulary  # noqa: E402
+from simct_align import Aligner, UnitClass, UnitKind, Vocabulary  # noqa: E402
 from simct_align.demo import demo_tokenizers  # noqa: E402
 from simct_align.integrations.kdflow import SimCTAlgorithm  # noqa: E402
 from simct_align.loss import SimCTLoss  # noqa: E402
@@ -114,7 +114,6 @@ def by_hand(sides, algorithm, micro_batch, hiddens, **keywords):
         {"candidates": "shared"},
         {"score": "event", "temperature": 2.0},
         {"divergence": "forward_kl"},
-        {"candidates": "on_path", "score": "event"},
     ],
 )
 def test_loss_and_gradient(sides, keywords, left) -> None:
@@ -134,14 +133,22 @@ def test_loss_and_gradient(sides, keywords, left) -> None:
     assert algorithm.teacher_lm_head.weight.grad is None
     assert algorithm.student.seen["group"] == "group"
     assert algorithm.student.seen["mask"] is micro_batch["stu_attn_mask"]
-    compared = found["align_ratio"].item()
-    assert compared == 1 if keywords.get("candidates") != "shared" else 0 < compared < 1
+    tokens = sum(
+        unit.student.stop - unit.student.start
+        for row in range(len(batch))
+        for unit in batch.units(row)
+        if not unit.unit_class & UnitClass.TRIMMED
+        and (keywords.get("candidates") != "shared" or unit.kind != UnitKind.MULTI)
+    )
+    assert found["align_ratio"].item() == pytest.approx(
+        tokens / micro_batch["stu_loss_mask"].sum().item()
+    )
     assert found["multi_units"] == out.metrics.units_multi
 
 
 def test_every_keyword_changes_the_loss(sides) -> None:
     changed = [
-        {}, {"candidates": "shared"}, {"candidates": "on_path"}, {"score": "sum"},
+        {}, {"candidates": "shared"}, {"score": "sum"},
         {"divergence": "tvd"}, {"temperature": 3.0},
     ]  # fmt: skip
     losses = []
@@ -149,9 +156,11 @@ def test_every_keyword_changes_the_loss(sides) -> None:
         algorithm, micro_batch, _ = prepared(sides, **keywords)
         losses.append(algorithm.training_step(micro_batch)["loss"].item())
     assert len({round(loss, 5) for loss in losses}) == len(changed)
-    stops = ([sides[0].stop_ids[0], 5], [sides[1].stop_ids[0]])
+    stops = ([max(sides[0].special_names)], [max(sides[1].special_names)])
     algorithm, *_ = prepared(sides, stop_tokens=stops)
-    assert algorithm.aligner.shared.teacher_stop_ids.tolist() == stops[0]
+    shared = algorithm.aligner.shared
+    assert (shared.teacher_stop_ids.tolist(), shared.student_stop_ids.tolist()) == stops
+    assert stops != ([*sides[0].stop_ids], [*sides[1].stop_ids])
 
 
 def test_cross_entropy_is_mixed_in(sides) -> None:
@@ -185,3 +194,8 @@ def test_teacher_hiddens_are_checked(sides) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             algorithm.training_step({**micro_batch, "teacher_hiddens": hiddens})
+
+
+def test_what_kdflow_cannot_give(sides) -> None:
+    with pytest.raises(ValueError, match="'on_path' needs the teacher's hidden state at the last"):
+        prepared(sides, candidates="on_path")

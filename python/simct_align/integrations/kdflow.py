@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from simct_align.divergence import Divergence
     from simct_align.index import AlignedIndex
 
-_MAX_PATH = 8
 _NO_INPUT = ("stu_input_ids", "stu_attn_mask", "stu_loss_mask")
 
 
@@ -46,7 +45,9 @@ class SimCTAlgorithm:
         student_tokenizer: A fast ``transformers`` tokenizer, or whatever
             :meth:`Vocabulary.from_tokenizer` reads, or a vocabulary.
         teacher_tokenizer: Likewise.
-        candidates: See :class:`~simct_align.loss.SimCTLoss`, as the next three.
+        candidates: ``"shared"`` or ``"realized"``; see :class:`~simct_align.loss.SimCTLoss`, also
+            for the next three. ``"on_path"`` needs the teacher's opinion after the last token of
+            an answer as well, of which KDFlow sends no hidden state.
         score: How paths are scored.
         divergence: What is minimized.
         temperature: Divides both sides' logits.
@@ -74,6 +75,11 @@ class SimCTAlgorithm:
         **unused: Any,
     ) -> None:
         del unused
+        if candidates == "on_path":
+            raise ValueError(
+                "candidates: 'on_path' needs the teacher's hidden state at the last token of every "
+                "answer, which KDFlow does not send: expected 'shared' or 'realized'"
+            )
         self.strategy = strategy
         self.student = student_model
         self.teacher_lm_head = teacher_lm_head
@@ -169,10 +175,7 @@ class SimCTAlgorithm:
         batch = self.aligner.align_batch(
             ids["tea"], ids["stu"], teacher_mask=teacher, student_mask=student
         )
-        on_path = self.loss_fn.candidates == "on_path"
-        index = batch.index(max_path=_MAX_PATH if on_path else 0)
-        # Positions that follow each other in a region do so in the packed rows too, so a path's
-        # rows stay consecutive.
+        index = batch.index()
         packed_row = (masks["tea"].flatten().long().cumsum(0) - 1).numpy()
         for rows in (index.teacher_row, index.teacher_step_row):
             rows[:] = packed_row[rows]
