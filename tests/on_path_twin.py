@@ -1,8 +1,8 @@
 """The slow twin of the loss over on-path continuations: texts, paths and events by definition.
 
-It finds continuations without tries or tables: every one-sided token is spelled by a plain dynamic
-program and held against the realized tokens. A candidate is a text with its distinct paths on either
-side; scores and events come from enumerating paths, slopes from autograd.
+It finds continuations without tries or tables: every one-sided token is spelled by a plain
+dynamic program and held against the realized tokens. A candidate is a text with its distinct paths
+on either side; scores and events come from enumerating paths, slopes from autograd.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import random
 from types import SimpleNamespace
@@ -262,7 +263,7 @@ def test_padded_rows_and_a_batch_instead_of_an_index(score):
     for side, starts in c.starts.items():
         logits = getattr(c, side)
         padded[side] = torch.zeros(len(starts) - 1, widths[side], logits.shape[1]).double()
-        for row, (a, b) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for row, (a, b) in enumerate(itertools.pairwise(starts)):
             padded[side][row, : b - a] = logits[a:b]
     student = torch.cat([padded["student"], padded["student"]], 1)[:, : widths["student"]]
     out = SimCTLoss(c.aligner, candidates="on_path", score=score)(
