@@ -251,15 +251,15 @@ def measure(
                 expected = by_hand(aligner, batch, int(index.unit[place]), p)
                 checked.append(float(np.abs(covered[:, place] - expected).max()))
                 where = f"{name}: text {number}, unit {place}"
-                assert checked[-1] < 2e-5, f"{where}: {covered[:, place]}, by hand {expected}"
+                assert checked[-1] < 1e-11, f"{where}: {covered[:, place]}, by hand {expected}"
         found.append(covered)
         if sys.stderr.isatty():
             print(f"\r{name}: text {number + 1} of {len(texts)}", end="", file=sys.stderr)
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    worst = max(checked, default=0.0)
     print(
-        f"{name}: {len(checked)} units checked by hand, largest difference {max(checked, default=0.0):.1e}",
-        flush=True,
+        f"{name}: {len(checked)} units checked by hand, largest difference {worst:.1e}", flush=True
     )
     return found
 
