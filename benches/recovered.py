@@ -125,7 +125,7 @@ def leaf_sums(
     place = np.arange(int(counts.sum())) + np.repeat(offsets[nodes] - (ends - counts), counts)
     values = p[np.repeat(rows, counts), tokens[place]].astype(np.float64)
     owner = np.repeat(np.arange(len(rows)), counts)
-    return np.bincount(owner, weights=values, minlength=len(rows))
+    return np.bincount(owner, weights=values, minlength=len(rows)).astype(np.float64)
 
 
 def coverage(
