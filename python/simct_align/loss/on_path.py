@@ -20,17 +20,22 @@ import numpy as np
 import torch
 
 from .engine import STUDENT_SHARED, TEACHER_SHARED, Engine, Options, Result, Side, normalize
-from .path_scores import Leaves, PathScores, PathSlopes
+from .path_scores import Leaves, PathScores, RealizedUnits
 from .plan import Wanted
 from .realized import log_shared_mass
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from .index_view import IndexView
     from .plan import DirectionPlan, Plan, SidePlan
-    from .realized import MergedStops
     from .rows import StudentRows, Workspace
+
+
+_GROUP = 64  # units whose paths are handled at once: enough for the small operations to be few
 
 
 def wanted_normalizers(options: Options) -> Wanted:
@@ -150,55 +155,82 @@ class OnPathEngine(Engine):
         d_next = torch.zeros_like(student.log_norm)
         d_norm = torch.zeros_like(student.log_norm)
         d_rest = torch.zeros_like(student.rest)
-        leaves = self.plan.host.leaves
-        widest = self._columns + 1 + int(leaves.max(initial=0))
+        widest = self._columns + 1 + int(self.plan.host.leaves.max(initial=0))
         values = 2 * widest + max(
             side.rows.row_values(False) for side in (self._student, self._teacher)
         )
-        for part in self.chunks(self.plan.host.planned, values):
-            columns = self._columns + 1 + int(leaves[part].max(initial=0))
-            rows = part.stop - part.start
-            units = slice(self._index.n_shared + part.start, self._index.n_shared + part.stop)
-            z_teacher = self._work.take("z_teacher", rows, columns, self._dtype)
-            z_student = self._work.take("z_student", rows, columns, self._dtype)
-            self._scores(teacher, part, z_teacher)
-            self._keep(units)
-            scores, stops, at = self._scores(student, part, z_student)
-            self._divergence(z_student, z_teacher, units)
+        size = self._chunk(values)
+        for group in self._groups(size):
+            paths = {side.name: self._paths(side, group) for side in (teacher, student)}
+            for start in range(group.start, group.stop, size):
+                part = slice(start, min(start + size, group.stop))
+                self._units_of(part, group, (teacher, student), paths, student_rows)
             if not self._options.gradient:
                 continue
-            slopes = scores.pull_back(z_student)
-            stops.pull_back(z_student)
-            plan = student.plan
-            student_rows.put_chosen(
-                plan.row[part], z_student[:, : self._student.table.ids.shape[0]]
-            )
-            student_rows.add_at(plan.row[part], plan.first_id[part], slopes.first)
-            d_rest[part] = slopes.rest
-            self._add_leaves(student_rows, at, slopes, d_norm)
-            step_at = plan.step_at[part]
-            steps = slopes.steps.masked_fill(step_at < 0, 0.0)
+            scores, spelled, single = paths["student"]
+            slopes, plan = scores.pull_back(), student.plan
+            student_rows.add_at(plan.row[group], plan.first_id[group], slopes.first)
+            student_rows.add_at(spelled.row, spelled.token, slopes.spelled)
+            student_rows.add_at(single.row, single.token, slopes.single)
+            d_rest[group] = slopes.rest
             if d_next.shape[0]:
+                d_norm.index_add_(0, spelled.norm_at, slopes.spelled, alpha=-1)
+                step_at = plan.step_at[group]
+                steps = slopes.steps.masked_fill(step_at < 0, 0.0)
                 d_next.index_add_(0, step_at.clamp_min(0).view(-1), steps.view(-1))
             if self._wanted.prefix_gradient:
-                d_norm.index_add_(0, plan.prefix_at[part], slopes.log_norm)
+                d_norm.index_add_(0, plan.prefix_at[group], slopes.log_norm)
         if self._options.gradient:
             d_next.index_add_(0, student.plan.rest_at, d_rest[student.plan.rest_unit])
             self._softmax_part(student_rows, student, d_next, d_norm - d_next)
 
-    def _add_leaves(
+    def _groups(self, size: int) -> Iterator[slice]:
+        """Yield ranges of planned units whose leaves are handled at once, in bounded memory."""
+        total = self.plan.host.planned
+        before = np.concatenate([[0], np.cumsum(self.plan.host.leaves)])
+        # A leaf takes about 16 numbers.
+        room = self._options.chunk_bytes // (16 * 8)
+        start = 0
+        while start < total:
+            fits = int(np.searchsorted(before, before[start] + room, side="right")) - 1
+            stop = min(total, max(start + size, min(fits, start + _GROUP)))
+            yield slice(start, stop)
+            start = stop
+
+    def _units_of(
         self,
+        part: slice,
+        group: slice,
+        sides: tuple[_SidePaths, _SidePaths],
+        paths: dict[str, tuple[PathScores, Leaves, Leaves]],
         student_rows: StudentRows,
-        at: tuple[Leaves, Leaves],
-        slopes: PathSlopes,
-        d_norm: Tensor,
     ) -> None:
-        spelled, single = at
-        for leaves, slope in ((spelled, slopes.spelled), (single, slopes.single)):
-            if slope.shape[0]:
-                student_rows.add_at(leaves.row, leaves.token, slope)
-        if slopes.spelled.shape[0]:
-            d_norm.index_add_(0, spelled.norm_at, slopes.spelled, alpha=-1)
+        """Divergences and derivatives of a chunk."""
+        host, rows = self.plan.host, part.stop - part.start
+        columns = self._columns + 1 + int(host.leaves[part].max(initial=0))
+        units = slice(self._index.n_shared + part.start, self._index.n_shared + part.stop)
+        here = slice(part.start - group.start, part.stop - group.start)
+        first, last = np.searchsorted(host.multi, [part.start, part.stop]).tolist()
+        has_paths = last > first
+        z, stops = {}, {}
+        for side in sides:
+            name = side.name
+            z[name] = self._work.take(f"z_{name}", rows, columns, self._dtype)
+            ids = side.side.table.ids
+            side.side.rows.chosen(side.plan.row[part], z[name][:, : ids.shape[0]])
+            z[name][:, ids.shape[0] :] = -torch.inf
+            stops[name] = self._stops(side.side)
+            stops[name].merge(z[name])
+            self._cover_shared(side, part, z[name], slice(first, last))
+            paths[name][0].insert(z[name], here, has_paths=has_paths)
+            if name == "teacher":
+                self._keep(units)
+        self._divergence(z["student"], z["teacher"], units)
+        if self._options.gradient:
+            paths["student"][0].collect(z["student"], here, has_paths=has_paths)
+            stops["student"].pull_back(z["student"])
+            n_ids = self._student.table.ids.shape[0]
+            student_rows.put_chosen(sides[1].plan.row[part], z["student"][:, :n_ids])
 
     def _softmax_part(
         self, student_rows: StudentRows, student: _SidePaths, d_next: Tensor, d_norm: Tensor
@@ -215,13 +247,13 @@ class OnPathEngine(Engine):
             z.scatter_add_(1, next_id, d_next[part].unsqueeze(1))
             student_rows.add_full(rows, z)
 
-    # Scores of one side
+    # Paths of a group of units on one side
 
-    def _expand(self, name: str, part: slice, width: int) -> tuple[Tensor, ...]:
-        """Number the leaves of a chunk: entry, unit in the chunk, place in the scores, leaf."""
+    def _expand(self, name: str, group: slice) -> tuple[Tensor, ...]:
+        """Number the leaves of a group: entry, unit in the group, column, place in the table."""
         entries: DirectionPlan = self.plan.directions[name]
         host = self.plan.host
-        first, last = host.first_entry[name][[part.start, part.stop]].tolist()
+        first, last = host.first_entry[name][[group.start, group.stop]].tolist()
         start, stop = host.entry_leaves[name][[first, last]].tolist()
         here = slice(first, last)
         counts = entries.leaves[here]
@@ -229,112 +261,103 @@ class OnPathEngine(Engine):
         entry = torch.repeat_interleave(numbers, counts, output_size=stop - start)
         within = torch.arange(stop - start, device=self.device)
         within = within - (counts.cumsum(0) - counts)[entry]
-        unit = (entries.unit[here] - part.start)[entry]
-        flat = unit * width + self._columns + 1 + entries.place[here][entry] + within
-        return entry + first, unit, flat, entries.first_leaf[here][entry] + within
+        unit = (entries.unit[here] - group.start)[entry]
+        place = self._columns + 1 + entries.place[here][entry] + within
+        return entry + first, unit, place, entries.first_leaf[here][entry] + within
 
-    def _leaves_of(self, paths: _SidePaths, part: slice, width: int) -> tuple[Leaves, Leaves]:
-        """Return the leaves of a chunk that a side spells, and those that are its own tokens."""
+    def _bounds(self, name: str, group: slice) -> NDArray[np.int64]:
+        """Leaves of a direction before each unit of a group, and all of them."""
+        host = self.plan.host
+        first = host.first_entry[name][group.start : group.stop + 1]
+        bounds: NDArray[np.int64] = (
+            host.entry_leaves[name][first] - host.entry_leaves[name][first[0]]
+        )
+        return bounds
+
+    def _leaves_of(self, paths: _SidePaths, group: slice) -> tuple[Leaves, Leaves]:
+        """Return the leaves of a group that a side spells, and those that are its own tokens."""
         plan, rows = paths.plan, paths.side.rows
-        prefix = plan.row[part]
-        entry, unit, flat, leaf = self._expand(paths.other, part, width)
+        prefix = plan.row[group]
+        entry, unit, place, leaf = self._expand(paths.other, group)
         entries = self.plan.directions[paths.other]
         depth, norm_at = entries.depth[entry], entries.norm_at[entry]
         token = self._leaves[paths.other][0, leaf]
         row = prefix[unit] + depth
         value = rows.pick(row, token) - paths.log_norm[norm_at]
-        spelled = Leaves(unit, flat, token, row, depth, norm_at, value)
-        entry, unit, flat, leaf = self._expand(paths.name, part, width)
+        bounds = self._bounds(paths.other, group)
+        spelled = Leaves(unit, place, token, row, depth, norm_at, value, bounds)
+        entry, unit, place, leaf = self._expand(paths.name, group)
         token, row = self._leaves[paths.name][1, leaf], prefix[unit]
         none = torch.zeros_like(unit)
-        single = Leaves(unit, flat, token, row, none, none, rows.pick(row, token))
-        return spelled, single
+        bounds = self._bounds(paths.name, group)
+        value = rows.pick(row, token)
+        return spelled, Leaves(unit, place, token, row, none, none, value, bounds)
 
-    def _scores(
-        self, paths: _SidePaths, part: slice, z: Tensor
-    ) -> tuple[PathScores, MergedStops, tuple[Leaves, Leaves]]:
-        """Fill a chunk's scores of one side."""
+    def _paths(self, paths: _SidePaths, group: slice) -> tuple[PathScores, Leaves, Leaves]:
+        """Score the paths of a group, and note what they cover."""
         plan, side, slot = paths.plan, paths.side, self._columns
-        units = slice(self._index.n_shared + part.start, self._index.n_shared + part.stop)
-        ids = side.table.ids
-        rows = plan.row[part]
-        side.rows.chosen(rows, z[:, : ids.shape[0]])
-        z[:, ids.shape[0] :] = -torch.inf
-        stops = self._stops(side)
-        stops.merge(z)
-        leaves = self._leaves_of(paths, part, z.shape[1])
-        first = side.rows.pick(rows, plan.first_id[part])
-        prefix_at = plan.prefix_at[part]
-        log_norm = None
-        if paths.log_norm.shape[0]:
-            log_norm = paths.log_norm[prefix_at.clamp_min(0)]
-        node = plan.node[part]
+        leaves = self._leaves_of(paths, group)
+        first = side.rows.pick(plan.row[group], plan.first_id[group])
+        node = plan.node[group]
         continues = node >= 0
         node = torch.where(continues, node + slot + 1, -1)
-        first_column = torch.where(
-            paths.first_column[part] >= 0, paths.first_column[part], node[:, 0]
-        )
-        node[:, 0] = first_column
-        column, leaf = self.plan.realized_column[part], self.plan.realized_leaf[part]
-        step_at = plan.step_at[part]
+        first_column = paths.first_column[group]
+        node[:, 0] = torch.where(first_column >= 0, first_column, node[:, 0])
+        column, leaf = self.plan.realized_column[group], self.plan.realized_leaf[group]
+        step_at = plan.step_at[group]
         steps = torch.zeros(step_at.shape, dtype=self._dtype, device=self.device)
+        log_norm = None
         if paths.log_norm.shape[0]:
+            log_norm = paths.log_norm[plan.prefix_at[group].clamp_min(0)]
             steps = paths.next_log_prob[step_at.clamp_min(0)].masked_fill(step_at < 0, 0.0)
-        scores = PathScores(
-            self._options.score,
-            slot,
-            plan.length[part],
-            node,
-            continues,
-            torch.where(leaf >= 0, leaf + slot + 1, column),
-            (plan.same[part] > 0) | paths.is_column[part],
-            steps,
-            paths.rest[part],
-            first,
-            log_norm,
-            *leaves,
+        units = RealizedUnits(
+            length=plan.length[group],
+            node=node,
+            continues=continues,
+            target=torch.where(leaf >= 0, leaf + slot + 1, column),
+            same=(plan.same[group] > 0) | paths.is_column[group],
+            steps=steps,
+            rest=paths.rest[group],
+            first=first,
+            log_norm=log_norm,
         )
-        self._cover(paths, part, units, z, scores, leaves[1], first, log_norm)
-        scores.insert(z)
-        return scores, stops, leaves
+        scores = PathScores(self._options.score, slot, units, *leaves)
+        if log_norm is not None:
+            self._cover_paths(paths, group, scores, units, leaves[1], log_norm)
+        return scores, *leaves
 
-    def _cover(
+    def _cover_paths(
         self,
         paths: _SidePaths,
-        part: slice,
-        units: slice,
-        z: Tensor,
+        group: slice,
         scores: PathScores,
+        units: RealizedUnits,
         single: Leaves,
-        first: Tensor,
-        log_norm: Tensor | None,
+        log_norm: Tensor,
     ) -> None:
-        """Note the coverage of the units for which it was asked."""
-        options = self._options
-        filters = self._filters and not paths.side.is_student
-        if options.coverage_shared or filters:
-            measured = torch.arange(units.stop - units.start, device=self.device)
-        elif options.coverage_multi:
-            bounds = np.searchsorted(self.plan.host.multi, [part.start, part.stop]).tolist()
-            measured = self.plan.multi[slice(*bounds)] - part.start
+        """Note what the paths of a group add to the coverage; `_cover_shared` adds the rest."""
+        first_log_prob = units.first - log_norm
+        single_probs = (single.value - log_norm[single.unit]).exp_()
+        beyond = scores.covered_behind_first(first_log_prob)
+        beyond.index_add_(0, single.unit, single_probs)
+        realized = (first_log_prob + units.rest).exp_()
+        realized.masked_fill_((paths.first_column[group] >= 0) | (units.length == 0), 0.0)
+        first = STUDENT_SHARED if paths.side.is_student else TEACHER_SHARED
+        at = slice(self._index.n_shared + group.start, self._index.n_shared + group.stop)
+        self._stats[first + 1, at] = realized
+        self._stats[first + 2, at] = beyond
+
+    def _cover_shared(self, paths: _SidePaths, part: slice, z: Tensor, multi: slice) -> None:
+        """Add the shared tokens to the coverage of the units of a chunk for which it was asked."""
+        options, is_student = self._options, paths.side.is_student
+        if options.coverage_shared or (self._filters and not is_student):
+            measured = torch.arange(part.stop - part.start, device=self.device)
+        elif options.coverage_multi and multi.stop > multi.start:
+            measured = self.plan.multi[multi] - part.start
         else:
             return
-        if log_norm is None or not measured.shape[0]:
-            return
-        norm = log_norm[measured]
+        norm = paths.log_norm[paths.plan.prefix_at[part][measured]]
         mass = log_shared_mass(z[measured], self._n_shared_tokens)
-        shared = (mass - norm).exp_()
-        first_log_prob = first - log_norm
-        everywhere = (single.value - log_norm[single.unit]).exp_()
-        singles = torch.zeros_like(first).index_add_(0, single.unit, everywhere)
-        paths_only = scores.covered_behind_first(first_log_prob)
-        realized = (first_log_prob + paths.rest[part]).exp_()
-        realized = realized.masked_fill(
-            (paths.first_column[part] >= 0) | (paths.plan.length[part] == 0), 0.0
-        )
-        beyond = (singles + paths_only)[measured]
-        first_row = STUDENT_SHARED if paths.side.is_student else TEACHER_SHARED
-        at = units.start + measured
-        self._stats[first_row, at] = shared
-        self._stats[first_row + 1, at] = shared + realized[measured]
-        self._stats[first_row + 2, at] = shared + beyond
+        first = STUDENT_SHARED if is_student else TEACHER_SHARED
+        at = self._index.n_shared + part.start + measured
+        self._stats[first : first + 3, at] += (mass - norm).exp_()

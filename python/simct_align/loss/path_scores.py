@@ -32,35 +32,43 @@ import torch
 from .realized import EVENT_FLOOR
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
 @dataclass
 class Leaves:
-    """Continuations of a chunk of units on one side.
+    """Continuations of a group of units on one side, in the order of the units.
 
     Attributes:
-        unit: ``[l]`` the unit's number in the chunk.
-        flat: ``[l]`` the place of the score in the chunk's scores, flattened.
+        unit: ``[l]`` the unit's number in the group.
+        place: ``[l]`` the column of the score in the unit's row.
         token: ``[l]`` the token id: the last of the path, or the only one.
         row: ``[l]`` the flat logit row that predicts it.
         depth: ``[l]`` realized tokens before it, 0 for a single token.
         norm_at: ``[l]`` the row's place among those with a log-normalizer; unused at depth 0.
         value: ``[l]`` log-probability of the token, for a single token its logit.
+        bounds: ``[units + 1]`` leaves before each unit, on the host.
     """
 
     unit: Tensor
-    flat: Tensor
+    place: Tensor
     token: Tensor
     row: Tensor
     depth: Tensor
     norm_at: Tensor
     value: Tensor
+    bounds: NDArray[np.int64]
+
+    def of(self, part: slice) -> slice:
+        """Return where the leaves of a range of units stand."""
+        return slice(int(self.bounds[part.start]), int(self.bounds[part.stop]))
 
 
 @dataclass
 class PathSlopes:
-    """Derivatives by what `PathScores.insert` read, of a chunk of ``c`` units.
+    """Derivatives by what the scores of a group of ``c`` units were made of.
 
     Attributes:
         first: ``[c]`` by the logit of the first realized token.
@@ -79,83 +87,105 @@ class PathSlopes:
     single: Tensor
 
 
-class PathScores:
-    """The paths of a chunk of units on one side.
+@dataclass
+class RealizedUnits:
+    """A group of ``c`` units on one side, as far as their realized tokens go.
 
-    Args:
-        score: ``"mean"``, ``"sum"`` or ``"event"``.
-        slot: the column of the realized unit.
+    Attributes:
         length: ``[c]`` tokens of the realized path, 0 where there is none.
         node: ``[c, d]`` the column of ``R_j`` where that is a candidate beside the realized unit,
             −1 elsewhere.
         continues: ``[c, d]`` whether ``R_j`` is a continuation, of two tokens or more.
         target: ``[c]`` the column of the realized text beside the slot, −1 if none.
         same: ``[c]`` whether the target's path is the realized one.
-        steps: ``[c, d]`` log-probabilities of realized tokens; the first column is not read.
+        steps: ``[c, d]`` log-probabilities of realized tokens, 0 in the first column.
         rest: ``[c]`` sum over the realized path behind its first token.
         first: ``[c]`` logit of the first realized token.
         log_norm: ``[c]`` log-normalizers of the prefix rows, or None where nobody needs them.
+    """
+
+    length: Tensor
+    node: Tensor
+    continues: Tensor
+    target: Tensor
+    same: Tensor
+    steps: Tensor
+    rest: Tensor
+    first: Tensor
+    log_norm: Tensor | None
+
+
+class PathScores:
+    """The paths of a group of units on one side.
+
+    All that does not depend on the shared columns is computed once for the group, and a chunk of
+    it then takes part in `insert` and `collect`, which touch its rows of scores.
+
+    Args:
+        score: ``"mean"``, ``"sum"`` or ``"event"``.
+        slot: the column of the realized unit.
+        units: the units.
         spelled: continuations that this side spells.
         single: continuations that are its own tokens.
     """
 
     def __init__(
-        self,
-        score: str,
-        slot: int,
-        length: Tensor,
-        node: Tensor,
-        continues: Tensor,
-        target: Tensor,
-        same: Tensor,
-        steps: Tensor,
-        rest: Tensor,
-        first: Tensor,
-        log_norm: Tensor | None,
-        spelled: Leaves,
-        single: Leaves,
+        self, score: str, slot: int, units: RealizedUnits, spelled: Leaves, single: Leaves
     ) -> None:
-        self._score = score
+        self._averages = score == "mean"
+        self._event = score == "event"
         self._slot = slot
-        self._length = length
-        self._is_path = length > 0
-        self._listed = target >= 0
-        self._same = same & self._listed
-        self._target = target.clamp_min(0).unsqueeze(1)
-        self._rest = rest
-        self._first = first
-        self._log_norm = log_norm
+        self._units = units
         self._spelled = spelled
         self._single = single
-        self._continues = continues
-        self._depth = steps.shape[1]
-        level = torch.arange(1, self._depth + 1, device=length.device)
-        self._ends_here = length.unsqueeze(1) == level
-        column = torch.where((node < 0) & self._ends_here, slot, node)
+        self._is_path = units.length > 0
+        self._listed = units.target >= 0
+        self._adds = self._listed & ~units.same
+        self._target = units.target.clamp_min(0).unsqueeze(1)
+        self._depth = units.steps.shape[1]
+        level = torch.arange(1, self._depth + 1, device=units.length.device)
+        self._ends_here = units.length.unsqueeze(1) == level
+        column = torch.where((units.node < 0) & self._ends_here, slot, units.node)
         self._is_node = column >= 0
         self._node = column.clamp_min(0)
-        self._steps = steps.clone()
-        self._steps[:, 0] = 0.0
-        self._prefix = first.unsqueeze(1) + self._steps.cumsum(1)
+        self._level = spelled.unit * self._depth + spelled.depth - 1
         self._taken = self._taken_by_candidates()
+        prefix = units.first.unsqueeze(1) + units.steps.cumsum(1)
+        self._joint = prefix.view(-1)[self._level] + spelled.value
+        self._own = units.first + units.rest
+        if self._averages:
+            norm = units.log_norm
+            assert norm is not None
+            at_leaf = norm[spelled.unit]
+            self._joint = (self._joint - at_leaf) / (spelled.depth + 1) + at_leaf
+            self._own = (self._own - norm) / units.length.clamp_min(1) + norm
+        self._own.masked_fill_(~self._is_path, -torch.inf)
+        if self._event:
+            stays = 1.0 - self._taken
+            self._floored = stays <= EVENT_FLOOR
+            self._stays = stays.clamp_min(EVENT_FLOOR)
+            self._factor = self._stays.log().masked_fill(~self._is_node, 0.0)
+        self._share = torch.zeros_like(self._own)
+        # What `collect` finds, for all chunks of the group.
+        self._d_spelled = torch.zeros_like(spelled.value)
+        self._d_single = torch.zeros_like(single.value)
+        self._d_own = torch.zeros_like(self._own)
+        self._d_node = torch.zeros_like(self._taken)
 
     def _taken_by_candidates(self) -> Tensor:
         """``M_1 .. M_d``, ``[c, d]``."""
-        leaves, depth = self._spelled, self._depth
-        rows = self._length.shape[0]
-        taken = torch.zeros(rows * depth, dtype=self._first.dtype, device=self._first.device)
-        taken.index_add_(0, leaves.unit * depth + leaves.depth - 1, leaves.value.exp())
-        taken = taken.view(rows, depth)
+        units, depth = self._units, self._depth
+        taken = torch.zeros_like(units.steps)
+        taken.view(-1).index_add_(0, self._level, self._spelled.value.exp())
         # The realized path goes on behind R_d, where no other candidate begins any more.
-        beyond = (self._rest - self._steps.sum(1)).exp()
-        self._beyond = beyond.masked_fill(self._length <= depth, 0.0)
+        beyond = (units.rest - units.steps.sum(1)).exp()
+        self._beyond = beyond.masked_fill(units.length <= depth, 0.0)
         taken[:, -1] += self._beyond
         self._weights = torch.zeros_like(taken)
         for b in range(depth - 1, 0, -1):
-            is_node, continues = self._is_node[:, b], self._continues[:, b]
-            alone = (self._ends_here[:, b] & ~continues).to(taken.dtype)
-            behind = torch.where(is_node, alone, taken[:, b])
-            self._weights[:, b] = self._steps[:, b].exp() * behind
+            alone = (self._ends_here[:, b] & ~units.continues[:, b]).to(taken.dtype)
+            behind = torch.where(self._is_node[:, b], alone, taken[:, b])
+            self._weights[:, b] = units.steps[:, b].exp() * behind
             taken[:, b - 1] += self._weights[:, b]
         return taken
 
@@ -172,106 +202,99 @@ class PathScores:
         beside = self._is_node[:, 0] & (self._node[:, 0] != self._slot)
         return (first_log_prob.exp() * taken).masked_fill(beside, 0.0)
 
-    def insert(self, z: Tensor) -> None:
-        """Write all scores but those of the shared columns into the rows.
+    def insert(self, z: Tensor, part: slice, *, has_paths: bool) -> None:
+        """Write all scores but those of the shared columns into the rows of a chunk.
 
         Args:
-            z: ``[c, columns]``: logits of the shared columns, −inf elsewhere; contiguous.
+            z: ``[rows, columns]``: logits of the shared columns, −inf elsewhere; contiguous.
+            part: the chunk's units in the group.
+            has_paths: whether some of them are MULTI.
         """
-        flat, spelled = z.view(-1), self._spelled
-        joint = self._prefix.view(-1)[spelled.unit * self._depth + spelled.depth - 1]
-        joint = joint + spelled.value
-        own = self._first + self._rest
-        if self._score == "mean":
-            assert self._log_norm is not None
-            norm = self._log_norm[spelled.unit]
-            joint = (joint - norm) / (spelled.depth + 1) + norm
-            own = (own - self._log_norm) / self._length.clamp_min(1) + self._log_norm
-        flat.index_copy_(0, spelled.flat, joint)
-        flat.index_copy_(0, self._single.flat, self._single.value)
-        z[:, self._slot] = own.masked_fill(~self._is_path, -torch.inf)
-        at_target = z.gather(1, self._target).squeeze(1)
-        if self._score == "mean":
-            at_target = at_target.masked_fill(self._listed, -torch.inf)
-            z.scatter_(1, self._target, at_target.unsqueeze(1))
-            return
-        if self._score == "event":
-            stays = 1.0 - self._taken
-            self._floored = stays <= EVENT_FLOOR
-            self._stays = stays.clamp_min(EVENT_FLOOR)
+        for leaves, scores in ((self._spelled, self._joint), (self._single, self._single.value)):
+            here = leaves.of(part)
+            if here.stop > here.start:
+                z.view(-1).index_copy_(0, self._flat(leaves, here, part, z), scores[here])
+        if has_paths:
+            z[:, self._slot] = self._own[part]
+        if self._event:
             # No column is twice a node of its row, except those that are none.
-            factor = self._stays.log().masked_fill(~self._is_node, 0.0)
-            z.scatter_add_(1, self._node, factor)
-            at_target = z.gather(1, self._target).squeeze(1)
-        own = z[:, self._slot].clone()
-        adds = self._listed & ~self._same
+            z.scatter_add_(1, self._node[part], self._factor[part])
+        if not has_paths:
+            return
+        target, listed, adds = self._target[part], self._listed[part], self._adds[part]
+        at_target = z.gather(1, target).squeeze(1)
+        if self._averages:
+            at_target = at_target.masked_fill(listed, -torch.inf)
+            z.scatter_(1, target, at_target.unsqueeze(1))
+            return
+        own = z[:, self._slot]
         merged = torch.where(adds, torch.logaddexp(at_target, own), at_target)
         # The path's share of its text; where neither has probability there is nothing to share.
         share = (own - merged).exp_().nan_to_num_(0.0)
-        self._share = torch.where(adds, share, torch.zeros_like(share))
-        z.scatter_(1, self._target, merged.unsqueeze(1))
-        z[:, self._slot] = own.masked_fill(self._listed, -torch.inf)
+        self._share[part] = torch.where(adds, share, 0.0)
+        z.scatter_(1, target, merged.unsqueeze(1))
+        z[:, self._slot] = own.masked_fill(listed, -torch.inf)
 
-    def pull_back(self, gradient: Tensor) -> PathSlopes:
-        """Turn the derivative by the row's scores into that by what `insert` read.
+    def collect(self, gradient: Tensor, part: slice, *, has_paths: bool) -> None:
+        """Take the derivative by a chunk's scores but for the shared columns, which stay in place.
 
         Args:
-            gradient: ``[c, columns]``; the shared columns' part is changed in place to the
-                derivative by their logits. Contiguous.
-
-        Returns:
-            All other derivatives.
+            gradient: ``[rows, columns]``; the shared columns become the derivative by their logits.
+            part: the chunk's units in the group.
+            has_paths: whether some of them are MULTI.
         """
-        spelled, depth = self._spelled, self._depth
-        log_norm = torch.zeros_like(self._first)
-        by_taken = None
-        own = gradient[:, self._slot]
-        if self._score == "mean":
-            length = self._length.clamp_min(1)
-            log_norm += own * (length - 1) / length
-            own = own / length
-        else:
-            at_target = gradient.gather(1, self._target).squeeze(1)
-            own = own + self._share * at_target
-            at_target = (1 - self._share) * at_target
-            gradient.scatter_(1, self._target, at_target.unsqueeze(1))
-            if self._score == "event":
+        if has_paths:
+            own = gradient[:, self._slot]
+            if not self._averages:
+                at_target = gradient.gather(1, self._target[part]).squeeze(1)
+                own = own + self._share[part] * at_target
+                at_target = (1 - self._share[part]) * at_target
+                gradient.scatter_(1, self._target[part], at_target.unsqueeze(1))
                 gradient[:, self._slot] = own
-                by_taken = -gradient.gather(1, self._node) / self._stays
-                by_taken = by_taken.masked_fill(self._floored | ~self._is_node, 0.0)
-        own = own.masked_fill(~self._is_path, 0.0)
-        joint = gradient.view(-1)[spelled.flat]
-        if self._score == "mean":
-            tokens = spelled.depth + 1
+            self._d_own[part] = own
+        if self._event:
+            self._d_node[part] = gradient.gather(1, self._node[part])
+        for leaves, slope in ((self._spelled, self._d_spelled), (self._single, self._d_single)):
+            here = leaves.of(part)
+            if here.stop > here.start:
+                slope[here] = gradient.view(-1)[self._flat(leaves, here, part, gradient)]
+
+    def _flat(self, leaves: Leaves, here: slice, part: slice, z: Tensor) -> Tensor:
+        flat: Tensor = (leaves.unit[here] - part.start) * z.shape[1] + leaves.place[here]
+        return flat
+
+    def pull_back(self) -> PathSlopes:
+        """Turn what `collect` took of the whole group into the derivatives of its parts."""
+        units, spelled = self._units, self._spelled
+        log_norm = torch.zeros_like(units.first)
+        own = self._d_own.masked_fill(~self._is_path, 0.0)
+        joint = self._d_spelled
+        if self._averages:
+            length, tokens = units.length.clamp_min(1), spelled.depth + 1
+            log_norm += own * (length - 1) / length
             log_norm.index_add_(0, spelled.unit, joint * spelled.depth / tokens)
-            joint = joint / tokens
-        at_prefix = torch.zeros_like(self._prefix).view(-1)
-        at_prefix.index_add_(0, spelled.unit * depth + spelled.depth - 1, joint)
-        at_prefix = at_prefix.view(-1, depth)
+            own, joint = own / length, joint / tokens
+        at_prefix = torch.zeros_like(units.steps)
+        at_prefix.view(-1).index_add_(0, self._level, joint)
         steps = at_prefix.flip(1).cumsum(1).flip(1)
-        slopes = PathSlopes(
-            first=steps[:, 0] + own,
-            log_norm=log_norm,
-            steps=steps,
-            rest=own.clone(),
-            spelled=joint,
-            single=gradient.view(-1)[self._single.flat],
-        )
-        if by_taken is not None:
+        slopes = PathSlopes(steps[:, 0] + own, log_norm, steps, own.clone(), joint, self._d_single)
+        if self._event:
+            by_taken = (-self._d_node / self._stays).masked_fill_(
+                self._floored | ~self._is_node, 0.0
+            )
             self._through_taken(by_taken, slopes)
         slopes.steps[:, 0] = 0.0
         return slopes
 
     def _through_taken(self, by_taken: Tensor, slopes: PathSlopes) -> None:
         """Add the derivatives through ``M_1 .. M_d``, given those of the candidates by them."""
+        units = self._units
         for b in range(1, self._depth):
             above = by_taken[:, b - 1]
             slopes.steps[:, b] += above * self._weights[:, b]
-            passed = above * self._steps[:, b].exp()
+            passed = above * units.steps[:, b].exp()
             by_taken[:, b] += passed.masked_fill(self._is_node[:, b], 0.0)
         beyond = by_taken[:, -1] * self._beyond
         slopes.rest += beyond
         slopes.steps[:, 1:] -= beyond.unsqueeze(1)
-        spelled = self._spelled
-        level = spelled.unit * self._depth + spelled.depth - 1
-        slopes.spelled += by_taken.reshape(-1)[level] * spelled.value.exp()
+        slopes.spelled += by_taken.reshape(-1)[self._level] * self._spelled.value.exp()
