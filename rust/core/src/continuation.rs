@@ -158,6 +158,9 @@ pub fn on_path<I: TokenId>(
     let workers = options.threads.count().min(chunks.len());
     if workers <= 1 {
         let mut found = OnPath::default();
+        // Rarely more than one entry per unit; what stays free is never touched.
+        found.teacher.reserve(units.kind.len());
+        found.student.reserve(units.kind.len());
         job.rows(0..teacher.rows(), &mut found)?;
         return Ok(found);
     }
