@@ -17,6 +17,7 @@ from on_path_twin import on_path_twin, twin_units
 from simct_align import Aligner, Vocabulary
 from simct_align.divergence import JSD
 from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from test_loss_system import Strict, without_operators
 
 SCORES = ("mean", "sum", "event")
 DIVERGENCES = {
@@ -161,6 +162,45 @@ def test_keywords_agree_with_the_twin(score, keywords):
 def test_stops(score, stops):
     for seed in range(3):
         compare(case(seed, stops=stops), score=score)
+
+
+class OneCopy(Strict):
+    """`Strict`, but for the copy that brings the plan from the host to the device."""
+
+    copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func).startswith("aten._to_copy") and args[0].device.type == "cpu":
+            self.copies += 1
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("keywords", [{}, {"metrics": "full"}, {"metrics": "none"},
+                                      {"min_teacher_coverage": 0.5, "chunk_bytes": 2_000}],
+                         ids=str)  # fmt: skip
+def test_nothing_waits_for_the_device(score, device, keywords):
+    c = case(3)
+    loss_fn = SimCTLoss(c.aligner, candidates="on_path", score=score, **keywords).to(device)
+    student = c.student.to(device).requires_grad_()
+    index, teacher = c.index.to(device), c.teacher.to(device)
+    with pytest.MonkeyPatch.context() as patch, OneCopy() as strict:
+        without_operators(patch)
+        loss_fn(student, teacher, index)
+    assert strict.seen > 100
+    assert device == "cpu" or strict.copies == 1
+    loss_fn(student, teacher, index).loss.backward()
+    assert student.grad.device.type == device
+
+
+def test_autocast_changes_nothing():
+    c = case(3, dtype=torch.float32)
+    loss_fn = SimCTLoss(c.aligner, candidates="on_path")
+    plain = loss_fn(c.student, c.teacher, c.index).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(loss_fn(c.student, c.teacher, c.index).loss, plain)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -358,5 +398,8 @@ def test_compiles_into_one_graph():
     def step(student, teacher):
         return loss_fn(student, teacher, index).loss
 
+    (wanted,) = torch.autograd.grad(eager, student)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(student, c.teacher), eager)
+    loss = compiled(student, c.teacher)
+    torch.testing.assert_close(loss, eager)
+    torch.testing.assert_close(torch.autograd.grad(loss, student)[0], wanted)
