@@ -181,6 +181,21 @@ class SimCTCollator:
             threads=threads,
         )
 
+    def prompts(self, rows: Sequence[Row]) -> tuple[list[list[Any]], list[list[Any]]]:
+        """Gives what stands before every completion, for a student that has yet to sample.
+
+        Args:
+            rows: The rows.
+
+        Returns:
+            The teacher's and the student's ids, ``[row][turn]``, uncut.
+
+        Raises:
+            ValueError: As ``__call__``.
+        """
+        parsed = [self._parse(number, row) for number, row in enumerate(rows)]
+        return self._prompts("teacher", parsed), self._prompts("student", parsed)
+
     def _parse(self, number: int, row: Row) -> _Row:
         sampled = row.get("completion_ids")
         messages: str | list[Message]

@@ -1,0 +1,452 @@
+"""SimCT in TRL: `GOLDTrainer` with this package's teacher rows, alignment and loss.
+
+Generation, vLLM, accelerate, LoRA, checkpoints and logging stay TRL's. Ours is what happens between
+the student's sample and the loss: the teacher's rows are made of the sampled ids behind a prompt
+that the teacher's own chat template writes, both sides are aligned, and one normalizer is shared by
+all slices of a step and all processes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from simct_align import objectives
+from simct_align.aligner import Aligner
+from simct_align.collator import SimCTCollator
+from simct_align.loss import SimCTLoss
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from simct_align.index import AlignedIndex
+
+TESTED = (1, 16)
+
+
+def _check_version() -> None:
+    wanted = f"trl=={TESTED[0]}.{TESTED[1]}.*"
+    try:
+        found = version("trl")
+    except PackageNotFoundError:
+        raise ImportError(
+            f"simct_align.integrations.trl needs trl: pip install '{wanted}'"
+        ) from None
+    if tuple(found.split(".")[:2]) != tuple(map(str, TESTED)):
+        raise ImportError(
+            "simct_align.integrations.trl overrides methods of trl's experimental GOLDTrainer and "
+            f"is tested with {wanted}; found trl {found}"
+        )
+
+
+_check_version()
+
+from trl.experimental.gold import GOLDConfig, GOLDTrainer  # noqa: E402
+
+_OBJECTIVES: dict[str, Any] = {
+    "simct": objectives.simct,
+    "shared": objectives.shared,
+    "uld": objectives.Uld,
+    "alm": objectives.Alm,
+    "gold": objectives.Gold,
+}
+#: GOLD's keywords that only its own losses read.
+_UNREAD = ("beta", "seq_kd")
+_MAX_PATH = 8
+#: Figures of a micro-batch that are counts; the others are means over units.
+_COUNTS = (
+    "units_shared",
+    "units_special",
+    "units_multi",
+    "left_out_shared",
+    "left_out_multi",
+    "dropped_no_prefix",
+    "dropped_dummy_prefix",
+)
+
+
+@dataclass
+class SimCTConfig(GOLDConfig):  # type: ignore[misc]
+    """Arguments of :class:`SimCTTrainer`: GOLD's, other defaults, and those of the loss.
+
+    `use_uld_loss` and `use_extended_uld` are fixed, and GOLD's `uld_*`, `beta` and `seq_kd`, which
+    nothing here reads, must keep their defaults. `temperature` is that of sampling.
+
+    Args:
+        objective: ``"simct"``, or a baseline: ``"shared"``, ``"uld"``, ``"alm"``, ``"gold"``.
+        candidates: For ``"simct"``: ``"shared"``, ``"realized"`` or ``"on_path"``.
+        score: For ``"simct"``: ``"mean"``, ``"sum"``, ``"event"`` or ``"mean_logit"``.
+        divergence: For ``"simct"`` and ``"shared"``: a name that
+            :class:`~simct_align.loss.SimCTLoss` takes.
+        loss_temperature: For these two: divides both sides' logits.
+        teacher_max_length: Cut the teacher's rows at so many tokens.
+
+    Raises:
+        ValueError: A field that nothing reads was set, or an unknown objective.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "AdamW's learning rate."})
+    lmbda: float = field(default=1.0, metadata={"help": "Share of on-policy slices."})
+    use_uld_loss: bool = field(default=True, metadata={"help": "Fixed."})
+    use_extended_uld: bool = field(default=False, metadata={"help": "Fixed."})
+    objective: str = field(default="simct", metadata={"help": "simct, shared, uld, alm or gold."})
+    candidates: str = field(default="realized", metadata={"help": "Candidate set of simct."})
+    score: str = field(default="mean", metadata={"help": "How paths are scored."})
+    divergence: str = field(default="reverse_kl", metadata={"help": "What is minimized."})
+    loss_temperature: float = field(default=1.0, metadata={"help": "Divides both logits."})
+    teacher_max_length: int | None = field(default=None, metadata={"help": "In teacher tokens."})
+
+    def __post_init__(self) -> None:
+        if not self.use_uld_loss or self.use_extended_uld:
+            raise ValueError("use_uld_loss and use_extended_uld are fixed: True and False")
+        for each in fields(GOLDConfig):
+            unread = each.name.startswith("uld_") or each.name in _UNREAD
+            if unread and getattr(self, each.name) != each.default:
+                raise ValueError(f"{each.name}: nothing in SimCTTrainer reads it; leave it out")
+        if self.objective not in _OBJECTIVES:
+            raise ValueError(
+                f"objective: expected one of {', '.join(_OBJECTIVES)}, got {self.objective!r}"
+            )
+        if self.objective != "simct":
+            for name in ("candidates", "score"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"{name}: objective={self.objective!r} does not read it")
+        super().__post_init__()
+
+
+class _Slice(NamedTuple):
+    """A micro-batch of both sides, on the device."""
+
+    student_ids: Tensor
+    student_mask: Tensor
+    teacher_ids: Tensor
+    teacher_mask: Tensor
+    aligned: AlignedIndex
+    #: Summed over the slices of the step and over processes, divided by the number of processes.
+    normalizer: Tensor
+
+
+class _Collator:
+    """Rows to what GOLD's buffer wants of the student, and the teacher's prompts beside it."""
+
+    def __init__(self, collator: SimCTCollator) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        rows = [_row(number, example) for number, example in enumerate(examples)]
+        student = self.collator.prepare(rows).student
+        teacher_prompts, student_prompts = self.collator.prompts(rows)
+        prompts = [row[-1] for row in student_prompts]
+        for number, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise ValueError(
+                    f"row {number}: its prompt has no tokens, so nothing can follow it"
+                )
+        tokenizer: Any = self.collator.student_tokenizer
+        width = max(map(len, prompts))
+        padded = np.full((len(prompts), width), _pad(tokenizer), np.int64)
+        mask = np.zeros((len(prompts), width), np.int64)
+        for row, prompt in enumerate(prompts):
+            padded[row, width - len(prompt) :] = prompt
+            mask[row, width - len(prompt) :] = 1
+        labels = student.labels
+        return {
+            "input_ids": torch.from_numpy(student.input_ids),
+            "attention_mask": torch.from_numpy(student.attention_mask),
+            "labels": torch.from_numpy(labels),
+            "prompts": torch.from_numpy(padded),
+            "prompt_attention_mask": torch.from_numpy(mask),
+            # GOLD asks for these of rows that the data set wrote; nothing else reads them.
+            "original_prompt_text": tokenizer.batch_decode(prompts),
+            "original_completion_text": tokenizer.batch_decode(
+                [ids[label >= 0] for ids, label in zip(student.input_ids, labels, strict=True)]
+            ),
+            "teacher_prompt_ids": [list(row[-1]) for row in teacher_prompts],
+        }
+
+
+class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
+    """`GOLDTrainer` that distills across tokenizers with SimCT.
+
+    Rows of the data set have ``messages``, whose last assistant turn is trained, or ``prompt`` with
+    ``completion``; where every slice is sampled (``lmbda=1``), a ``prompt`` alone is enough.
+    The log gains the loss's metrics, what was left out, and seconds, all under ``simct/``: counts
+    and seconds are sums since the log before, coverages and divergences means over units.
+
+    Args:
+        model: The student.
+        teacher_model: The teacher.
+        args: A :class:`SimCTConfig`.
+        teacher_tokenizer: The teacher's tokenizer, if it is not to be read from
+            ``args.teacher_tokenizer_name_or_path`` or the teacher's name.
+        aligner: The pair of vocabularies, if it is not to be made of the two tokenizers: where
+            control tokens or stops must be named.
+        **keywords: As for `GOLDTrainer`, but for ``data_collator``.
+
+    Raises:
+        TypeError: ``args`` is not a :class:`SimCTConfig`.
+        ValueError: A ``data_collator`` came, or more than one GPU in one process.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        teacher_model: Any = None,
+        args: SimCTConfig | None = None,
+        *,
+        teacher_tokenizer: Any = None,
+        aligner: Aligner | None = None,
+        processing_class: Any = None,
+        **keywords: Any,
+    ) -> None:
+        if not isinstance(args, SimCTConfig):
+            raise TypeError(f"args: expected a SimCTConfig, got {type(args).__name__}")
+        if keywords.get("data_collator") is not None:
+            raise ValueError("data_collator: SimCTTrainer has its own; leave it out")
+        if args.n_gpu > 1:
+            raise ValueError("one process drives several GPUs: start it with `accelerate launch`")
+        keywords["data_collator"] = self._collate
+        self._simct_seconds: dict[str, float] = {}
+        self._simct_counts: dict[str, int] = {}
+        self._simct_metrics: list[Tensor] = []
+        self._simct_names: tuple[str, ...] = ()
+        with tempfile.TemporaryDirectory() as folder:
+            named = args.teacher_tokenizer_name_or_path
+            if teacher_tokenizer is not None:
+                # GOLD reads a teacher's tokenizer from a place only.
+                teacher_tokenizer.save_pretrained(folder)
+                args.teacher_tokenizer_name_or_path = folder
+            super().__init__(
+                model, teacher_model, args, processing_class=processing_class, **keywords
+            )
+            if teacher_tokenizer is not None:
+                args.teacher_tokenizer_name_or_path = named
+                self.teacher_tokenizer = teacher_tokenizer
+        self.aligner = aligner or Aligner(self.teacher_tokenizer, self._tokenizer)
+        self._max_path = _MAX_PATH if args.candidates == "on_path" else 0
+        self._rows = _Collator(
+            SimCTCollator(
+                self.aligner,
+                self.teacher_tokenizer,
+                self._tokenizer,
+                turns="last",
+                max_length=args.max_length,
+                teacher_max_length=args.teacher_max_length,
+                max_path=self._max_path,
+            )
+        )
+        self.loss_fn = _make_loss(self.aligner, args).to(self.accelerator.device)
+        self.uld_loss_fn.use_extended_uld = False
+        # A slice's loss is divided by the whole step's normalizer: nobody divides it again.
+        self.loss_is_scaled_for_ga = True
+        stops = self.aligner.shared.student_stop_ids.tolist()
+        known = self.generation_config.eos_token_id
+        known = [] if known is None else known if isinstance(known, list) else [known]
+        self.generation_config.eos_token_id = sorted({*known, *stops}) or None
+        self._ends = np.array(self.generation_config.eos_token_id or [], np.int64)
+
+    def _collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self._rows(examples)
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """Leaves rows as they are: the collator tokenizes them for both sides."""
+        return dataset
+
+    def _fill_buffer(self, generation_batch: Any, buffer_steps: int) -> None:
+        with self._timed("generation"):
+            super()._fill_buffer(generation_batch, buffer_steps)
+        with self._timed("alignment"):
+            slices = self._align(self._buffered_inputs)
+        for inputs, ready in zip(self._buffered_inputs, slices, strict=True):
+            inputs["_simct"] = ready
+
+    def _align(self, buffered: Sequence[dict[str, Any]]) -> list[_Slice]:
+        """Makes both sides of every slice, and the normalizer of all of them."""
+        device = self.accelerator.device
+        ready = [self._prepare_slice(inputs) for inputs in buffered]
+        reduction, candidates = self.loss_fn.reduction, getattr(self.loss_fn, "candidates", None)
+        kind = candidates or ("realized" if self.loss_fn.uses_multi else "shared")
+        total = sum(index.normalizer(reduction, kind) for _, index in ready)
+        everywhere = torch.tensor(float(total), dtype=torch.float32, device=device)
+        if self.model.training:
+            everywhere = self.accelerator.reduce(everywhere, reduction="sum")
+            # The gradients of all processes are averaged, and their losses are added up here.
+            everywhere = everywhere / self.accelerator.num_processes
+        everywhere = everywhere.clamp(min=torch.finfo(torch.float32).tiny)
+        return [
+            _Slice(
+                student_ids=torch.from_numpy(batch.student.input_ids).to(device),
+                student_mask=torch.from_numpy(batch.student.attention_mask).to(device),
+                teacher_ids=torch.from_numpy(batch.teacher.input_ids).to(device),
+                teacher_mask=torch.from_numpy(batch.teacher.attention_mask).to(device),
+                aligned=index.to(device),
+                normalizer=everywhere,
+            )
+            for batch, index in ready
+        ]
+
+    def _prepare_slice(self, inputs: dict[str, Any]) -> tuple[Any, AlignedIndex]:
+        ids, attention, labels = (
+            inputs[name].cpu().numpy() for name in ("input_ids", "attention_mask", "labels")
+        )
+        completion = labels != -100
+        prompt = (attention != 0) & ~completion
+        # Embeddings have more rows than the tokenizer has tokens: such an id says nothing, and what
+        # was sampled behind it answers to it.
+        behind = completion & ((ids >= len(self.aligner.student)).cumsum(axis=1) > 0)
+        completion &= ~behind
+        self._count("tokens_behind_unknown_ids", int(behind.sum()))
+        last = np.where(completion, np.arange(ids.shape[1]), -1).max(axis=1)
+        ended = (last >= 0) & np.isin(ids[np.arange(len(ids)), last], self._ends)
+        batch = self.aligner.prepare(
+            ids,
+            completion_mask=completion,
+            student_prompt_ids=ids,
+            student_prompt_mask=prompt,
+            teacher_prompt_ids=inputs["teacher_prompt_ids"],
+            truncated=~ended,
+            teacher_pad_id=_pad(self.teacher_tokenizer),
+            student_pad_id=_pad(self._tokenizer),
+            teacher_max_length=self.args.teacher_max_length,
+        )
+        index = batch.aligned.index(max_path=self._max_path)
+        for name, count in batch.counts.as_dict().items():
+            self._count(name, int(count))
+        return batch, index
+
+    def _count(self, name: str, count: int) -> None:
+        self._simct_counts[name] = self._simct_counts.get(name, 0) + count
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Runs both models over a slice and compares them.
+
+        Args:
+            model: The student, as the trainer wraps it.
+            inputs: A slice of the buffer, or in evaluation a collated batch.
+            return_outputs: Return the student's output too.
+            num_items_in_batch: Not used: it counts what the data set wrote, not what was sampled.
+
+        Returns:
+            The loss, 0-d; with ``return_outputs`` a pair.
+        """
+        del num_items_in_batch
+        ready = inputs.get("_simct")
+        if ready is None:
+            (ready,) = self._align([inputs])
+        with self._timed("student"):
+            outputs = model(
+                input_ids=ready.student_ids, attention_mask=ready.student_mask, use_cache=False
+            )
+        self.teacher_model.eval()
+        with self._timed("teacher"), torch.no_grad():
+            teacher = self.teacher_model(
+                input_ids=ready.teacher_ids, attention_mask=ready.teacher_mask, use_cache=False
+            )
+        ids = {}
+        if getattr(self.loss_fn, "reads_ids", False):
+            ids = {"student_ids": ready.student_ids, "teacher_ids": ready.teacher_ids}
+        with self._timed("loss"):
+            out = self.loss_fn(
+                outputs.logits, teacher.logits, ready.aligned, normalizer=ready.normalizer, **ids
+            )
+        metrics = getattr(out, "metrics", None)
+        if metrics is not None:
+            self._simct_names = metrics._fields
+            self._simct_metrics.append(torch.stack([value.float() for value in metrics]))
+        return (out.loss, outputs) if return_outputs else out.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the figures under ``simct/`` and logs.
+
+        Args:
+            logs: What the trainer logs.
+            start_time: The trainer's.
+        """
+        prefix = "simct/" if self.model.training else "eval_simct/"
+        for name, value in self._collect_metrics().items():
+            logs[prefix + name] = value
+        for name, seconds in self._simct_seconds.items():
+            logs[f"{prefix}seconds_{name}"] = seconds
+        self._simct_seconds, self._simct_counts, self._simct_metrics = {}, {}, []
+        super().log(logs, start_time)
+
+    def _collect_metrics(self) -> dict[str, float]:
+        figures = {name: float(count) for name, count in self._simct_counts.items()}
+        if not self._simct_metrics:
+            return figures
+        table = torch.stack(self._simct_metrics)
+        column = {name: table[:, i] for i, name in enumerate(self._simct_names)}
+        shared = column["units_shared"] + column["units_special"]
+        multi = column["units_multi"]
+        sums = []
+        for name in self._simct_names:
+            # Coverages are measured at MULTI units.
+            weight = shared if name == "divergence_shared" else multi
+            weight = torch.ones_like(multi) if name in _COUNTS else weight
+            weight = torch.where(column[name].isnan(), 0.0, weight)
+            sums += [(column[name].nan_to_num(0.0) * weight).sum(), weight.sum()]
+        values = self.accelerator.reduce(torch.stack(sums), reduction="sum").tolist()
+        for number, name in enumerate(self._simct_names):
+            total, weight = values[2 * number : 2 * number + 2]
+            figures[name] = total if name in _COUNTS else total / weight if weight else float("nan")
+        return figures
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Adds to the host's seconds; work that a device has not finished counts later."""
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self._simct_seconds[name] = self._simct_seconds.get(name, 0.0) + spent
+
+
+def _make_loss(aligner: Aligner, args: SimCTConfig) -> Any:
+    if args.objective in ("simct", "shared"):
+        keywords: dict[str, Any] = {
+            "divergence": args.divergence,
+            "temperature": args.loss_temperature,
+        }
+        if args.objective == "shared":
+            return objectives.shared(aligner, **keywords)
+        return SimCTLoss(aligner, candidates=args.candidates, score=args.score, **keywords)
+    return _OBJECTIVES[args.objective](aligner)
+
+
+def _row(number: int, example: dict[str, Any]) -> dict[str, Any]:
+    """A row as the collator reads it, without what a data set adds to rows of another form."""
+    row = {name: value for name, value in example.items() if value is not None}
+    if "messages" in row:
+        messages = list(row["messages"])
+        while messages and messages[-1]["role"] != "assistant":
+            messages.pop()
+        if messages:
+            return row | {"messages": messages}
+        # Nobody has answered yet.
+        return row | {"completion_ids": [], "truncated": True}
+    if "prompt" in row and "completion" not in row:
+        return row | {"completion_ids": [], "truncated": True}
+    if "prompt" not in row:
+        raise ValueError(
+            f"row {number} has the keys {sorted(row)}; expected 'messages' or 'prompt'"
+        )
+    return row
+
+
+def _pad(tokenizer: Any) -> int:
+    token = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id or 0) if token is None else int(token)
