@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -100,7 +104,7 @@ def logged(trainer: SimCTTrainer) -> list[dict[str, float]]:
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("rows", [MESSAGES, TEXTS], ids=["messages", "texts"])
 def test_trains_on_policy_and_logs_what_was_compared(tmp_path, turned, rows):
-    trainer = make_trainer(tmp_path, turned=turned, rows=rows, extra=2000)
+    trainer = make_trainer(tmp_path, turned=turned, rows=rows, extra=300)
     trainer.train()
     entries = logged(trainer)
     assert len(entries) == 2
@@ -129,7 +133,7 @@ def test_trains_on_policy_and_logs_what_was_compared(tmp_path, turned, rows):
 )
 def test_loss_falls_on_fixed_answers(tmp_path, keywords):
     trainer = make_trainer(
-        tmp_path, lmbda=0.0, max_steps=12, learning_rate=3e-3, lr_scheduler_type="constant",
+        tmp_path, lmbda=0.0, max_steps=20, learning_rate=1e-3, lr_scheduler_type="constant",
         rows=MESSAGES[:2], **keywords,
     )  # fmt: skip
     trainer.train()
@@ -137,36 +141,79 @@ def test_loss_falls_on_fixed_answers(tmp_path, keywords):
     assert entries[-1]["loss"] < entries[0]["loss"]
 
 
-@pytest.mark.parametrize("lmbda", [0.0, 0.5, 1.0])
-def test_accumulation_gives_the_gradient_of_one_big_batch(tmp_path, lmbda):
-    """Slices share a normalizer: unequal numbers of units must not change the weights of units."""
+def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
+    """One optimizer step's gradient against the sum over all slices of all processes.
+
+    Slices share a normalizer: unequal numbers of units must not change the weights of units.
+    """
     trainer = make_trainer(
-        tmp_path, lmbda=lmbda, per_device_train_batch_size=1, gradient_accumulation_steps=4
+        folder,
+        lmbda=lmbda,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=steps,
+        extra=600,
     )
     model = trainer.model
+    # Averages gradients where there are several processes.
+    wrapped = trainer.accelerator.prepare_model(model)
     batch = next(iter(trainer.get_train_dataloader()))
-    for _ in range(4):
-        trainer.current_gradient_accumulation_steps = 4
-        trainer.training_step(model, batch, num_items_in_batch=torch.tensor(999))
+    trainer.current_gradient_accumulation_steps = steps
+    for _ in range(steps):
+        trainer.training_step(wrapped, batch, num_items_in_batch=torch.tensor(999))
     if lmbda == 0.5:
         assert len(set(trainer._buffered_on_policy)) == 2
     found = [parameter.grad.clone() for parameter in model.parameters()]
 
-    # One batch of the same rows, without the trainer: ids of both sides, the loss by itself.
     slices = [inputs["_simct"] for inputs in trainer._buffered_inputs]
-    loss = SimCTLoss(trainer.aligner, reduction="sum")
-    units = sum(each.aligned.normalizer("unit") for each in slices)
-    assert len({each.aligned.normalizer("unit") for each in slices}) > 1
+    units = torch.tensor([each.aligned.normalizer("unit") for each in slices])
     model.zero_grad()
+    loss = SimCTLoss(trainer.aligner, reduction="sum")
     total = torch.zeros(())
     for each in slices:
         student = model(each.student_ids, attention_mask=each.student_mask).logits
         with torch.no_grad():
             teacher = trainer.teacher_model(each.teacher_ids, each.teacher_mask).logits
         total = total + loss(student, teacher, each.aligned).loss
-    (total / units).backward()
+    total.backward()
+    everywhere = trainer.accelerator.gather(units)
+    assert len(set(everywhere.tolist())) > 1
     for parameter, gradient in zip(model.parameters(), found, strict=True):
-        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+        expected = trainer.accelerator.reduce(parameter.grad, reduction="sum") / everywhere.sum()
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lmbda", [0.0, 0.5, 1.0])
+def test_accumulation_gives_the_gradient_of_one_big_batch(tmp_path, lmbda):
+    check_gradient(tmp_path, lmbda, 4)
+
+
+@pytest.mark.parametrize("lmbda", [0.0, 0.5, 1.0])
+def test_two_processes_give_the_gradient_of_one_big_batch(tmp_path, lmbda):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path / str(rank)), str(lmbda)],
+            env=os.environ
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "ACCELERATE_USE_CPU": "true",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        output, _ = worker.communicate(timeout=120)
+        assert worker.returncode == 0, output
+        assert "2 processes agree" in output
 
 
 def test_teacher_reads_the_sampled_bytes_behind_its_own_prompt(tmp_path):
@@ -247,3 +294,9 @@ def test_another_version_of_trl_is_refused(monkeypatch):
     monkeypatch.setattr(trl, "version", lambda _: "1.17.0")
     with pytest.raises(ImportError, match=r"1\.16.*found trl 1\.17\.0"):
         trl._check_version()
+
+
+if __name__ == "__main__":
+    check_gradient(sys.argv[1], float(sys.argv[2]), 4)
+    print(torch.distributed.get_world_size(), "processes agree")
+    torch.distributed.destroy_process_group()
