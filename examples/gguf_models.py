@@ -161,7 +161,7 @@ def load(name: str, device: str = "cpu", *, cache: str | Path | None = None) -> 
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     with _said(f"reading the weights of {name}"):
         model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=dtype
+            str(file.parent), gguf_file=file.name, dtype=dtype, **_unpacked()
         )
     stops = tuple(tokenizer.convert_tokens_to_ids(list(STOPS[name])))
     model.generation_config.eos_token_id = list(stops)
@@ -172,6 +172,15 @@ def load(name: str, device: str = "cpu", *, cache: str | Path | None = None) -> 
         stops,
         tokenizer.convert_tokens_to_ids(DOCUMENT_START[name]),
     )
+
+
+def _unpacked() -> dict[str, Any]:
+    """Plain weights, which can be trained and saved, instead of GGUF blocks."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # a release that unpacks all GGUF files
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 @contextmanager
