@@ -8,6 +8,7 @@ all slices of a step and all processes.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ from simct_align.loss import SimCTLoss
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from simct_align.index import AlignedIndex
+    from simct_align.prepare import PreparedSide
 
 TESTED = (1, 16)
 
@@ -62,6 +65,8 @@ _OBJECTIVES: dict[str, Any] = {
 #: GOLD's keywords that only its own losses read.
 _UNREAD = ("beta", "seq_kd")
 _MAX_PATH = 8
+#: Rows of logits that become float32 at a time where they are only read.
+_ROWS_AT_ONCE = 256
 #: Figures of a micro-batch that are counts; the others are means over units.
 _COUNTS = (
     "units_shared",
@@ -88,6 +93,9 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
         divergence: For ``"simct"`` and ``"shared"``: a name that
             :class:`~simct_align.loss.SimCTLoss` takes.
         loss_temperature: For these two: divides both sides' logits.
+        initial_kl_weight: Weight of KL(student ‖ student before training) over the student's own
+            vocabulary, per completion token; 0 leaves it out. Keeps a copy of the student, unless
+            it is trained through adapters.
         teacher_max_length: Cut the teacher's rows at so many tokens.
 
     Raises:
@@ -103,6 +111,7 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
     score: str = field(default="mean", metadata={"help": "How paths are scored."})
     divergence: str = field(default="reverse_kl", metadata={"help": "What is minimized."})
     loss_temperature: float = field(default=1.0, metadata={"help": "Divides both logits."})
+    initial_kl_weight: float = field(default=0.0, metadata={"help": "Of a KL to the start."})
     teacher_max_length: int | None = field(default=None, metadata={"help": "In teacher tokens."})
 
     def __post_init__(self) -> None:
@@ -120,6 +129,10 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
             for name in ("candidates", "score"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise ValueError(f"{name}: objective={self.objective!r} does not read it")
+        if not self.initial_kl_weight >= 0:
+            raise ValueError(
+                f"initial_kl_weight: expected a number >= 0, got {self.initial_kl_weight!r}"
+            )
         super().__post_init__()
 
 
@@ -131,8 +144,15 @@ class _Slice(NamedTuple):
     teacher_ids: Tensor
     teacher_mask: Tensor
     aligned: AlignedIndex
+    #: Rows of the logits, `[rows * width]`, that predict the completions.
+    student_predicting: Tensor
+    teacher_predicting: Tensor
+    #: Of the completions' text.
+    size: int
     #: Summed over the slices of the step and over processes, divided by the number of processes.
     normalizer: Tensor
+    #: The same for the completions' tokens.
+    tokens: Tensor
 
 
 class _Collator:
@@ -181,6 +201,9 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
     ``completion``; where every slice is sampled (``lmbda=1``), a ``prompt`` alone is enough.
     The log gains the loss's metrics, what was left out, and seconds, all under ``simct/``: counts
     and seconds are sums since the log before, coverages and divergences means over units.
+    ``simct/log_ratio_per_byte`` is mean[log p_S(y|x) − log p_T(y|x)] over the completions' bytes,
+    sums over each model's own tokens: on sampled completions the reverse KL per byte, which
+    compares runs of any objective (as long as nothing was cut or left out on the teacher's side).
 
     Args:
         model: The student.
@@ -218,6 +241,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         self._simct_seconds: dict[str, float] = {}
         self._simct_counts: dict[str, int] = {}
         self._simct_metrics: list[Tensor] = []
+        self._simct_log_ratios: list[Tensor] = []
+        self._simct_initial: list[Tensor] = []
         self._simct_names: tuple[str, ...] = ()
         with tempfile.TemporaryDirectory() as folder:
             named = args.teacher_tokenizer_name_or_path
@@ -245,6 +270,11 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             )
         )
         self.loss_fn = _make_loss(self.aligner, args).to(self.accelerator.device)
+        self._initial_model: Any = None
+        if args.initial_kl_weight and not _has_adapters(self.model):
+            self._initial_model = self.accelerator.prepare_model(
+                copy.deepcopy(self.model).eval().requires_grad_(False), evaluation_mode=True
+            )
         self.uld_loss_fn.use_extended_uld = False
         # A slice's loss is divided by the whole step's normalizer: nobody divides it again.
         self.loss_is_scaled_for_ga = True
@@ -270,18 +300,25 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             inputs["_simct"] = ready
 
     def _align(self, buffered: Sequence[dict[str, Any]]) -> list[_Slice]:
-        """Makes both sides of every slice, and the normalizer of all of them."""
+        """Makes both sides of every slice, and the normalizers of all of them."""
         device = self.accelerator.device
         ready = [self._prepare_slice(inputs) for inputs in buffered]
         reduction, candidates = self.loss_fn.reduction, getattr(self.loss_fn, "candidates", None)
         kind = candidates or ("realized" if self.loss_fn.uses_multi else "shared")
-        total = sum(index.normalizer(reduction, kind) for _, index in ready)
-        everywhere = torch.tensor(float(total), dtype=torch.float32, device=device)
+        units = float(sum(index.normalizer(reduction, kind) for _, index in ready))
+        predicting = [
+            (_predicting(batch.student), _predicting(batch.teacher)) for batch, _ in ready
+        ]
+        totals = torch.tensor(
+            [units, float(sum(len(student) for student, _ in predicting))],
+            dtype=torch.float32,
+            device=device,
+        )
         if self.model.training:
-            everywhere = self.accelerator.reduce(everywhere, reduction="sum")
+            totals = self.accelerator.reduce(totals, reduction="sum")
             # The gradients of all processes are averaged, and their losses are added up here.
-            everywhere = everywhere / self.accelerator.num_processes
-        everywhere = everywhere.clamp(min=torch.finfo(torch.float32).tiny)
+            totals = totals / self.accelerator.num_processes
+        normalizer, tokens = totals.clamp(min=torch.finfo(torch.float32).tiny).unbind()
         return [
             _Slice(
                 student_ids=torch.from_numpy(batch.student.input_ids).to(device),
@@ -289,10 +326,18 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
                 teacher_ids=torch.from_numpy(batch.teacher.input_ids).to(device),
                 teacher_mask=torch.from_numpy(batch.teacher.attention_mask).to(device),
                 aligned=index.to(device),
-                normalizer=everywhere,
+                student_predicting=torch.from_numpy(student).to(device),
+                teacher_predicting=torch.from_numpy(teacher).to(device),
+                size=self._size(batch.student),
+                normalizer=normalizer,
+                tokens=tokens,
             )
-            for batch, index in ready
+            for (batch, index), (student, teacher) in zip(ready, predicting, strict=True)
         ]
+
+    def _size(self, side: PreparedSide) -> int:
+        """Bytes of the completions; special tokens have none."""
+        return len(self.aligner.student.decode_bytes(side.input_ids[side.completion_mask != 0]))
 
     def _prepare_slice(self, inputs: dict[str, Any]) -> tuple[Any, AlignedIndex]:
         ids, attention, labels = (
@@ -368,7 +413,38 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         if metrics is not None:
             self._simct_names = metrics._fields
             self._simct_metrics.append(torch.stack([value.float() for value in metrics]))
-        return (out.loss, outputs) if return_outputs else out.loss
+        self._compare_log_likelihoods(outputs.logits, teacher.logits, ready)
+        loss = out.loss
+        if self.args.initial_kl_weight:
+            divergence = self._divergence_from_initial(model, outputs.logits, ready)
+            loss = loss + self.args.initial_kl_weight * divergence / ready.tokens
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _compare_log_likelihoods(self, student: Tensor, teacher: Tensor, ready: _Slice) -> None:
+        """Notes log p_S(y|x) − log p_T(y|x) of the completions, each over its own tokens."""
+        with self._timed("log_ratio"):
+            ratio = _log_likelihood(student, ready.student_ids, ready.student_predicting)
+            ratio -= _log_likelihood(teacher, ready.teacher_ids, ready.teacher_predicting)
+        self._simct_log_ratios.append(torch.stack([ratio, ratio.new_tensor(float(ready.size))]))
+
+    def _divergence_from_initial(self, model: nn.Module, logits: Tensor, ready: _Slice) -> Tensor:
+        """KL(student ‖ student before training), summed over the completions' tokens."""
+        inputs = {"input_ids": ready.student_ids, "attention_mask": ready.student_mask}
+        with self._timed("initial"), torch.no_grad():
+            if self._initial_model is not None:
+                initial = self._initial_model(**inputs, use_cache=False).logits
+            else:
+                with self.accelerator.unwrap_model(model).disable_adapter():
+                    initial = model(**inputs, use_cache=False).logits
+        before, now = (
+            each.flatten(0, 1).index_select(0, ready.student_predicting).float().log_softmax(dim=-1)
+            for each in (initial, logits)
+        )
+        divergence = torch.nn.functional.kl_div(before, now, reduction="sum", log_target=True)
+        tokens = divergence.new_tensor(float(len(ready.student_predicting)))
+        self._simct_initial.append(torch.stack([divergence.detach(), tokens]))
+        return divergence
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the figures under ``simct/`` and logs.
@@ -382,25 +458,34 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             logs[prefix + name] = value
         for name, seconds in self._simct_seconds.items():
             logs[f"{prefix}seconds_{name}"] = seconds
-        self._simct_seconds, self._simct_counts, self._simct_metrics = {}, {}, []
+        self._simct_seconds, self._simct_counts = {}, {}
+        self._simct_metrics, self._simct_log_ratios, self._simct_initial = [], [], []
         super().log(logs, start_time)
 
     def _collect_metrics(self) -> dict[str, float]:
         figures = {name: float(count) for name, count in self._simct_counts.items()}
+        for name, pairs in (
+            ("log_ratio_per_byte", self._simct_log_ratios),
+            ("initial_kl", self._simct_initial),
+        ):
+            if pairs:
+                sums = self.accelerator.reduce(torch.stack(pairs).sum(dim=0), reduction="sum")
+                total, count = sums.tolist()
+                figures[name] = total / count if count else float("nan")
         if not self._simct_metrics:
             return figures
         table = torch.stack(self._simct_metrics)
         column = {name: table[:, i] for i, name in enumerate(self._simct_names)}
         shared = column["units_shared"] + column["units_special"]
         multi = column["units_multi"]
-        sums = []
+        parts = []
         for name in self._simct_names:
             # Coverages are measured at MULTI units.
             weight = shared if name == "divergence_shared" else multi
             weight = torch.ones_like(multi) if name in _COUNTS else weight
             weight = torch.where(column[name].isnan(), 0.0, weight)
-            sums += [(column[name].nan_to_num(0.0) * weight).sum(), weight.sum()]
-        values = self.accelerator.reduce(torch.stack(sums), reduction="sum").tolist()
+            parts += [(column[name].nan_to_num(0.0) * weight).sum(), weight.sum()]
+        values = self.accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
         for number, name in enumerate(self._simct_names):
             total, weight = values[2 * number : 2 * number + 2]
             figures[name] = total if name in _COUNTS else total / weight if weight else float("nan")
@@ -425,6 +510,28 @@ def _make_loss(aligner: Aligner, args: SimCTConfig) -> Any:
             return objectives.shared(aligner, **keywords)
         return SimCTLoss(aligner, candidates=args.candidates, score=args.score, **keywords)
     return _OBJECTIVES[args.objective](aligner)
+
+
+def _has_adapters(model: Any) -> bool:
+    return hasattr(model, "disable_adapter")
+
+
+def _predicting(side: PreparedSide) -> NDArray[np.int64]:
+    """Positions in the flattened rows before a completion's token."""
+    before = np.zeros(side.completion_mask.shape, bool)
+    before[:, :-1] = side.completion_mask[:, 1:] != 0
+    return np.flatnonzero(before).astype(np.int64)
+
+
+def _log_likelihood(logits: Tensor, ids: Tensor, predicting: Tensor) -> Tensor:
+    """Of the tokens behind these positions, summed; 0-d float32."""
+    rows, targets = logits.flatten(0, 1), ids.flatten()
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for part in torch.split(predicting, _ROWS_AT_ONCE):
+        chosen = rows.index_select(0, part).float()
+        target = targets.index_select(0, part + 1)
+        total += (chosen.gather(1, target[:, None])[:, 0] - chosen.logsumexp(dim=1)).sum()
+    return total
 
 
 def _row(number: int, example: dict[str, Any]) -> dict[str, Any]:
