@@ -130,8 +130,8 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self.steps.append(step)
         print(
             f"step {state.global_step:3d}/{state.max_steps}  loss {step.figures['loss']:.4f}  "
-            f"SHARED {step.figures['simct/units_shared']:.0f}  "
-            f"MULTI {step.figures['simct/units_multi']:.0f}  {step.seconds:.1f} s",
+            f"reverse KL {step.figures['simct/log_ratio_per_byte']:.4f} per byte  "
+            f"{step.seconds:.1f} s",
             flush=True,
         )
 

