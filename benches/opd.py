@@ -112,8 +112,9 @@ def code() -> list[Row] | None:
 
 def mixed() -> list[Row]:
     rows = []
-    for line in (DATA / "hard_texts.jsonl").read_text(encoding="utf-8").splitlines():
-        text = json.loads(line)["text"]
+    with (DATA / "hard_texts.jsonl").open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    for text in texts:
         half = len(text) // 2
         if half:
             rows.append({"prompt": text[:half], "completion": text[half:]})

@@ -85,9 +85,10 @@ def read_rows(path: Path | None, count: int) -> list[Row]:
     """Rows of a file, or `count` word problems."""
     if path is None:
         return word_problems(count, seed=0)
+    with path.open(encoding="utf-8") as lines:
+        found = [json.loads(line) for line in lines]
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
+    for number, row in enumerate(found, 1):
         if "question" in row and "answer" in row:
             # GSM8K's marks for a calculator are no text that anyone writes.
             answer = re.sub(r"<<.*?>>", "", row["answer"]).split("\n####")[0]

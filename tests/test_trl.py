@@ -15,7 +15,12 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from chat_tokenizers import demo_aligner, demo_chat_tokenizers
+from chat_tokenizers import (
+    demo_aligner,
+    demo_chat_tokenizers,
+    real_aligner,
+    real_chat_tokenizer,
+)
 from simct_align.integrations.trl import SimCTConfig, SimCTTrainer
 from simct_align.loss import SimCTLoss
 
@@ -144,7 +149,8 @@ def test_loss_falls_on_fixed_answers(tmp_path, keywords):
 def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
     """One optimizer step's gradient against the sum over all slices of all processes.
 
-    Slices share a normalizer: unequal numbers of units must not change the weights of units.
+    Slices share a normalizer: unequal numbers of units must not change the weights of units. The
+    KL to the initial student has its own: all completions' tokens.
     """
     trainer = make_trainer(
         folder,
@@ -152,8 +158,14 @@ def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
         per_device_train_batch_size=1,
         gradient_accumulation_steps=steps,
         extra=600,
+        initial_kl_weight=0.5,
     )
     model = trainer.model
+    untrained = tiny_model(trainer.processing_class, 1, 600)
+    torch.manual_seed(0)
+    with torch.no_grad():  # at the start the KL to it has no gradient
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
     # Averages gradients where there are several processes.
     wrapped = trainer.accelerator.prepare_model(model)
     batch = next(iter(trainer.get_train_dataloader()))
@@ -166,19 +178,28 @@ def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
 
     slices = [inputs["_simct"] for inputs in trainer._buffered_inputs]
     units = torch.tensor([each.aligned.normalizer("unit") for each in slices])
+    tokens = torch.tensor(0.0)
     model.zero_grad()
     loss = SimCTLoss(trainer.aligner, reduction="sum")
-    total = torch.zeros(())
+    total, drift = torch.zeros(()), torch.zeros(())
     for each in slices:
         student = model(each.student_ids, attention_mask=each.student_mask).logits
         with torch.no_grad():
             teacher = trainer.teacher_model(each.teacher_ids, each.teacher_mask).logits
+            initial = untrained(each.student_ids, each.student_mask).logits
         total = total + loss(student, teacher, each.aligned).loss
-    total.backward()
+        before, now = (logits.double().log_softmax(-1) for logits in (initial, student))
+        divergence = (now.exp() * (now - before)).sum(-1)
+        predicts = torch.zeros(divergence.shape)
+        predicts.view(-1)[each.student_predicting] = 1.0
+        drift = drift + (divergence * predicts).sum()
+        tokens += predicts.sum()
     everywhere = trainer.accelerator.gather(units)
+    tokens = trainer.accelerator.reduce(tokens, reduction="sum")
     assert len(set(everywhere.tolist())) > 1
+    (total / everywhere.sum() + 0.5 * drift / tokens).backward()
     for parameter, gradient in zip(model.parameters(), found, strict=True):
-        expected = trainer.accelerator.reduce(parameter.grad, reduction="sum") / everywhere.sum()
+        expected = trainer.accelerator.reduce(parameter.grad, reduction="sum")
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -264,6 +285,155 @@ def test_prompts_alone_are_enough_on_policy(tmp_path):
     assert all(entry["simct/units_shared"] > 0 for entry in logged(trainer))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_log_ratio_is_the_difference_of_whole_log_likelihoods(tmp_path, turned):
+    trainer = make_trainer(tmp_path, turned=turned, lmbda=0.0, per_device_train_batch_size=4)
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.compute_loss(trainer.model, inputs)
+    found = trainer._collect_metrics()["log_ratio_per_byte"]
+
+    ready, ratio, size = inputs["_simct"], 0.0, 0
+    labels = inputs["labels"]
+    vocabulary = trainer.aligner.student
+    for row in range(4):
+        completion = inputs["input_ids"][row][labels[row] != -100]
+        size += len(vocabulary.decode_bytes(completion.numpy()))
+        for sign, model, ids, mask in (
+            (1, trainer.model, ready.student_ids, ready.student_mask),
+            (-1, trainer.teacher_model, ready.teacher_ids, ready.teacher_mask),
+        ):
+            prompt = int((inputs["attention_mask"][row].bool() & (labels[row] == -100)).sum())
+            if sign < 0:
+                prompt = len(inputs["teacher_prompt_ids"][row])
+            kept = ids[row][mask[row].bool()]
+            with torch.no_grad():
+                log_p = model(kept[None]).logits[0].double().log_softmax(-1)
+            for place in range(prompt, len(kept)):
+                ratio += sign * log_p[place - 1, kept[place]].item()
+    assert size > 0
+    assert found == pytest.approx(ratio / size, rel=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_divergence_from_the_initial_student_is_logged(tmp_path, lora):
+    from peft import LoraConfig
+
+    adapters = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    keywords = {"peft_config": adapters} if lora else {}
+    trainer = make_trainer(
+        tmp_path, initial_kl_weight=0.1, learning_rate=1e-2, max_steps=3, **keywords
+    )
+    # Adapters are switched off instead of keeping a second model.
+    assert (trainer._initial_model is None) == lora
+    trainer.train()
+    first, *_, last = (entry["simct/initial_kl"] for entry in logged(trainer))
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert last > 1e-6
+
+
+def test_completions_cut_at_the_limit_get_no_end(tmp_path):
+    trainer = make_trainer(tmp_path, max_completion_length=2)
+    trainer.train()
+    for entry in logged(trainer):
+        assert entry["simct/truncated_turns"] == entry["simct/turns"] == 2
+        assert entry["simct/stops_added"] == entry["simct/units_special"] == 0
+
+
+def test_a_student_that_only_ends_its_turn_learns_from_the_end(tmp_path):
+    trainer = make_trainer(tmp_path)
+    end = trainer.processing_class.eos_token_id
+    with torch.no_grad():  # so far along one direction that nothing else is ever sampled
+        trainer.model.lm_head.weight.zero_()
+        trainer.model.model.norm.weight.fill_(1.0)
+        trainer.model.lm_head.register_forward_hook(
+            lambda _, __, logits: logits.index_add(
+                -1, torch.tensor([end]), torch.full((*logits.shape[:-1], 1), 50.0)
+            )
+        )
+    trainer.train()
+    for entry in logged(trainer):
+        assert entry["simct/units_special"] == entry["simct/turns"] == 2
+        assert entry["simct/units_shared"] == entry["simct/truncated_turns"] == 0
+        assert math.isfinite(entry["loss"])
+        assert entry["loss"] > 0.0
+
+
+def test_an_end_inside_a_completion_stays_where_it_was_sampled(tmp_path):
+    trainer = make_trainer(tmp_path, lmbda=0.0, per_device_train_batch_size=1)
+    vocabulary, end = trainer.aligner.student, trainer.processing_class.eos_token_id
+    first, second = vocabulary.encode_batch(["Twelve", "12"])
+    sampled = [*first, end, *second]
+    prompt = vocabulary.encode_batch(["How many?"])[0]
+    ids = torch.tensor([prompt + sampled])
+    labels = torch.tensor([[-100] * len(prompt) + sampled])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "teacher_prompt_ids": [trainer.aligner.teacher.encode_batch(["How many?"])[0]],
+    }
+    batch, index = trainer._prepare_slice(inputs)
+    units = batch.aligned.units(0)
+    assert b"".join(unit.bytes for unit in units) == vocabulary.decode_bytes(sampled)
+    ends = [number for number, unit in enumerate(units) if unit.kind.name == "SPECIAL"]
+    # It did not end by itself, so that no end follows.
+    assert len(ends) == 1
+    before_it = b"".join(unit.bytes for unit in units[: ends[0]])
+    assert before_it == vocabulary.decode_bytes(first)
+    assert index.dropped_no_prefix == 0
+    assert math.isfinite(trainer.compute_loss(trainer.model, inputs).item())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_side_of_padding_changes_nothing(tmp_path, side):
+    losses = []
+    for padding_side in ("right", side):
+        trainer = make_trainer(tmp_path, lmbda=0.0, per_device_train_batch_size=4)
+        for tokenizer in (trainer.processing_class, trainer.teacher_tokenizer):
+            tokenizer.padding_side = padding_side
+        trainer.train()
+        losses.append([entry["loss"] for entry in logged(trainer)])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_thinking_and_tool_calls_are_text_to_whom_they_are_no_tokens(tmp_path, turned):
+    names = ("qwen2_5", "gemma2")[:: -1 if turned else 1]
+    teacher_tokenizer, student_tokenizer = (copy.deepcopy(real_chat_tokenizer(n)) for n in names)
+    for tokenizer in (teacher_tokenizer, student_tokenizer):
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    stops = {"qwen2_5": ["<|im_end|>"], "gemma2": ["<end_of_turn>"]}
+    answer = '<think>\n2 + 2\n</think>\n<tool_call>\n{"name": "add"}\n</tool_call> It is 4.'
+    row = {
+        "messages": [
+            {"role": "user", "content": "What is 2 + 2?"},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+    models = [tiny_model(t, seed) for seed, t in enumerate((teacher_tokenizer, student_tokenizer))]
+    trainer = SimCTTrainer(
+        models[1],
+        models[0],
+        SimCTConfig(
+            output_dir=str(tmp_path), lmbda=0.0, per_device_train_batch_size=1, max_steps=2,
+            logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, bf16=False,
+            gradient_checkpointing=False, disable_tqdm=True,
+        ),
+        teacher_tokenizer=teacher_tokenizer,
+        aligner=real_aligner(*names, (stops[names[0]], stops[names[1]])),
+        processing_class=student_tokenizer,
+        train_dataset=Dataset.from_list([row] * 2),
+    )  # fmt: skip
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    batch, _ = trainer._prepare_slice(inputs)
+    units = batch.aligned.units(0)
+    assert b"".join(unit.bytes for unit in units).decode() == answer
+    assert [unit.kind.name for unit in units].count("SPECIAL") == 1
+    assert len(batch.aligned.unmatched) == 0
+    trainer.train()
+    assert all(math.isfinite(entry["loss"]) for entry in logged(trainer))
+
+
 def test_evaluation_takes_the_answers_of_the_data_set(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.eval_dataset = Dataset.from_list(MESSAGES)
@@ -280,6 +450,8 @@ def test_evaluation_takes_the_answers_of_the_data_set(tmp_path):
         ({"use_extended_uld": True}, "use_extended_uld"),
         ({"use_uld_loss": False}, "use_uld_loss"),
         ({"objective": "simkt"}, "simkt"),
+        ({"initial_kl_weight": -1.0}, "initial_kl_weight"),
+        ({"initial_kl_weight": math.nan}, "initial_kl_weight"),
         ({"objective": "uld", "score": "sum"}, "score"),
     ],
 )

@@ -272,9 +272,10 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         self.loss_fn = _make_loss(self.aligner, args).to(self.accelerator.device)
         self._initial_model: Any = None
         if args.initial_kl_weight and not _has_adapters(self.model):
-            self._initial_model = self.accelerator.prepare_model(
-                copy.deepcopy(self.model).eval().requires_grad_(False), evaluation_mode=True
-            )
+            initial = copy.deepcopy(self.model).eval().requires_grad_(False)
+            # TRL puts a forward of its own on the model, whose closure still runs the original.
+            vars(initial).pop("forward", None)
+            self._initial_model = self.accelerator.prepare_model(initial, evaluation_mode=True)
         self.uld_loss_fn.use_extended_uld = False
         # A slice's loss is divided by the whole step's normalizer: nobody divides it again.
         self.loss_is_scaled_for_ga = True
