@@ -331,6 +331,19 @@ def test_divergence_from_the_initial_student_is_logged(tmp_path, lora):
     assert last > 1e-6
 
 
+def test_what_does_not_fit_is_counted(tmp_path):
+    sampling = make_trainer(tmp_path, max_length=20, max_completion_length=16, max_steps=1)
+    sampling.train()
+    (entry,) = logged(sampling)
+    assert entry["simct/student_prompt_tokens_cut"] > 0
+    assert entry["simct/student_tokens_cut"] == 0
+    given = make_trainer(tmp_path, max_length=20, lmbda=0.0, max_steps=4)
+    given.train()
+    entries = logged(given)
+    assert sum(entry["simct/student_tokens_cut"] for entry in entries) > 0
+    assert sum(entry["simct/student_prompt_tokens_cut"] for entry in entries) == 0
+
+
 def test_completions_cut_at_the_limit_get_no_end(tmp_path):
     trainer = make_trainer(tmp_path, max_completion_length=2)
     trainer.train()
@@ -371,6 +384,7 @@ def test_an_end_inside_a_completion_stays_where_it_was_sampled(tmp_path):
         "attention_mask": torch.ones_like(ids),
         "labels": labels,
         "teacher_prompt_ids": [trainer.aligner.teacher.encode_batch(["How many?"])[0]],
+        "student_prompt_lengths": [len(prompt)],
     }
     batch, index = trainer._prepare_slice(inputs)
     units = batch.aligned.units(0)

@@ -191,6 +191,7 @@ class _Collator:
                 [ids[label >= 0] for ids, label in zip(student.input_ids, labels, strict=True)]
             ),
             "teacher_prompt_ids": [list(row[-1]) for row in teacher_prompts],
+            "student_prompt_lengths": list(map(len, prompts)),
         }
 
 
@@ -264,8 +265,6 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
                 self.teacher_tokenizer,
                 self._tokenizer,
                 turns="last",
-                max_length=args.max_length,
-                teacher_max_length=args.teacher_max_length,
                 max_path=self._max_path,
             )
         )
@@ -351,6 +350,9 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         behind = completion & ((ids >= len(self.aligner.student)).cumsum(axis=1) > 0)
         completion &= ~behind
         self._count("tokens_behind_unknown_ids", int(behind.sum()))
+        # GOLD cuts a prompt that leaves no room for a completion, from the front.
+        uncut = sum(inputs["student_prompt_lengths"])
+        self._count("student_prompt_tokens_cut", uncut - int(prompt.sum()))
         last = np.where(completion, np.arange(ids.shape[1]), -1).max(axis=1)
         ended = (last >= 0) & np.isin(ids[np.arange(len(ids)), last], self._ends)
         batch = self.aligner.prepare(
@@ -363,6 +365,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             teacher_pad_id=_pad(self.teacher_tokenizer),
             student_pad_id=_pad(self._tokenizer),
             teacher_max_length=self.args.teacher_max_length,
+            student_max_length=self.args.max_length,
         )
         index = batch.aligned.index(max_path=self._max_path)
         for name, count in batch.counts.as_dict().items():
