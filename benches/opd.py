@@ -146,10 +146,9 @@ class Cell:
         part.write_text(json.dumps({"commit": commit_id()} | content) + "\n", encoding="utf-8")
         part.replace(self.path)
 
-    def figure(self, name: str) -> Ratio:
-        return Ratio(**{
-            part: np.array(values) for part, values in self.read()["figures"][name].items()
-        })  # fmt: skip
+    def figure(self, name: str, of: str = "figures") -> Ratio:
+        parts = self.read()[of][name]
+        return Ratio(np.array(parts["numerator"]), np.array(parts["denominator"]))
 
 
 class Bench:
@@ -228,7 +227,12 @@ class Bench:
             begun = time.perf_counter()
             fresh = student._replace(model=copy.deepcopy(student.model))
             if cell.what == "start":
-                cell.write(held_out=self.held_out, **_measured(ready[1].measure()))
+                looks = ready[1].teacher_looks
+                cell.write(
+                    held_out=self.held_out,
+                    teacher={name: as_json(ratio) for name, ratio in looks.items()},
+                    **_measured(ready[1].measure()),
+                )
             elif cell.what == "cosines":
                 self._compare_gradients(cell, teacher, fresh, ready[0])
             else:
@@ -318,7 +322,14 @@ class Bench:
         start = self.cell(corpus, "start")
         rows: list[list[str]] = []
         if start.exists():
-            rows.append(["start", "", *(f"{start.figure(name).value:.4f}" for name in COMPARED)])
+            teacher = start.read()["teacher"]
+            rows += [
+                ["start", "", *(f"{start.figure(name).value:.4f}" for name in COMPARED)],
+                ["teacher's samples", "", *(
+                    f"{start.figure(name, 'teacher').value:.4f}" if name in teacher else ""
+                    for name in COMPARED
+                )],
+            ]  # fmt: skip
         for objective in OBJECTIVES:
             cells = self._finished(corpus, objective)
             count = f"{len(cells)} of {len(self.seeds)}"

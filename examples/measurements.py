@@ -145,7 +145,10 @@ class Measurer:
             student_prompt_ids=self.teacher_prompts,
             truncated=sampled.truncated,
         )
-        self.teacher_samples_bytes = _sizes(_completions(teacher, self.teacher_samples.student))
+        written = _completions(teacher, self.teacher_samples.student)
+        self.teacher_samples_bytes = _sizes(written)
+        #: How the teacher itself writes: what a student may come near to.
+        self.teacher_looks = _looks(written, sampled.truncated)
         self.of_teacher = {
             "gold_teacher": Ratio(_text_nll(teacher, self.gold.teacher), self.gold_bytes),
             "teacher_samples_teacher": Ratio(
@@ -175,27 +178,26 @@ class Measurer:
         log_ratio -= log_probabilities(self.teacher.model, batch.teacher).sum(axis=1)
         ids = [[token for token in row if token not in student.stops] for row in sampled.ids]
         written = _completions(student, batch.student)
-        texts = [text.decode("utf-8", "replace") for text in written]
+        texts = _decoded(written)
         canonical = self.aligner.student.encode_batch(texts)
         size, one = _sizes(written), np.ones(len(ids))
         tokens = np.array(list(map(len, ids)), np.float64)
-        grams = np.array([_four_grams(text) for text in texts], np.float64)
-        figures = self.of_teacher | {
-            "reverse_kl": Ratio(log_ratio, size),
-            "gold_student": Ratio(_text_nll(student, self.gold.student), self.gold_bytes),
-            "teacher_samples_student": Ratio(
-                _text_nll(student, self.teacher_samples.teacher), self.teacher_samples_bytes
-            ),
-            "bytes_per_token": Ratio(size, tokens),
-            "multi_tokens": Ratio(_multi_tokens(batch), tokens),
-            "canonical": Ratio(
-                np.array([a == b for a, b in zip(ids, canonical, strict=True)], np.float64), one
-            ),
-            "digits": Ratio(_counts(r"\d", texts), size),
-            "newlines": Ratio(_counts(r"\n", texts), size),
-            "distinct_4grams": Ratio(grams[:, 0], grams[:, 1]),
-            "ended": Ratio(1.0 - np.array(sampled.truncated, np.float64), one),
-        }
+        figures = (
+            self.of_teacher
+            | _looks(written, sampled.truncated)
+            | {
+                "reverse_kl": Ratio(log_ratio, size),
+                "gold_student": Ratio(_text_nll(student, self.gold.student), self.gold_bytes),
+                "teacher_samples_student": Ratio(
+                    _text_nll(student, self.teacher_samples.teacher), self.teacher_samples_bytes
+                ),
+                "bytes_per_token": Ratio(size, tokens),
+                "multi_tokens": Ratio(_multi_tokens(batch), tokens),
+                "canonical": Ratio(
+                    np.array([a == b for a, b in zip(ids, canonical, strict=True)], np.float64), one
+                ),
+            }
+        )
         counts = batch.counts
         left_out = counts.rollouts.as_dict() | {"turns_left_out": counts.turns_left_out}
         del left_out["specials"]
@@ -281,6 +283,22 @@ def _completions(who: Loaded, side: PreparedSide) -> list[bytes]:
         who.vocabulary.decode_bytes(ids[taken])
         for ids, taken in zip(side.input_ids, is_text, strict=True)
     ]
+
+
+def _looks(written: Sequence[bytes], truncated: Sequence[bool]) -> dict[str, Ratio]:
+    """What can be said of samples without any model."""
+    texts, size = _decoded(written), _sizes(written)
+    grams = np.array([_four_grams(text) for text in texts], np.float64)
+    return {
+        "digits": Ratio(_counts(r"\d", texts), size),
+        "newlines": Ratio(_counts(r"\n", texts), size),
+        "distinct_4grams": Ratio(grams[:, 0], grams[:, 1]),
+        "ended": Ratio(1.0 - np.array(truncated, np.float64), np.ones(len(texts))),
+    }
+
+
+def _decoded(written: Sequence[bytes]) -> list[str]:
+    return [text.decode("utf-8", "replace") for text in written]
 
 
 def _sizes(texts: Sequence[bytes]) -> NDArray[np.float64]:

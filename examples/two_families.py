@@ -42,7 +42,7 @@ from simct_align.integrations.trl import SimCTConfig, SimCTTrainer
 from word_problems import conversation, word_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from measurements import Ratio
 
@@ -210,15 +210,16 @@ def print_seconds(steps: Sequence[Step]) -> None:
             print(f"  {part:24s}{seconds:9.4f}{seconds / split['whole step']:9.2%}")
 
 
-def print_report(before: Measured, after: Measured) -> None:
-    """Every figure before and after, and how much it changed."""
-    print(f"\n{'':62s}{'before':>16s}{'after':>18s}{'change (95 %)':>27s}")
+def print_report(before: Measured, after: Measured, looks: Mapping[str, Ratio]) -> None:
+    """Every figure before and after, how much it changed, and how the teacher itself writes."""
+    print(f"\n{'':62s}{'before':>17s}{'after':>18s}{'change (95 %)':>23s}{'teacher':>9s}")
     for name, label in LABELS.items():
         one, two = before.figures[name], after.figures[name]
         low, high = change(one, two).interval
+        own = f"{looks[name].value:9.4f}" if name in looks else ""
         print(
             f"{label:62s}{one.value:8.4f} ± {one.error:.4f}{two.value:9.4f} ± {two.error:.4f}"
-            f"   [{low:+8.4f}, {high:+8.4f}]"
+            f"   [{low:+8.4f}, {high:+8.4f}]{own}"
         )
     for when, measured in (("before", before), ("after", after)):
         if measured.left_out:
@@ -299,7 +300,7 @@ def main() -> None:
     after = measurer.measure(again.to(options.device))
 
     print_samples(held_out, before, after)
-    print_report(before, after)
+    print_report(before, after, measurer.teacher_looks)
     print_seconds(recorder.steps)
     verdict(before, after)
     if options.json:
