@@ -290,7 +290,7 @@ def test_log_ratio_is_the_difference_of_whole_log_likelihoods(tmp_path, turned):
     trainer = make_trainer(tmp_path, turned=turned, lmbda=0.0, per_device_train_batch_size=4)
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.compute_loss(trainer.model, inputs)
-    found = trainer._collect_metrics()["log_ratio_per_byte"]
+    found = trainer._figures.collect()["log_ratio_per_byte"]
 
     ready, ratio, size = inputs["_simct"], 0.0, 0
     labels = inputs["labels"]

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,10 +20,11 @@ import torch
 from simct_align import objectives
 from simct_align.aligner import Aligner
 from simct_align.collator import SimCTCollator
+from simct_align.integrations._trl_figures import Figures
 from simct_align.loss import SimCTLoss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -67,16 +66,6 @@ _UNREAD = ("beta", "seq_kd")
 _MAX_PATH = 8
 #: Rows of logits that become float32 at a time where they are only read.
 _ROWS_AT_ONCE = 256
-#: Figures of a micro-batch that are counts; the others are means over units.
-_COUNTS = (
-    "units_shared",
-    "units_special",
-    "units_multi",
-    "left_out_shared",
-    "left_out_multi",
-    "dropped_no_prefix",
-    "dropped_dummy_prefix",
-)
 
 
 @dataclass
@@ -201,7 +190,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
     Rows of the data set have ``messages``, whose last assistant turn is trained, or ``prompt`` with
     ``completion``; where every slice is sampled (``lmbda=1``), a ``prompt`` alone is enough.
     The log gains the loss's metrics, what was left out, and seconds, all under ``simct/``: counts
-    and seconds are sums since the log before, coverages and divergences means over units.
+    and seconds are sums since the log before, coverages and divergences means over units, all but
+    the seconds over all processes.
     ``simct/log_ratio_per_byte`` is mean[log p_S(y|x) − log p_T(y|x)] over the completions' bytes,
     sums over each model's own tokens: on sampled completions the reverse KL per byte, which
     compares runs of any objective (as long as nothing was cut or left out on the teacher's side).
@@ -239,12 +229,6 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         if args.n_gpu > 1:
             raise ValueError("one process drives several GPUs: start it with `accelerate launch`")
         keywords["data_collator"] = self._collate
-        self._simct_seconds: dict[str, float] = {}
-        self._simct_counts: dict[str, int] = {}
-        self._simct_metrics: list[Tensor] = []
-        self._simct_log_ratios: list[Tensor] = []
-        self._simct_initial: list[Tensor] = []
-        self._simct_names: tuple[str, ...] = ()
         with tempfile.TemporaryDirectory() as folder:
             named = args.teacher_tokenizer_name_or_path
             if teacher_tokenizer is not None:
@@ -257,6 +241,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             if teacher_tokenizer is not None:
                 args.teacher_tokenizer_name_or_path = named
                 self.teacher_tokenizer = teacher_tokenizer
+        self._figures = Figures(self.accelerator)
         self.aligner = aligner or Aligner(self.teacher_tokenizer, self._tokenizer)
         self._max_path = _MAX_PATH if args.candidates == "on_path" else 0
         self._rows = _Collator(
@@ -292,9 +277,9 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         return dataset
 
     def _fill_buffer(self, generation_batch: Any, buffer_steps: int) -> None:
-        with self._timed("generation"):
+        with self._figures.timed("generation"):
             super()._fill_buffer(generation_batch, buffer_steps)
-        with self._timed("alignment"):
+        with self._figures.timed("alignment"):
             slices = self._align(self._buffered_inputs)
         for inputs, ready in zip(self._buffered_inputs, slices, strict=True):
             inputs["_simct"] = ready
@@ -349,10 +334,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         # was sampled behind it answers to it.
         behind = completion & ((ids >= len(self.aligner.student)).cumsum(axis=1) > 0)
         completion &= ~behind
-        self._count("tokens_behind_unknown_ids", int(behind.sum()))
         # GOLD cuts a prompt that leaves no room for a completion, from the front.
-        uncut = sum(inputs["student_prompt_lengths"])
-        self._count("student_prompt_tokens_cut", uncut - int(prompt.sum()))
+        cut = sum(inputs["student_prompt_lengths"]) - int(prompt.sum())
         last = np.where(completion, np.arange(ids.shape[1]), -1).max(axis=1)
         ended = (last >= 0) & np.isin(ids[np.arange(len(ids)), last], self._ends)
         batch = self.aligner.prepare(
@@ -368,12 +351,11 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             student_max_length=self.args.max_length,
         )
         index = batch.aligned.index(max_path=self._max_path)
-        for name, count in batch.counts.as_dict().items():
-            self._count(name, int(count))
+        self._figures.count(
+            {"tokens_behind_unknown_ids": int(behind.sum()), "student_prompt_tokens_cut": cut}
+            | batch.counts.as_dict()
+        )
         return batch, index
-
-    def _count(self, name: str, count: int) -> None:
-        self._simct_counts[name] = self._simct_counts.get(name, 0) + count
 
     def compute_loss(
         self,
@@ -397,26 +379,23 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         ready = inputs.get("_simct")
         if ready is None:
             (ready,) = self._align([inputs])
-        with self._timed("student"):
+        with self._figures.timed("student"):
             outputs = model(
                 input_ids=ready.student_ids, attention_mask=ready.student_mask, use_cache=False
             )
         self.teacher_model.eval()
-        with self._timed("teacher"), torch.no_grad():
+        with self._figures.timed("teacher"), torch.no_grad():
             teacher = self.teacher_model(
                 input_ids=ready.teacher_ids, attention_mask=ready.teacher_mask, use_cache=False
             )
         ids = {}
         if getattr(self.loss_fn, "reads_ids", False):
             ids = {"student_ids": ready.student_ids, "teacher_ids": ready.teacher_ids}
-        with self._timed("loss"):
+        with self._figures.timed("loss"):
             out = self.loss_fn(
                 outputs.logits, teacher.logits, ready.aligned, normalizer=ready.normalizer, **ids
             )
-        metrics = getattr(out, "metrics", None)
-        if metrics is not None:
-            self._simct_names = metrics._fields
-            self._simct_metrics.append(torch.stack([value.float() for value in metrics]))
+        self._figures.metrics(getattr(out, "metrics", None))
         self._compare_log_likelihoods(outputs.logits, teacher.logits, ready)
         loss = out.loss
         if self.args.initial_kl_weight:
@@ -427,15 +406,15 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
     @torch.no_grad()
     def _compare_log_likelihoods(self, student: Tensor, teacher: Tensor, ready: _Slice) -> None:
         """Notes log p_S(y|x) − log p_T(y|x) of the completions, each over its own tokens."""
-        with self._timed("log_ratio"):
+        with self._figures.timed("log_ratio"):
             ratio = _log_likelihood(student, ready.student_ids, ready.student_predicting)
             ratio -= _log_likelihood(teacher, ready.teacher_ids, ready.teacher_predicting)
-        self._simct_log_ratios.append(torch.stack([ratio, ratio.new_tensor(float(ready.size))]))
+        self._figures.ratio("log_ratio_per_byte", ratio, ready.size)
 
     def _divergence_from_initial(self, model: nn.Module, logits: Tensor, ready: _Slice) -> Tensor:
         """KL(student ‖ student before training), summed over the completions' tokens."""
         inputs = {"input_ids": ready.student_ids, "attention_mask": ready.student_mask}
-        with self._timed("initial"), torch.no_grad():
+        with self._figures.timed("initial"), torch.no_grad():
             if self._initial_model is not None:
                 initial = self._initial_model(**inputs, use_cache=False).logits
             else:
@@ -446,8 +425,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             for each in (initial, logits)
         )
         divergence = torch.nn.functional.kl_div(before, now, reduction="sum", log_target=True)
-        tokens = divergence.new_tensor(float(len(ready.student_predicting)))
-        self._simct_initial.append(torch.stack([divergence.detach(), tokens]))
+        self._figures.ratio("initial_kl", divergence, len(ready.student_predicting))
         return divergence
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -458,50 +436,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             start_time: The trainer's.
         """
         prefix = "simct/" if self.model.training else "eval_simct/"
-        for name, value in self._collect_metrics().items():
-            logs[prefix + name] = value
-        for name, seconds in self._simct_seconds.items():
-            logs[f"{prefix}seconds_{name}"] = seconds
-        self._simct_seconds, self._simct_counts = {}, {}
-        self._simct_metrics, self._simct_log_ratios, self._simct_initial = [], [], []
+        logs |= {prefix + name: value for name, value in self._figures.collect().items()}
         super().log(logs, start_time)
-
-    def _collect_metrics(self) -> dict[str, float]:
-        figures = {name: float(count) for name, count in self._simct_counts.items()}
-        for name, pairs in (
-            ("log_ratio_per_byte", self._simct_log_ratios),
-            ("initial_kl", self._simct_initial),
-        ):
-            if pairs:
-                sums = self.accelerator.reduce(torch.stack(pairs).sum(dim=0), reduction="sum")
-                total, count = sums.tolist()
-                figures[name] = total / count if count else float("nan")
-        if not self._simct_metrics:
-            return figures
-        table = torch.stack(self._simct_metrics)
-        column = {name: table[:, i] for i, name in enumerate(self._simct_names)}
-        shared = column["units_shared"] + column["units_special"]
-        multi = column["units_multi"]
-        parts = []
-        for name in self._simct_names:
-            # Coverages are measured at MULTI units.
-            weight = shared if name == "divergence_shared" else multi
-            weight = torch.ones_like(multi) if name in _COUNTS else weight
-            weight = torch.where(column[name].isnan(), 0.0, weight)
-            parts += [(column[name].nan_to_num(0.0) * weight).sum(), weight.sum()]
-        values = self.accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
-        for number, name in enumerate(self._simct_names):
-            total, weight = values[2 * number : 2 * number + 2]
-            figures[name] = total if name in _COUNTS else total / weight if weight else float("nan")
-        return figures
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        """Adds to the host's seconds; work that a device has not finished counts later."""
-        start = time.perf_counter()
-        yield
-        spent = time.perf_counter() - start
-        self._simct_seconds[name] = self._simct_seconds.get(name, 0.0) + spent
 
 
 def _make_loss(aligner: Aligner, args: SimCTConfig) -> Any:

@@ -1,0 +1,105 @@
+"""What the TRL trainer's log gains."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from simct_align.loss.outputs import LossMetrics
+
+#: Figures of a micro-batch that are counts; the others are means over units.
+_COUNTS = (
+    "units_shared",
+    "units_special",
+    "units_multi",
+    "left_out_shared",
+    "left_out_multi",
+    "dropped_no_prefix",
+    "dropped_dummy_prefix",
+)
+
+
+class Figures:
+    """Gathers figures between two logs; nothing waits for a device before :meth:`collect`.
+
+    Args:
+        accelerator: Adds up over processes.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self._clear()
+
+    def _clear(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._ratios: dict[str, list[Tensor]] = {}
+        self._metrics: list[LossMetrics] = []
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds to the host's seconds; work that a device has not finished counts later."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Adds to counts."""
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + int(count)
+
+    def ratio(self, name: str, total: Tensor, weight: float) -> None:
+        """Adds to the numerator, 0-d, and the denominator of a figure."""
+        total = total.detach().float()
+        self._ratios.setdefault(name, []).append(torch.stack([total, total.new_tensor(weight)]))
+
+    def metrics(self, metrics: LossMetrics | None) -> None:
+        """Adds what a loss says of a micro-batch, if it does."""
+        if metrics is not None:
+            self._metrics.append(metrics)
+
+    def collect(self) -> dict[str, float]:
+        """Returns all figures, over all processes but for seconds, and begins anew."""
+        figures = {f"seconds_{name}": seconds for name, seconds in self._seconds.items()}
+        if self._counts:
+            counts = torch.tensor(list(self._counts.values()), device=self._accelerator.device)
+            figures |= dict(zip(self._counts, map(float, self._sum(counts)), strict=True))
+        for name, parts in self._ratios.items():
+            total, weight = self._sum(torch.stack(parts).sum(dim=0))
+            figures[name] = total / weight if weight else float("nan")
+        if self._metrics:
+            figures |= self._collect_metrics()
+        self._clear()
+        return figures
+
+    def _collect_metrics(self) -> dict[str, float]:
+        names = self._metrics[0]._fields
+        table = torch.stack([torch.stack([v.float() for v in each]) for each in self._metrics])
+        column = {name: table[:, number] for number, name in enumerate(names)}
+        shared = column["units_shared"] + column["units_special"]
+        multi = column["units_multi"]
+        parts = []
+        for name in names:
+            # Coverages are measured at MULTI units.
+            weight = shared if name == "divergence_shared" else multi
+            weight = torch.ones_like(multi) if name in _COUNTS else weight
+            weight = torch.where(column[name].isnan(), 0.0, weight)
+            parts += [(column[name].nan_to_num(0.0) * weight).sum(), weight.sum()]
+        values = self._sum(torch.stack(parts))
+        figures = {}
+        for number, name in enumerate(names):
+            total, mass = values[2 * number : 2 * number + 2]
+            figures[name] = total if name in _COUNTS else total / mass if mass else float("nan")
+        return figures
+
+    def _sum(self, values: Tensor) -> list[float]:
+        summed: list[float] = self._accelerator.reduce(values, reduction="sum").tolist()
+        return summed
