@@ -89,6 +89,14 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
 
     Raises:
         ValueError: A field that nothing reads was set, or an unknown objective.
+
+    Example:
+        >>> config = SimCTConfig("out", candidates="on_path", score="event", use_cpu=True, bf16=False)
+        >>> config.lmbda, config.learning_rate
+        (1.0, 1e-05)
+        >>> SimCTConfig("out", uld_crossentropy_weight=1.0, use_cpu=True, bf16=False)
+        Traceback (most recent call last):
+        ValueError: uld_crossentropy_weight: nothing in SimCTTrainer reads it; leave it out
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "AdamW's learning rate."})
