@@ -127,10 +127,8 @@ CORPORA: dict[str, Callable[[], list[Row] | None]] = {"gsm8k": gsm8k, "code": co
 class Cell:
     """One result, in one file."""
 
-    def __init__(self, folder: Path, corpus: str, what: str, seed: int | None = None) -> None:
-        self.corpus, self.what, self.seed = corpus, what, seed
-        self.name = f"{corpus}-{what}" + ("" if seed is None else f"-{seed}")
-        self.path = folder / f"{self.name}.json"
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.path = name, folder / f"{name}.json"
 
     def exists(self) -> bool:
         return self.path.exists()
@@ -149,6 +147,14 @@ class Cell:
     def figure(self, name: str, of: str = "figures") -> Ratio:
         parts = self.read()[of][name]
         return Ratio(np.array(parts["numerator"]), np.array(parts["denominator"]))
+
+
+class BenchCell(Cell):
+    """A run of one objective and seed, or what a corpus has one of."""
+
+    def __init__(self, folder: Path, corpus: str, what: str, seed: int | None = None) -> None:
+        super().__init__(folder, f"{corpus}-{what}" + ("" if seed is None else f"-{seed}"))
+        self.corpus, self.what, self.seed = corpus, what, seed
 
 
 class Bench:
@@ -179,10 +185,10 @@ class Bench:
         self.settings, self.seeds = settings, tuple(seeds)
         self.held_out, self.measured_tokens = held_out, measured_tokens
 
-    def cell(self, corpus: str, what: str, seed: int | None = None) -> Cell:
-        return Cell(self.folder, corpus, what, seed)
+    def cell(self, corpus: str, what: str, seed: int | None = None) -> BenchCell:
+        return BenchCell(self.folder, corpus, what, seed)
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self) -> Iterator[BenchCell]:
         for corpus in self.corpora:
             yield self.cell(corpus, "start")
             for seed in self.seeds:
@@ -231,7 +237,7 @@ class Bench:
                 cell.write(
                     held_out=self.held_out,
                     teacher={name: as_json(ratio) for name, ratio in looks.items()},
-                    **_measured(ready[1].measure()),
+                    **measured_as_json(ready[1].measure()),
                 )
             elif cell.what == "cosines":
                 self._compare_gradients(cell, teacher, fresh, ready[0])
@@ -253,7 +259,7 @@ class Bench:
             return trainer, recorder, settings
 
     def _train(
-        self, cell: Cell, teacher: Loaded, student: Loaded, corpus: Corpus, measurer: Measurer
+        self, cell: BenchCell, teacher: Loaded, student: Loaded, corpus: Corpus, measurer: Measurer
     ) -> None:
         assert cell.seed is not None
         trainer, recorder, settings = self._trainer(cell.what, cell.seed, teacher, student, corpus)
@@ -262,11 +268,11 @@ class Bench:
             settings=asdict(settings),
             steps=[step.figures for step in recorder.steps],
             seconds=seconds_per_step(recorder.steps),
-            **_measured(measurer.measure(student.model)),
+            **measured_as_json(measurer.measure(student.model)),
         )
 
     def _compare_gradients(
-        self, cell: Cell, teacher: Loaded, student: Loaded, corpus: Corpus
+        self, cell: BenchCell, teacher: Loaded, student: Loaded, corpus: Corpus
     ) -> None:
         """Every objective's gradient on the same samples of the untrained student."""
         sampled: list[Any] = []
@@ -313,7 +319,7 @@ class Bench:
             self._show_cosines(corpus)
         self._write_curves()
 
-    def _finished(self, corpus: str, objective: str) -> list[Cell]:
+    def _finished(self, corpus: str, objective: str) -> list[BenchCell]:
         cells = (self.cell(corpus, objective, seed) for seed in self.seeds)
         return [cell for cell in cells if cell.exists()]
 
@@ -407,7 +413,7 @@ class Bench:
         print(f"wrote {self.folder / 'curves.png'}")
 
 
-def _measured(measured: Measured) -> dict[str, Any]:
+def measured_as_json(measured: Measured) -> dict[str, Any]:
     return {
         "figures": {name: as_json(ratio) for name, ratio in measured.figures.items()},
         "texts": measured.texts[:5],

@@ -146,6 +146,11 @@ def test_loss_falls_on_fixed_answers(tmp_path, keywords):
     assert entries[-1]["loss"] < entries[0]["loss"]
 
 
+def kept_logits(model: Any, side: Any) -> torch.Tensor:
+    """By a forward pass that leaves none out."""
+    return model(side.ids, attention_mask=side.mask).logits[:, -side.kept :]
+
+
 def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
     """One optimizer step's gradient against the sum over all slices of all processes.
 
@@ -183,15 +188,15 @@ def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
     loss = SimCTLoss(trainer.aligner, reduction="sum")
     total, drift = torch.zeros(()), torch.zeros(())
     for each in slices:
-        student = model(each.student_ids, attention_mask=each.student_mask).logits
+        student = kept_logits(model, each.student)
         with torch.no_grad():
-            teacher = trainer.teacher_model(each.teacher_ids, each.teacher_mask).logits
-            initial = untrained(each.student_ids, each.student_mask).logits
+            teacher = kept_logits(trainer.teacher_model, each.teacher)
+            initial = kept_logits(untrained, each.student)
         total = total + loss(student, teacher, each.aligned).loss
         before, now = (logits.double().log_softmax(-1) for logits in (initial, student))
         divergence = (now.exp() * (now - before)).sum(-1)
         predicts = torch.zeros(divergence.shape)
-        predicts.view(-1)[each.student_predicting] = 1.0
+        predicts.view(-1)[each.student.predicting] = 1.0
         drift = drift + (divergence * predicts).sum()
         tokens += predicts.sum()
     everywhere = trainer.accelerator.gather(units)
@@ -244,7 +249,7 @@ def test_teacher_reads_the_sampled_bytes_behind_its_own_prompt(tmp_path):
     inputs = trainer._buffered_inputs[0]
     ready = inputs["_simct"]
     for row, prompt in enumerate(inputs["teacher_prompt_ids"]):
-        ids = ready.teacher_ids[row][ready.teacher_mask[row].bool()].tolist()
+        ids = ready.teacher.ids[row][ready.teacher.mask[row].bool()].tolist()
         assert ids[: len(prompt)] == prompt
         sampled = inputs["input_ids"][row][inputs["labels"][row] != -100].tolist()
         assert ids[len(prompt) :] == trainer.aligner.retokenize([sampled]).row(0).tolist()
@@ -299,8 +304,8 @@ def test_log_ratio_is_the_difference_of_whole_log_likelihoods(tmp_path, turned):
         completion = inputs["input_ids"][row][labels[row] != -100]
         size += len(vocabulary.decode_bytes(completion.numpy()))
         for sign, model, ids, mask in (
-            (1, trainer.model, ready.student_ids, ready.student_mask),
-            (-1, trainer.teacher_model, ready.teacher_ids, ready.teacher_mask),
+            (1, trainer.model, ready.student.ids, ready.student.mask),
+            (-1, trainer.teacher_model, ready.teacher.ids, ready.teacher.mask),
         ):
             prompt = int((inputs["attention_mask"][row].bool() & (labels[row] == -100)).sum())
             if sign < 0:
@@ -386,7 +391,8 @@ def test_an_end_inside_a_completion_stays_where_it_was_sampled(tmp_path):
         "teacher_prompt_ids": [trainer.aligner.teacher.encode_batch(["How many?"])[0]],
         "student_prompt_lengths": [len(prompt)],
     }
-    batch, index = trainer._prepare_slice(inputs)
+    batch = trainer._prepare_slice(inputs)
+    index = batch.aligned.index()
     units = batch.aligned.units(0)
     assert b"".join(unit.bytes for unit in units) == vocabulary.decode_bytes(sampled)
     ends = [number for number, unit in enumerate(units) if unit.kind.name == "SPECIAL"]
@@ -439,13 +445,47 @@ def test_thinking_and_tool_calls_are_text_to_whom_they_are_no_tokens(tmp_path, t
         train_dataset=Dataset.from_list([row] * 2),
     )  # fmt: skip
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    batch, _ = trainer._prepare_slice(inputs)
+    batch = trainer._prepare_slice(inputs)
     units = batch.aligned.units(0)
     assert b"".join(unit.bytes for unit in units).decode() == answer
     assert [unit.kind.name for unit in units].count("SPECIAL") == 1
     assert len(batch.aligned.unmatched) == 0
     trainer.train()
     assert all(math.isfinite(entry["loss"]) for entry in logged(trainer))
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"candidates": "on_path", "score": "event", "initial_kl_weight": 0.1},
+        {"objective": "alm"},
+        {"objective": "gold"},
+    ],
+    ids=str,
+)
+def test_logits_of_prompts_are_not_made_and_not_missed(tmp_path, monkeypatch, keywords):
+    found = []
+    for all_of_them in (False, True):
+        if all_of_them:
+            monkeypatch.setattr("simct_align.integrations._trl_side._can_keep_logits", lambda _: False)
+        trainer = make_trainer(tmp_path, lmbda=0.0, per_device_train_batch_size=4, **keywords)
+        inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        loss, outputs = trainer.compute_loss(trainer.model, inputs, return_outputs=True)
+        loss.backward()
+        side = inputs["_simct"].student
+        prompts = (inputs["attention_mask"].bool() & (inputs["labels"] == -100)).sum(1)
+        left_out = side.ids.shape[1] - outputs.logits.shape[1]
+        assert left_out == (0 if all_of_them else prompts.min() - 1)
+        gradient = [parameter.grad.clone() for parameter in trainer.model.parameters()]
+        figures = trainer._figures.collect()
+        found.append((loss, gradient, figures["log_ratio_per_byte"], figures.get("initial_kl", 0.0)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_images_are_refused(tmp_path):
+    rows = [{"prompt": "Who?", "images": [0]}]
+    with pytest.raises(ValueError, match="row 0 has 'images'"):
+        next(iter(make_trainer(tmp_path, rows=rows).get_train_dataloader()))
 
 
 def test_evaluation_takes_the_answers_of_the_data_set(tmp_path):

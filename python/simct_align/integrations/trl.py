@@ -21,16 +21,16 @@ from simct_align import objectives
 from simct_align.aligner import Aligner
 from simct_align.collator import SimCTCollator
 from simct_align.integrations._trl_figures import Figures
+from simct_align.integrations._trl_side import Side, log_likelihood
 from simct_align.loss import SimCTLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from simct_align.index import AlignedIndex
-    from simct_align.prepare import PreparedSide
+    from simct_align.prepare import PreparedBatch, PreparedSide
 
 TESTED = (1, 16)
 
@@ -64,8 +64,6 @@ _OBJECTIVES: dict[str, Any] = {
 #: GOLD's keywords that only its own losses read.
 _UNREAD = ("beta", "seq_kd")
 _MAX_PATH = 8
-#: Rows of logits that become float32 at a time where they are only read.
-_ROWS_AT_ONCE = 256
 
 
 @dataclass
@@ -134,17 +132,12 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
 
 
 class _Slice(NamedTuple):
-    """A micro-batch of both sides, on the device."""
+    """A micro-batch of both sides."""
 
-    student_ids: Tensor
-    student_mask: Tensor
-    teacher_ids: Tensor
-    teacher_mask: Tensor
+    student: Side
+    teacher: Side
     aligned: AlignedIndex
-    #: Rows of the logits, `[rows * width]`, that predict the completions.
-    student_predicting: Tensor
-    teacher_predicting: Tensor
-    #: Of the completions' text.
+    #: Bytes of the completions' text.
     size: int
     #: Summed over the slices of the step and over processes, divided by the number of processes.
     normalizer: Tensor
@@ -295,44 +288,37 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
     def _align(self, buffered: Sequence[dict[str, Any]]) -> list[_Slice]:
         """Makes both sides of every slice, and the normalizers of all of them."""
         device = self.accelerator.device
-        ready = [self._prepare_slice(inputs) for inputs in buffered]
+        ready = []
+        for inputs in buffered:
+            batch = self._prepare_slice(inputs)
+            student = Side.read(batch.student, self.model, device)
+            teacher = Side.read(batch.teacher, self.teacher_model, device)
+            index = batch.aligned.index(
+                student_row_starts=student.row_starts,
+                teacher_row_starts=teacher.row_starts,
+                max_path=self._max_path,
+            )
+            ready.append((student, teacher, index, self._size(batch.student)))
         reduction, candidates = self.loss_fn.reduction, getattr(self.loss_fn, "candidates", None)
         kind = candidates or ("realized" if self.loss_fn.uses_multi else "shared")
-        units = float(sum(index.normalizer(reduction, kind) for _, index in ready))
-        predicting = [
-            (_predicting(batch.student), _predicting(batch.teacher)) for batch, _ in ready
-        ]
-        totals = torch.tensor(
-            [units, float(sum(len(student) for student, _ in predicting))],
-            dtype=torch.float32,
-            device=device,
-        )
+        units = sum(index.normalizer(reduction, kind) for _, _, index, _ in ready)
+        tokens = sum(len(student.predicting) for student, *_ in ready)
+        totals = torch.tensor([units, tokens], dtype=torch.float32, device=device)
         if self.model.training:
             totals = self.accelerator.reduce(totals, reduction="sum")
             # The gradients of all processes are averaged, and their losses are added up here.
             totals = totals / self.accelerator.num_processes
-        normalizer, tokens = totals.clamp(min=torch.finfo(torch.float32).tiny).unbind()
+        by_units, by_tokens = totals.clamp(min=torch.finfo(torch.float32).tiny).unbind()
         return [
-            _Slice(
-                student_ids=torch.from_numpy(batch.student.input_ids).to(device),
-                student_mask=torch.from_numpy(batch.student.attention_mask).to(device),
-                teacher_ids=torch.from_numpy(batch.teacher.input_ids).to(device),
-                teacher_mask=torch.from_numpy(batch.teacher.attention_mask).to(device),
-                aligned=index.to(device),
-                student_predicting=torch.from_numpy(student).to(device),
-                teacher_predicting=torch.from_numpy(teacher).to(device),
-                size=self._size(batch.student),
-                normalizer=normalizer,
-                tokens=tokens,
-            )
-            for (batch, index), (student, teacher) in zip(ready, predicting, strict=True)
+            _Slice(student, teacher, index.to(device), size, by_units, by_tokens)
+            for student, teacher, index, size in ready
         ]
 
     def _size(self, side: PreparedSide) -> int:
         """Bytes of the completions; special tokens have none."""
         return len(self.aligner.student.decode_bytes(side.input_ids[side.completion_mask != 0]))
 
-    def _prepare_slice(self, inputs: dict[str, Any]) -> tuple[Any, AlignedIndex]:
+    def _prepare_slice(self, inputs: dict[str, Any]) -> PreparedBatch:
         ids, attention, labels = (
             inputs[name].cpu().numpy() for name in ("input_ids", "attention_mask", "labels")
         )
@@ -358,12 +344,11 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             teacher_max_length=self.args.teacher_max_length,
             student_max_length=self.args.max_length,
         )
-        index = batch.aligned.index(max_path=self._max_path)
         self._figures.count(
             {"tokens_behind_unknown_ids": int(behind.sum()), "student_prompt_tokens_cut": cut}
             | batch.counts.as_dict()
         )
-        return batch, index
+        return batch
 
     def compute_loss(
         self,
@@ -381,24 +366,21 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             num_items_in_batch: Not used: it counts what the data set wrote, not what was sampled.
 
         Returns:
-            The loss, 0-d; with ``return_outputs`` a pair.
+            The loss, 0-d; with ``return_outputs`` a pair. The output has no logits of positions
+            before the completions.
         """
         del num_items_in_batch
         ready = inputs.get("_simct")
         if ready is None:
             (ready,) = self._align([inputs])
         with self._figures.timed("student"):
-            outputs = model(
-                input_ids=ready.student_ids, attention_mask=ready.student_mask, use_cache=False
-            )
+            outputs = ready.student.forward(model)
         self.teacher_model.eval()
         with self._figures.timed("teacher"), torch.no_grad():
-            teacher = self.teacher_model(
-                input_ids=ready.teacher_ids, attention_mask=ready.teacher_mask, use_cache=False
-            )
+            teacher = ready.teacher.forward(self.teacher_model)
         ids = {}
         if getattr(self.loss_fn, "reads_ids", False):
-            ids = {"student_ids": ready.student_ids, "teacher_ids": ready.teacher_ids}
+            ids = {"student_ids": ready.student.kept_ids, "teacher_ids": ready.teacher.kept_ids}
         with self._figures.timed("loss"):
             out = self.loss_fn(
                 outputs.logits, teacher.logits, ready.aligned, normalizer=ready.normalizer, **ids
@@ -415,25 +397,24 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
     def _compare_log_likelihoods(self, student: Tensor, teacher: Tensor, ready: _Slice) -> None:
         """Notes log p_S(y|x) − log p_T(y|x) of the completions, each over its own tokens."""
         with self._figures.timed("log_ratio"):
-            ratio = _log_likelihood(student, ready.student_ids, ready.student_predicting)
-            ratio -= _log_likelihood(teacher, ready.teacher_ids, ready.teacher_predicting)
+            ratio = log_likelihood(student, ready.student)
+            ratio -= log_likelihood(teacher, ready.teacher)
         self._figures.ratio("log_ratio_per_byte", ratio, ready.size)
 
     def _divergence_from_initial(self, model: nn.Module, logits: Tensor, ready: _Slice) -> Tensor:
         """KL(student ‖ student before training), summed over the completions' tokens."""
-        inputs = {"input_ids": ready.student_ids, "attention_mask": ready.student_mask}
         with self._figures.timed("initial"), torch.no_grad():
             if self._initial_model is not None:
-                initial = self._initial_model(**inputs, use_cache=False).logits
+                initial = ready.student.forward(self._initial_model).logits
             else:
                 with self.accelerator.unwrap_model(model).disable_adapter():
-                    initial = model(**inputs, use_cache=False).logits
+                    initial = ready.student.forward(model).logits
         before, now = (
-            each.flatten(0, 1).index_select(0, ready.student_predicting).float().log_softmax(dim=-1)
+            each.flatten(0, 1).index_select(0, ready.student.predicting).float().log_softmax(dim=-1)
             for each in (initial, logits)
         )
         divergence = torch.nn.functional.kl_div(before, now, reduction="sum", log_target=True)
-        self._figures.ratio("initial_kl", divergence, len(ready.student_predicting))
+        self._figures.ratio("initial_kl", divergence, len(ready.student.predicting))
         return divergence
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -464,27 +445,12 @@ def _has_adapters(model: Any) -> bool:
     return hasattr(model, "disable_adapter")
 
 
-def _predicting(side: PreparedSide) -> NDArray[np.int64]:
-    """Positions in the flattened rows before a completion's token."""
-    before = np.zeros(side.completion_mask.shape, bool)
-    before[:, :-1] = side.completion_mask[:, 1:] != 0
-    return np.flatnonzero(before).astype(np.int64)
-
-
-def _log_likelihood(logits: Tensor, ids: Tensor, predicting: Tensor) -> Tensor:
-    """Of the tokens behind these positions, summed; 0-d float32."""
-    rows, targets = logits.flatten(0, 1), ids.flatten()
-    total = torch.zeros((), dtype=torch.float32, device=logits.device)
-    for part in torch.split(predicting, _ROWS_AT_ONCE):
-        chosen = rows.index_select(0, part).float()
-        target = targets.index_select(0, part + 1)
-        total += (chosen.gather(1, target[:, None])[:, 0] - chosen.logsumexp(dim=1)).sum()
-    return total
-
-
 def _row(number: int, example: dict[str, Any]) -> dict[str, Any]:
     """A row as the collator reads it, without what a data set adds to rows of another form."""
     row = {name: value for name, value in example.items() if value is not None}
+    for name in ("image", "images"):
+        if name in row:
+            raise ValueError(f"row {number} has {name!r}: SimCTTrainer trains on text alone")
     if "messages" in row:
         messages = list(row["messages"])
         while messages and messages[-1]["role"] != "assistant":
