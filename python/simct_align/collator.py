@@ -173,8 +173,8 @@ class SimCTCollator:
             student_prompt_ids=self._prompts("student", parsed),
             truncated=[row.truncated for row in parsed],
             padding_side=self.padding_side,
-            teacher_pad_id=_pad_id(self.teacher_tokenizer),
-            student_pad_id=_pad_id(self.student_tokenizer),
+            teacher_pad_id=pad_id(self.teacher_tokenizer),
+            student_pad_id=pad_id(self.student_tokenizer),
             teacher_max_length=self.teacher_max_length,
             student_max_length=self.max_length,
             pad_to_multiple_of=self.pad_to_multiple_of,
@@ -304,7 +304,8 @@ def _turn_ids(number: int, sampled: Any, turns: Sequence[int]) -> list[NDArray[n
     return ids
 
 
-def _pad_id(tokenizer: Any) -> int:
+def pad_id(tokenizer: Any) -> int:
+    """The id that a tokenizer pads with: its own, else its EOS, else 0."""
     for name in ("pad_token_id", "eos_token_id"):
         if (token := getattr(tokenizer, name, None)) is not None:
             return int(token)

@@ -19,7 +19,7 @@ import torch
 
 from simct_align import objectives
 from simct_align.aligner import Aligner
-from simct_align.collator import SimCTCollator
+from simct_align.collator import SimCTCollator, pad_id
 from simct_align.integrations._trl_figures import Figures
 from simct_align.integrations._trl_side import Side, log_likelihood
 from simct_align.loss import SimCTLoss
@@ -163,7 +163,7 @@ class _Collator:
                 )
         tokenizer: Any = self.collator.student_tokenizer
         width = max(map(len, prompts))
-        padded = np.full((len(prompts), width), _pad(tokenizer), np.int64)
+        padded = np.full((len(prompts), width), pad_id(tokenizer), np.int64)
         mask = np.zeros((len(prompts), width), np.int64)
         for row, prompt in enumerate(prompts):
             padded[row, width - len(prompt) :] = prompt
@@ -339,8 +339,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             student_prompt_mask=prompt,
             teacher_prompt_ids=inputs["teacher_prompt_ids"],
             truncated=~ended,
-            teacher_pad_id=_pad(self.teacher_tokenizer),
-            student_pad_id=_pad(self._tokenizer),
+            teacher_pad_id=pad_id(self.teacher_tokenizer),
+            student_pad_id=pad_id(self._tokenizer),
             teacher_max_length=self.args.teacher_max_length,
             student_max_length=self.args.max_length,
         )
@@ -466,8 +466,3 @@ def _row(number: int, example: dict[str, Any]) -> dict[str, Any]:
             f"row {number} has the keys {sorted(row)}; expected 'messages' or 'prompt'"
         )
     return row
-
-
-def _pad(tokenizer: Any) -> int:
-    token = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id or 0) if token is None else int(token)
