@@ -89,10 +89,11 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
         ValueError: A field that nothing reads was set, or an unknown objective.
 
     Example:
-        >>> config = SimCTConfig("out", candidates="on_path", score="event", use_cpu=True, bf16=False)
+        >>> on_cpu = {"use_cpu": True, "bf16": False}
+        >>> config = SimCTConfig("out", candidates="on_path", score="event", **on_cpu)
         >>> config.lmbda, config.learning_rate
         (1.0, 1e-05)
-        >>> SimCTConfig("out", uld_crossentropy_weight=1.0, use_cpu=True, bf16=False)
+        >>> SimCTConfig("out", uld_crossentropy_weight=1.0, **on_cpu)
         Traceback (most recent call last):
         ValueError: uld_crossentropy_weight: nothing in SimCTTrainer reads it; leave it out
     """
@@ -448,9 +449,6 @@ def _has_adapters(model: Any) -> bool:
 def _row(number: int, example: dict[str, Any]) -> dict[str, Any]:
     """A row as the collator reads it, without what a data set adds to rows of another form."""
     row = {name: value for name, value in example.items() if value is not None}
-    for name in ("image", "images"):
-        if name in row:
-            raise ValueError(f"row {number} has {name!r}: SimCTTrainer trains on text alone")
     if "messages" in row:
         messages = list(row["messages"])
         while messages and messages[-1]["role"] != "assistant":
