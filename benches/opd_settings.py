@@ -5,7 +5,7 @@
     python benches/opd_settings.py --show             # the table of what is there
     python benches/opd_settings.py --quick            # all of it on tiny random models
 
-The sweep behind the defaults of examples/two_families.py: every run trains as the example does, but
+A sweep for the defaults of examples/two_families.py: every run trains as the example does, but
 for what its name says, and is measured on prompts that neither training nor the example's report
 sees. A setting passes if the reverse KL of the student's samples surely falls (95 % interval below
 0) while gold answers become less likely by no more than 0.01 nats per byte (upper end of the paired
@@ -39,6 +39,7 @@ from two_families import (
     TOLERANCE,
     Row,
     Settings,
+    Splits,
     as_json,
     make_trainer,
     read_rows,
@@ -67,7 +68,7 @@ RUNS_BY_NAME: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
     "no-eos": (FORWARD, {"eos": False}),
     "on_path-event": (FORWARD, {"candidates": "on_path", "score": "event"}),
     "backward": (BACKWARD, {}),
-}  # fmt: skip
+}
 
 SHOWN = {
     "reverse_kl": "reverse KL",
@@ -149,7 +150,7 @@ class Sweep:
             **measured_as_json(measurer.measure(fresh.model)),
         )
 
-    def _splits(self, settings: Settings) -> Any:
+    def _splits(self, settings: Settings) -> Splits:
         needed = 2 * self.held_out + settings.steps * settings.batch_size
         return split_rows(self.rows(needed), self.held_out)
 

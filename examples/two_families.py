@@ -53,7 +53,7 @@ TOLERANCE = 0.01
 
 @dataclass
 class Settings:
-    """How to train; the defaults come of the sweep that the README tells of."""
+    """How to train; `benches/opd_settings.py` compares settings."""
 
     steps: int = 30
     batch_size: int = 4
