@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..divergence import LOG_FLOOR, Divergence
-from .realized import MergedStops, RealizedScores, log_shared_mass
+from .realized import MergedStops, RealizedScores, log_shared_mass, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,13 +91,6 @@ class Result:
 def _chunks(total: int, size: int) -> Iterator[slice]:
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
-
-
-def normalize(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace rows by ``exp(z - max)``; return their log-normalizers and their sums."""
-    top = z.amax(1, keepdim=True)
-    total = z.sub_(top).exp_().sum(1)
-    return total.log() + top.squeeze(1), total
 
 
 def _add_at(z: Tensor, column: Tensor, value: Tensor) -> None:
@@ -216,7 +209,7 @@ class Engine:
         rows = side.unit_row[units]
         ids = side.table.ids
         listed = z[:, : ids.shape[0]]
-        log_norm = normalize(side.rows.full(rows))[0] if coverage else None
+        log_norm = normalize(side.rows.full(rows)) if coverage else None
         side.rows.chosen(rows, listed)
         z[:, ids.shape[0] :] = -torch.inf
         stops = self._stops(side)
@@ -261,15 +254,15 @@ class Engine:
         for steps in _chunks(paths.rest_row.shape[0], size):
             z = side.rows.full(paths.rest_row[steps])
             picked = z.gather(1, paths.rest_id[steps].unsqueeze(1)).squeeze(1)
-            log_norm, _ = normalize(z)
+            log_norm = normalize(z)
             logits.index_add_(0, paths.rest_unit[steps], picked)
             log_probs.index_add_(0, paths.rest_unit[steps], picked - log_norm)
         return logits, log_probs
 
     def _multi_scores(
         self, side: Side, multi: slice, z: Tensor, rest: tuple[Tensor, Tensor], coverage: bool
-    ) -> tuple[RealizedScores, MergedStops, Tensor, Tensor | None]:
-        """Fill a chunk's scores; also return the prefix rows, and their sums if normalized."""
+    ) -> tuple[RealizedScores, MergedStops, Tensor]:
+        """Fill a chunk's scores; also return the prefix rows, normalized where that was needed."""
         options, index, paths = self._options, self._index, side.paths
         units = slice(index.n_shared + multi.start, index.n_shared + multi.stop)
         ids = side.table.ids
@@ -282,9 +275,9 @@ class Engine:
         first = full.gather(1, first_id.unsqueeze(1)).squeeze(1)
         first_column = side.table.column_of_id[first_id]
         logits, log_probs = rest[0][multi], rest[1][multi]
-        log_norm = total = None
+        log_norm = None
         if coverage or options.score == "mean":
-            log_norm, total = normalize(full)
+            log_norm = normalize(full)
         if coverage:
             assert log_norm is not None
             shared = (log_shared_mass(z, self._n_shared_tokens) - log_norm).exp_()
@@ -299,7 +292,7 @@ class Engine:
             index.realized_column[multi],
         )
         realized.insert(z, first, log_norm, logits if options.score == "mean_logit" else log_probs)
-        return realized, stops, full, total
+        return realized, stops, full
 
     def _multi_units(self, student_rows: StudentRows) -> None:
         options, index, student = self._options, self._index, self._student
@@ -317,7 +310,7 @@ class Engine:
             self._multi_scores(self._teacher, multi, z_teacher, rest_teacher, coverage)
             self._keep(units)
             coverage = options.coverage_multi
-            realized, stops, full, total = self._multi_scores(
+            realized, stops, full = self._multi_scores(
                 student, multi, z_student, rest_student, coverage
             )
             self._divergence(z_student, z_teacher, units)
@@ -326,8 +319,7 @@ class Engine:
             first, log_norm, d_rest[multi] = realized.pull_back(z_student)
             stops.pull_back(z_student)
             if options.score == "mean":
-                assert total is not None
-                full.mul_((log_norm / total).unsqueeze(1))
+                full.mul_(log_norm.unsqueeze(1))
             else:
                 full.zero_()  # the prefix row's log-normalizer cancels
             ids = student.table.ids.expand(rows, -1)
@@ -349,7 +341,6 @@ class Engine:
             if self._options.score == "mean_logit":
                 z.zero_()
             else:
-                _, total = normalize(z)
-                z.mul_((-slope / total).unsqueeze(1))
+                torch.softmax(z, 1, out=z).mul_(-slope.unsqueeze(1))
             _add_at(z, paths.rest_id[steps], slope)
             student_rows.put_full(paths.rest_row[steps], z)

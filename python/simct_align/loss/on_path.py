@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .engine import STUDENT_SHARED, TEACHER_SHARED, Engine, Options, Result, Side, normalize
+from .engine import STUDENT_SHARED, TEACHER_SHARED, Engine, Options, Result, Side
 from .path_scores import Leaves, PathScores, RealizedUnits
 from .plan import Wanted
-from .realized import log_shared_mass
+from .realized import log_shared_mass, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,7 @@ class _SidePaths:
         for part in engine.chunks(plan.norm_row.shape[0], rows.row_values(True)):
             z = rows.full(plan.norm_row[part])
             picked = z.gather(1, plan.norm_next[part].unsqueeze(1)).squeeze(1)
-            self.log_norm[part] = normalize(z)[0]
+            self.log_norm[part] = normalize(z)
             self.next_log_prob[part] = picked - self.log_norm[part]
         n = plan.row.shape[0]
         self.rest = torch.zeros(n, dtype=engine.dtype, device=engine.device)
@@ -241,8 +241,7 @@ class OnPathEngine(Engine):
         for part in self.chunks(total, student_rows.row_values(True)):
             rows = plan.norm_row[part]
             z = student_rows.full(rows)
-            z.sub_(student.log_norm[part].unsqueeze(1)).exp_()
-            z.mul_(d_norm[part].unsqueeze(1))
+            torch.softmax(z, 1, out=z).mul_(d_norm[part].unsqueeze(1))
             next_id = plan.norm_next[part].unsqueeze(1)
             z.scatter_add_(1, next_id, d_next[part].unsqueeze(1))
             student_rows.add_full(rows, z)

@@ -119,6 +119,25 @@ class RealizedScores:
         return own, torch.zeros_like(own), rest
 
 
+def normalize(z: Tensor, out: Tensor | None = None) -> Tensor:
+    """Replace rows by their softmax; return their log-normalizers.
+
+    On the CPU one softmax takes half the time of an exponential and a sum.
+
+    Args:
+        z: ``[c, columns]`` logits.
+        out: where the softmax goes instead, of the same shape.
+
+    Returns:
+        ``[c]`` log-sum-exp.
+    """
+    out = z if out is None else out
+    top = z.amax(1)
+    # The largest probability is exp(top - L).
+    log_norm: Tensor = top.sub_(torch.softmax(z, 1, out=out).amax(1).log_())
+    return log_norm
+
+
 def log_shared_mass(z: Tensor, columns: int) -> Tensor:
     """Return the log of what the shared columns hold, up to the row's log-normalizer.
 
@@ -130,8 +149,7 @@ def log_shared_mass(z: Tensor, columns: int) -> Tensor:
         ``[c]`` log-sum-exp.
     """
     shared = z[:, :columns]
-    top = shared.amax(1, keepdim=True)
-    return (shared - top).exp_().sum(1).log_() + top.squeeze(1)
+    return normalize(shared, torch.empty_like(shared))
 
 
 class MergedStops:
