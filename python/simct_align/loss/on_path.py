@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .engine import STUDENT_SHARED, TEACHER_SHARED, Engine, Options, Result, Side
-from .path_scores import Leaves, PathScores, RealizedUnits
+from .path_scores import Entries, Leaves, PathScores, RealizedUnits
 from .plan import Wanted
 from .realized import log_shared_mass, normalize
 
@@ -155,15 +155,9 @@ class OnPathEngine(Engine):
         d_next = torch.zeros_like(student.log_norm)
         d_norm = torch.zeros_like(student.log_norm)
         d_rest = torch.zeros_like(student.rest)
-        widest = self._columns + 1 + int(self.plan.host.leaves.max(initial=0))
-        values = 2 * widest + max(
-            side.rows.row_values(False) for side in (self._student, self._teacher)
-        )
-        size = self._chunk(values)
-        for group in self._groups(size):
-            paths = {side.name: self._paths(side, group) for side in (teacher, student)}
-            for start in range(group.start, group.stop, size):
-                part = slice(start, min(start + size, group.stop))
+        for group, chunks in self._groups():
+            paths = self._paths((teacher, student), group, chunks)
+            for part in chunks:
                 self._units_of(part, group, (teacher, student), paths, student_rows)
             if not self._options.gradient:
                 continue
@@ -174,7 +168,8 @@ class OnPathEngine(Engine):
             student_rows.add_at(single.row, single.token, slopes.single)
             d_rest[group] = slopes.rest
             if d_next.shape[0]:
-                d_norm.index_add_(0, spelled.norm_at, slopes.spelled, alpha=-1)
+                entries = spelled.entries
+                d_norm.index_add_(0, entries.norm_at, entries.sums(slopes.spelled), alpha=-1)
                 step_at = plan.step_at[group]
                 steps = slopes.steps.masked_fill(step_at < 0, 0.0)
                 d_next.index_add_(0, step_at.clamp_min(0).view(-1), steps.view(-1))
@@ -184,18 +179,33 @@ class OnPathEngine(Engine):
             d_next.index_add_(0, student.plan.rest_at, d_rest[student.plan.rest_unit])
             self._softmax_part(student_rows, student, d_next, d_norm - d_next)
 
-    def _groups(self, size: int) -> Iterator[slice]:
-        """Yield ranges of planned units whose leaves are handled at once, in bounded memory."""
+    def _groups(self) -> list[tuple[slice, list[slice]]]:
+        """Cut the planned units into groups whose paths are scored at once, and those into chunks.
+
+        Returns:
+            Groups and their chunks, both bounded in memory.
+        """
+        leaves = self.plan.host.leaves
+        widest = self._columns + 1 + int(leaves.max(initial=0))
+        row_values = max(side.rows.row_values(False) for side in (self._student, self._teacher))
+        size = self._chunk(2 * widest + row_values)
         total = self.plan.host.planned
-        before = np.concatenate([[0], np.cumsum(self.plan.host.leaves)])
+        before = np.concatenate([[0], np.cumsum(leaves)])
         # A leaf takes about 16 numbers.
         room = self._options.chunk_bytes // (16 * 8)
+        groups = []
         start = 0
         while start < total:
             fits = int(np.searchsorted(before, before[start] + room, side="right")) - 1
             stop = min(total, max(start + size, min(fits, start + _GROUP)))
-            yield slice(start, stop)
+            chunks = [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
+            groups.append((slice(start, stop), chunks))
             start = stop
+        return groups
+
+    def _width(self, part: slice) -> int:
+        """How many columns the scores of a chunk have: shared ones, the slot, and its leaves."""
+        return self._columns + 1 + int(self.plan.host.leaves[part].max(initial=0))
 
     def _units_of(
         self,
@@ -206,11 +216,11 @@ class OnPathEngine(Engine):
         student_rows: StudentRows,
     ) -> None:
         """Divergences and derivatives of a chunk."""
-        host, rows = self.plan.host, part.stop - part.start
-        columns = self._columns + 1 + int(host.leaves[part].max(initial=0))
+        rows = part.stop - part.start
+        columns = self._width(part)
         units = slice(self._index.n_shared + part.start, self._index.n_shared + part.stop)
         here = slice(part.start - group.start, part.stop - group.start)
-        first, last = np.searchsorted(host.multi, [part.start, part.stop]).tolist()
+        first, last = np.searchsorted(self.plan.host.multi, [part.start, part.stop]).tolist()
         has_paths = last > first
         z, stops = {}, {}
         for side in sides:
@@ -248,54 +258,68 @@ class OnPathEngine(Engine):
 
     # Paths of a group of units on one side
 
-    def _expand(self, name: str, group: slice) -> tuple[Tensor, ...]:
-        """Number the leaves of a group: entry, unit in the group, column, place in the table."""
-        entries: DirectionPlan = self.plan.directions[name]
-        host = self.plan.host
-        first, last = host.first_entry[name][[group.start, group.stop]].tolist()
-        start, stop = host.entry_leaves[name][[first, last]].tolist()
-        here = slice(first, last)
-        counts = entries.leaves[here]
-        numbers = torch.arange(last - first, device=self.device)
-        entry = torch.repeat_interleave(numbers, counts, output_size=stop - start)
-        within = torch.arange(stop - start, device=self.device)
-        within = within - (counts.cumsum(0) - counts)[entry]
-        unit = (entries.unit[here] - group.start)[entry]
-        place = self._columns + 1 + entries.place[here][entry] + within
-        return entry + first, unit, place, entries.first_leaf[here][entry] + within
+    def _entries(self, name: str, group: slice, row_begin: Tensor) -> tuple[Entries, Tensor]:
+        """Return the entries of a group in a direction, and their leaves' numbers in the table.
 
-    def _bounds(self, name: str, group: slice) -> NDArray[np.int64]:
-        """Leaves of a direction before each unit of a group, and all of them."""
-        host = self.plan.host
-        first = host.first_entry[name][group.start : group.stop + 1]
-        bounds: NDArray[np.int64] = (
-            host.entry_leaves[name][first] - host.entry_leaves[name][first[0]]
-        )
-        return bounds
+        Args:
+            name: the direction.
+            group: its units.
+            row_begin: ``[units]`` where each unit's row begins in the scores of its chunk.
 
-    def _leaves_of(self, paths: _SidePaths, group: slice) -> tuple[Leaves, Leaves]:
+        Returns:
+            Both.
+        """
+        plan: DirectionPlan = self.plan.directions[name]
+        host = self.plan.host
+        firsts = host.first_entry[name][group.start : group.stop + 1]
+        before = host.entry_leaves[name][firsts]
+        bounds = before - before[0]
+        here, total = slice(int(firsts[0]), int(firsts[-1])), int(bounds[-1])
+        counts = plan.leaves[here]
+        numbers = torch.arange(counts.shape[0], device=self.device)
+        entry = torch.repeat_interleave(numbers, counts, output_size=total)
+        number = torch.arange(total, device=self.device)
+        leaves_before = counts.cumsum(0) - counts
+        unit = plan.unit[here] - group.start
+        begin = row_begin[unit] + plan.place[here] + (self._columns + 1)
+        place = (begin - leaves_before)[entry].add_(number)
+        leaf = (plan.first_leaf[here] - leaves_before)[entry].add_(number)
+        return Entries(unit, plan.depth[here], plan.norm_at[here], entry, place, bounds), leaf
+
+    def _leaves_of(
+        self, paths: _SidePaths, group: slice, entries: dict[str, tuple[Entries, Tensor]]
+    ) -> tuple[Leaves, Leaves]:
         """Return the leaves of a group that a side spells, and those that are its own tokens."""
-        plan, rows = paths.plan, paths.side.rows
-        prefix = plan.row[group]
-        entry, unit, place, leaf = self._expand(paths.other, group)
-        entries = self.plan.directions[paths.other]
-        depth, norm_at = entries.depth[entry], entries.norm_at[entry]
-        token = self._leaves[paths.other][0, leaf]
-        row = prefix[unit] + depth
-        value = rows.pick(row, token) - paths.log_norm[norm_at]
-        bounds = self._bounds(paths.other, group)
-        spelled = Leaves(unit, place, token, row, depth, norm_at, value, bounds)
-        entry, unit, place, leaf = self._expand(paths.name, group)
-        token, row = self._leaves[paths.name][1, leaf], prefix[unit]
-        none = torch.zeros_like(unit)
-        bounds = self._bounds(paths.name, group)
-        value = rows.pick(row, token)
-        return spelled, Leaves(unit, place, token, row, none, none, value, bounds)
+        prefix, rows = paths.plan.row[group], paths.side.rows
+        at, leaf = entries[paths.other]
+        token = self._leaves[paths.other][0][leaf]
+        row = (prefix[at.unit] + at.depth)[at.entry]
+        value = rows.pick(row, token).sub_(paths.log_norm[at.norm_at][at.entry])
+        spelled = Leaves(at, token, row, value)
+        at, leaf = entries[paths.name]
+        token = self._leaves[paths.name][1][leaf]
+        row = prefix[at.unit][at.entry]
+        return spelled, Leaves(at, token, row, rows.pick(row, token))
 
-    def _paths(self, paths: _SidePaths, group: slice) -> tuple[PathScores, Leaves, Leaves]:
-        """Score the paths of a group, and note what they cover."""
+    def _paths(
+        self, sides: tuple[_SidePaths, _SidePaths], group: slice, chunks: list[slice]
+    ) -> dict[str, tuple[PathScores, Leaves, Leaves]]:
+        """Score the paths of a group on either side."""
+        widths = [(part.stop - part.start, self._width(part)) for part in chunks]
+        row_begin = torch.cat(
+            [torch.arange(0, rows * width, width, device=self.device) for rows, width in widths]
+        )
+        entries = {side.name: self._entries(side.name, group, row_begin) for side in sides}
+        return {
+            side.name: self._score(side, group, *self._leaves_of(side, group, entries))
+            for side in sides
+        }
+
+    def _score(
+        self, paths: _SidePaths, group: slice, spelled: Leaves, single: Leaves
+    ) -> tuple[PathScores, Leaves, Leaves]:
+        """Score the paths of a group on one side, and note what they cover."""
         plan, side, slot = paths.plan, paths.side, self._columns
-        leaves = self._leaves_of(paths, group)
         first = side.rows.pick(plan.row[group], plan.first_id[group])
         node = plan.node[group]
         continues = node >= 0
@@ -320,10 +344,10 @@ class OnPathEngine(Engine):
             first=first,
             log_norm=log_norm,
         )
-        scores = PathScores(self._options.score, slot, units, *leaves)
+        scores = PathScores(self._options.score, slot, units, spelled, single)
         if log_norm is not None:
-            self._cover_paths(paths, group, scores, units, leaves[1], log_norm)
-        return scores, *leaves
+            self._cover_paths(paths, group, scores, units, single, log_norm)
+        return scores, spelled, single
 
     def _cover_paths(
         self,
@@ -336,9 +360,10 @@ class OnPathEngine(Engine):
     ) -> None:
         """Note what the paths of a group add to the coverage; `_cover_shared` adds the rest."""
         first_log_prob = units.first - log_norm
-        single_probs = (single.value - log_norm[single.unit]).exp_()
+        entries = single.entries
+        single_probs = (single.value - log_norm[entries.unit][entries.entry]).exp_()
         beyond = scores.covered_behind_first(first_log_prob)
-        beyond.index_add_(0, single.unit, single_probs)
+        beyond.index_add_(0, entries.unit, entries.sums(single_probs))
         realized = (first_log_prob + units.rest).exp_()
         realized.masked_fill_((paths.first_column[group] >= 0) | (units.length == 0), 0.0)
         first = STUDENT_SHARED if paths.side.is_student else TEACHER_SHARED

@@ -38,32 +38,50 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Leaves:
-    """Continuations of a group of units on one side, in the order of the units.
+class Entries:
+    """The ``e`` nodes that a group of units reaches in one direction, and their ``l`` leaves.
 
     Attributes:
-        unit: ``[l]`` the unit's number in the group.
-        place: ``[l]`` the column of the score in the unit's row.
-        token: ``[l]`` the token id: the last of the path, or the only one.
-        row: ``[l]`` the flat logit row that predicts it.
-        depth: ``[l]`` realized tokens before it, 0 for a single token.
-        norm_at: ``[l]`` the row's place among those with a log-normalizer; unused at depth 0.
-        value: ``[l]`` log-probability of the token, for a single token its logit.
+        unit: ``[e]`` the unit's number in the group, ascending.
+        depth: ``[e]`` realized tokens that lead to the node.
+        norm_at: ``[e]`` the row behind them, as a place among the rows with a log-normalizer of the
+            side that spells.
+        entry: ``[l]`` the entry of every leaf, ascending.
+        place: ``[l]`` where its score stands in the scores of its unit's chunk.
         bounds: ``[units + 1]`` leaves before each unit, on the host.
     """
 
     unit: Tensor
-    place: Tensor
-    token: Tensor
-    row: Tensor
     depth: Tensor
     norm_at: Tensor
-    value: Tensor
+    entry: Tensor
+    place: Tensor
     bounds: NDArray[np.int64]
 
     def of(self, part: slice) -> slice:
         """Return where the leaves of a range of units stand."""
         return slice(int(self.bounds[part.start]), int(self.bounds[part.stop]))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sum ``[e]`` over each entry of what its leaves ``[l]`` have."""
+        return values.new_zeros(self.unit.shape).index_add_(0, self.entry, values)
+
+
+@dataclass
+class Leaves:
+    """Continuations of a group of units on one side: all that it spells, or its own tokens.
+
+    Attributes:
+        entries: where they begin.
+        token: ``[l]`` the token id: the last of the path, or the only one.
+        row: ``[l]`` the flat logit row that predicts it.
+        value: ``[l]`` log-probability of the token, for a token of its own the logit.
+    """
+
+    entries: Entries
+    token: Tensor
+    row: Tensor
+    value: Tensor
 
 
 @dataclass
@@ -148,16 +166,23 @@ class PathScores:
         column = torch.where((units.node < 0) & self._ends_here, slot, units.node)
         self._is_node = column >= 0
         self._node = column.clamp_min(0)
-        self._level = spelled.unit * self._depth + spelled.depth - 1
+        entries = spelled.entries
+        self._level = entries.unit * self._depth + entries.depth - 1
+        self._probs = spelled.value.exp()
         self._taken = self._taken_by_candidates()
-        prefix = units.first.unsqueeze(1) + units.steps.cumsum(1)
-        self._joint = prefix.view(-1)[self._level] + spelled.value
+        prefix = (units.first.unsqueeze(1) + units.steps.cumsum(1)).view(-1)[self._level]
         self._own = units.first + units.rest
-        if self._averages:
+        if not self._averages:
+            self._joint = prefix[entries.entry].add_(spelled.value)
+        else:
             norm = units.log_norm
             assert norm is not None
-            at_leaf = norm[spelled.unit]
-            self._joint = (self._joint - at_leaf) / (spelled.depth + 1) + at_leaf
+            at_entry = norm[entries.unit]
+            self._per_token = (entries.depth + 1).to(norm.dtype).reciprocal_()
+            prefix = (prefix - at_entry) * self._per_token + at_entry
+            self._joint = prefix[entries.entry].addcmul_(
+                spelled.value, self._per_token[entries.entry]
+            )
             self._own = (self._own - norm) / units.length.clamp_min(1) + norm
         self._own.masked_fill_(~self._is_path, -torch.inf)
         if self._event:
@@ -176,7 +201,7 @@ class PathScores:
         """``M_1 .. M_d``, ``[c, d]``."""
         units, depth = self._units, self._depth
         taken = torch.zeros_like(units.steps)
-        taken.view(-1).index_add_(0, self._level, self._spelled.value.exp())
+        taken.view(-1).index_add_(0, self._level, self._spelled.entries.sums(self._probs))
         # The realized path goes on behind R_d, where no other candidate begins any more.
         beyond = (units.rest - units.steps.sum(1)).exp()
         self._beyond = beyond.masked_fill(units.length <= depth, 0.0)
@@ -211,9 +236,9 @@ class PathScores:
             has_paths: whether some of them are MULTI.
         """
         for leaves, scores in ((self._spelled, self._joint), (self._single, self._single.value)):
-            here = leaves.of(part)
+            here = leaves.entries.of(part)
             if here.stop > here.start:
-                z.view(-1).index_copy_(0, self._flat(leaves, here, part, z), scores[here])
+                z.view(-1).index_copy_(0, leaves.entries.place[here], scores[here])
         if has_paths:
             z[:, self._slot] = self._own[part]
         if self._event:
@@ -255,27 +280,25 @@ class PathScores:
         if self._event:
             self._d_node[part] = gradient.gather(1, self._node[part])
         for leaves, slope in ((self._spelled, self._d_spelled), (self._single, self._d_single)):
-            here = leaves.of(part)
+            here = leaves.entries.of(part)
             if here.stop > here.start:
-                slope[here] = gradient.view(-1)[self._flat(leaves, here, part, gradient)]
-
-    def _flat(self, leaves: Leaves, here: slice, part: slice, z: Tensor) -> Tensor:
-        flat: Tensor = (leaves.unit[here] - part.start) * z.shape[1] + leaves.place[here]
-        return flat
+                place = leaves.entries.place[here]
+                torch.index_select(gradient.view(-1), 0, place, out=slope[here])
 
     def pull_back(self) -> PathSlopes:
         """Turn what `collect` took of the whole group into the derivatives of its parts."""
-        units, spelled = self._units, self._spelled
+        units, entries = self._units, self._spelled.entries
         log_norm = torch.zeros_like(units.first)
         own = self._d_own.masked_fill(~self._is_path, 0.0)
         joint = self._d_spelled
         if self._averages:
-            length, tokens = units.length.clamp_min(1), spelled.depth + 1
+            length = units.length.clamp_min(1)
             log_norm += own * (length - 1) / length
-            log_norm.index_add_(0, spelled.unit, joint * spelled.depth / tokens)
-            own, joint = own / length, joint / tokens
+            by_norm = entries.sums(joint) * entries.depth * self._per_token
+            log_norm.index_add_(0, entries.unit, by_norm)
+            own, joint = own / length, joint * self._per_token[entries.entry]
         at_prefix = torch.zeros_like(units.steps)
-        at_prefix.view(-1).index_add_(0, self._level, joint)
+        at_prefix.view(-1).index_add_(0, self._level, entries.sums(joint))
         steps = at_prefix.flip(1).cumsum(1).flip(1)
         slopes = PathSlopes(steps[:, 0] + own, log_norm, steps, own.clone(), joint, self._d_single)
         if self._event:
@@ -297,4 +320,5 @@ class PathScores:
         beyond = by_taken[:, -1] * self._beyond
         slopes.rest += beyond
         slopes.steps[:, 1:] -= beyond.unsqueeze(1)
-        slopes.spelled += by_taken.reshape(-1)[self._level] * self._spelled.value.exp()
+        at_entry = by_taken.reshape(-1)[self._level]
+        slopes.spelled += at_entry[self._spelled.entries.entry] * self._probs

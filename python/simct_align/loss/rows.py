@@ -189,7 +189,8 @@ class LogitsRows:
         else:
             length = self._logits.shape[1]
             picked = self._logits[rows // length, rows % length, ids]
-        return picked.to(self._dtype).mul_(self._scale)
+        picked = picked.to(self._dtype)
+        return picked if self._scale == 1.0 else picked.mul_(self._scale)
 
     def row_values(self, full: bool) -> int:
         """See `Rows`."""
