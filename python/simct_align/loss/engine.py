@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..divergence import LOG_FLOOR, Divergence
-from .realized import MergedStops, RealizedScores, log_shared_mass, normalize
+from .realized import MergedStops, RealizedScores, log_shared_mass
+from .rows import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +210,10 @@ class Engine:
         rows = side.unit_row[units]
         ids = side.table.ids
         listed = z[:, : ids.shape[0]]
-        log_norm = normalize(side.rows.full(rows)) if coverage else None
+        log_norm = None
+        if coverage:
+            log_norm = torch.empty(rows.shape, dtype=self._dtype, device=rows.device)
+            side.rows.softmax(rows, log_norm)
         side.rows.chosen(rows, listed)
         z[:, ids.shape[0] :] = -torch.inf
         stops = self._stops(side)
@@ -249,15 +253,12 @@ class Engine:
         """Sum the logits, and the log-probabilities, of the steps after the first, per unit."""
         paths = side.paths
         logits = torch.zeros(self._index.n_multi, dtype=self._dtype, device=self._weight.device)
-        log_probs = torch.zeros_like(logits)
-        size = self._chunk(side.rows.row_values(True))
-        for steps in _chunks(paths.rest_row.shape[0], size):
-            z = side.rows.full(paths.rest_row[steps])
-            picked = z.gather(1, paths.rest_id[steps].unsqueeze(1)).squeeze(1)
-            log_norm = normalize(z)
-            logits.index_add_(0, paths.rest_unit[steps], picked)
-            log_probs.index_add_(0, paths.rest_unit[steps], picked - log_norm)
-        return logits, log_probs
+        picked = side.rows.pick(paths.rest_row, paths.rest_id)
+        logits.index_add_(0, paths.rest_unit, picked)
+        log_norm = torch.empty_like(picked)
+        for steps in self.chunks(paths.rest_row.shape[0], side.rows.row_values(True)):
+            side.rows.softmax(paths.rest_row[steps], log_norm[steps])
+        return logits, logits.index_add(0, paths.rest_unit, log_norm, alpha=-1)
 
     def _multi_scores(
         self, side: Side, multi: slice, z: Tensor, rest: tuple[Tensor, Tensor], coverage: bool
@@ -334,13 +335,11 @@ class Engine:
 
     def _rest_gradient(self, student_rows: StudentRows, d_rest: Tensor) -> None:
         paths = self._student.paths
-        size = self._chunk(student_rows.row_values(True))
-        for steps in _chunks(paths.rest_row.shape[0], size):
-            z = student_rows.full(paths.rest_row[steps])
+        for steps in self.chunks(paths.rest_row.shape[0], student_rows.row_values(True)):
             slope = d_rest.index_select(0, paths.rest_unit[steps])
             if self._options.score == "mean_logit":
-                z.zero_()
+                z = student_rows.full(paths.rest_row[steps]).zero_()
             else:
-                torch.softmax(z, 1, out=z).mul_(-slope.unsqueeze(1))
+                z = student_rows.softmax(paths.rest_row[steps]).mul_(-slope.unsqueeze(1))
             _add_at(z, paths.rest_id[steps], slope)
             student_rows.put_full(paths.rest_row[steps], z)

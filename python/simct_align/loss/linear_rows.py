@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rows import fresh_zeros, mask_padding
+from .rows import fresh_zeros, mask_padding, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +116,14 @@ class LinearRows:
             z.add_(self._bias)
         self._finish(z)
         return mask_padding(z, self._table)
+
+    def softmax(self, rows: Tensor, log_norm: Tensor | None = None) -> Tensor:
+        """See `Rows`."""
+        z = self.full(rows)
+        if log_norm is None:
+            return torch.softmax(z, 1, out=z)
+        log_norm.copy_(normalize(z))
+        return z
 
     def chosen(self, rows: Tensor, out: Tensor) -> None:
         """See `Rows`."""

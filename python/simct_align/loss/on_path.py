@@ -22,7 +22,7 @@ import torch
 from .engine import STUDENT_SHARED, TEACHER_SHARED, Engine, Options, Result, Side
 from .path_scores import Entries, Leaves, PathScores, RealizedUnits
 from .plan import Wanted
-from .realized import log_shared_mass, normalize
+from .realized import log_shared_mass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,12 +87,9 @@ class _SidePaths:
         self.plan: SidePlan = engine.plan.sides[name]
         plan, rows = self.plan, side.rows
         self.log_norm = torch.empty(plan.norm_row.shape, dtype=engine.dtype, device=engine.device)
-        self.next_log_prob = torch.empty_like(self.log_norm)
         for part in engine.chunks(plan.norm_row.shape[0], rows.row_values(True)):
-            z = rows.full(plan.norm_row[part])
-            picked = z.gather(1, plan.norm_next[part].unsqueeze(1)).squeeze(1)
-            self.log_norm[part] = normalize(z)
-            self.next_log_prob[part] = picked - self.log_norm[part]
+            rows.softmax(plan.norm_row[part], self.log_norm[part])
+        self.next_log_prob = rows.pick(plan.norm_row, plan.norm_next).sub_(self.log_norm)
         n = plan.row.shape[0]
         self.rest = torch.zeros(n, dtype=engine.dtype, device=engine.device)
         self.rest.index_add_(0, plan.rest_unit, self.next_log_prob[plan.rest_at])
@@ -250,8 +247,7 @@ class OnPathEngine(Engine):
         total = self.plan.host.gradient_rows
         for part in self.chunks(total, student_rows.row_values(True)):
             rows = plan.norm_row[part]
-            z = student_rows.full(rows)
-            torch.softmax(z, 1, out=z).mul_(d_norm[part].unsqueeze(1))
+            z = student_rows.softmax(rows).mul_(d_norm[part].unsqueeze(1))
             next_id = plan.norm_next[part].unsqueeze(1)
             z.scatter_add_(1, next_id, d_next[part].unsqueeze(1))
             student_rows.add_full(rows, z)
@@ -374,14 +370,14 @@ class OnPathEngine(Engine):
     def _cover_shared(self, paths: _SidePaths, part: slice, z: Tensor, multi: slice) -> None:
         """Add the shared tokens to the coverage of the units of a chunk for which it was asked."""
         options, is_student = self._options, paths.side.is_student
-        if options.coverage_shared or (self._filters and not is_student):
-            measured = torch.arange(part.stop - part.start, device=self.device)
-        elif options.coverage_multi and multi.stop > multi.start:
-            measured = self.plan.multi[multi] - part.start
-        else:
-            return
-        norm = paths.log_norm[paths.plan.prefix_at[part][measured]]
-        mass = log_shared_mass(z[measured], self._n_shared_tokens)
+        prefix_at = paths.plan.prefix_at[part]
+        at = torch.arange(part.stop - part.start, device=self.device)
+        if not options.coverage_shared and (is_student or not self._filters):
+            if not options.coverage_multi or multi.stop == multi.start:
+                return
+            at = self.plan.multi[multi] - part.start
+            z, prefix_at = z.index_select(0, at), prefix_at[at]
+        mass = log_shared_mass(z, self._n_shared_tokens)
         first = STUDENT_SHARED if is_student else TEACHER_SHARED
-        at = self._index.n_shared + part.start + measured
-        self._stats[first : first + 3, at] += (mass - norm).exp_()
+        at = at + (self._index.n_shared + part.start)
+        self._stats[first : first + 3, at] += (mass - paths.log_norm[prefix_at]).exp_()

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .rows import normalize
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -117,25 +119,6 @@ class RealizedScores:
             rest = own + at_parent * odds
         gradient.scatter_(1, self._column, ((1 - self._share) * at_column).unsqueeze(1))
         return own, torch.zeros_like(own), rest
-
-
-def normalize(z: Tensor, out: Tensor | None = None) -> Tensor:
-    """Replace rows by their softmax; return their log-normalizers.
-
-    On the CPU one softmax takes half the time of an exponential and a sum.
-
-    Args:
-        z: ``[c, columns]`` logits.
-        out: where the softmax goes instead, of the same shape.
-
-    Returns:
-        ``[c]`` log-sum-exp.
-    """
-    out = z if out is None else out
-    top = z.amax(1)
-    # The largest probability is exp(top - L).
-    log_norm: Tensor = top.sub_(torch.softmax(z, 1, out=out).amax(1).log_())
-    return log_norm
 
 
 def log_shared_mass(z: Tensor, columns: int) -> Tensor:
