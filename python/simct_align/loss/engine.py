@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..divergence import LOG_FLOOR, Divergence
-from .realized import MergedStops, RealizedScores, log_shared_mass
+from .realized import MergedStops, RealizedScores
 from .rows import normalize
 
 if TYPE_CHECKING:
@@ -197,6 +197,12 @@ class Engine:
     def _stops(self, side: Side) -> MergedStops:
         return MergedStops(self._options.stop_column, self._n_shared_tokens, side.table.n_extra)
 
+    def _log_shared_mass(self, z: Tensor) -> Tensor:
+        """Return the log of what the shared columns hold ``[c]``, up to the log-normalizers."""
+        columns = self._n_shared_tokens
+        probs = self._work.take("log_student", z.shape[0], columns, self._dtype)
+        return normalize(z[:, :columns], probs)
+
     def _set_coverage(
         self, side: Side, units: slice, shared: Tensor, beyond: Tensor | None
     ) -> None:
@@ -219,7 +225,7 @@ class Engine:
         stops = self._stops(side)
         stops.merge(z)
         if log_norm is not None:
-            mass = log_shared_mass(z, self._n_shared_tokens)
+            mass = self._log_shared_mass(z)
             self._set_coverage(side, units, (mass - log_norm).exp_(), None)
         return stops
 
@@ -281,7 +287,7 @@ class Engine:
             log_norm = normalize(full)
         if coverage:
             assert log_norm is not None
-            shared = (log_shared_mass(z, self._n_shared_tokens) - log_norm).exp_()
+            shared = (self._log_shared_mass(z) - log_norm).exp_()
             # A path behind a shared token lies within that token's probability already.
             joint = (first - log_norm + log_probs).exp_().masked_fill_(first_column >= 0, 0.0)
             self._set_coverage(side, units, shared, joint)

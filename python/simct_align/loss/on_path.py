@@ -22,7 +22,6 @@ import torch
 from .engine import STUDENT_SHARED, TEACHER_SHARED, Engine, Options, Result, Side
 from .path_scores import Entries, Leaves, PathScores, RealizedUnits
 from .plan import Wanted
-from .realized import log_shared_mass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,8 +277,8 @@ class OnPathEngine(Engine):
         leaves_before = counts.cumsum(0) - counts
         unit = plan.unit[here] - group.start
         begin = row_begin[unit] + plan.place[here] + (self._columns + 1)
-        place = (begin - leaves_before)[entry].add_(number)
-        leaf = (plan.first_leaf[here] - leaves_before)[entry].add_(number)
+        place = (begin - leaves_before).index_select(0, entry).add_(number)
+        leaf = (plan.first_leaf[here] - leaves_before).index_select(0, entry).add_(number)
         return Entries(unit, plan.depth[here], plan.norm_at[here], entry, place, bounds), leaf
 
     def _leaves_of(
@@ -288,13 +287,13 @@ class OnPathEngine(Engine):
         """Return the leaves of a group that a side spells, and those that are its own tokens."""
         prefix, rows = paths.plan.row[group], paths.side.rows
         at, leaf = entries[paths.other]
-        token = self._leaves[paths.other][0][leaf]
-        row = (prefix[at.unit] + at.depth)[at.entry]
-        value = rows.pick(row, token).sub_(paths.log_norm[at.norm_at][at.entry])
+        token = self._leaves[paths.other][0].index_select(0, leaf)
+        row = at.spread(prefix[at.unit] + at.depth)
+        value = rows.pick(row, token).sub_(at.spread(paths.log_norm[at.norm_at]))
         spelled = Leaves(at, token, row, value)
         at, leaf = entries[paths.name]
-        token = self._leaves[paths.name][1][leaf]
-        row = prefix[at.unit][at.entry]
+        token = self._leaves[paths.name][1].index_select(0, leaf)
+        row = at.spread(prefix[at.unit])
         return spelled, Leaves(at, token, row, rows.pick(row, token))
 
     def _paths(
@@ -357,7 +356,7 @@ class OnPathEngine(Engine):
         """Note what the paths of a group add to the coverage; `_cover_shared` adds the rest."""
         first_log_prob = units.first - log_norm
         entries = single.entries
-        single_probs = (single.value - log_norm[entries.unit][entries.entry]).exp_()
+        single_probs = (single.value - entries.spread(log_norm[entries.unit])).exp_()
         beyond = scores.covered_behind_first(first_log_prob)
         beyond.index_add_(0, entries.unit, entries.sums(single_probs))
         realized = (first_log_prob + units.rest).exp_()
@@ -376,8 +375,10 @@ class OnPathEngine(Engine):
             if not options.coverage_multi or multi.stop == multi.start:
                 return
             at = self.plan.multi[multi] - part.start
-            z, prefix_at = z.index_select(0, at), prefix_at[at]
-        mass = log_shared_mass(z, self._n_shared_tokens)
+            measured = self._work.take("log_teacher", at.shape[0], z.shape[1], self._dtype)
+            z, prefix_at = torch.index_select(z, 0, at, out=measured), prefix_at[at]
+        mass = self._log_shared_mass(z)
         first = STUDENT_SHARED if is_student else TEACHER_SHARED
         at = at + (self._index.n_shared + part.start)
-        self._stats[first : first + 3, at] += (mass - paths.log_norm[prefix_at]).exp_()
+        shared = (mass - paths.log_norm[prefix_at]).exp_()
+        self._stats[first : first + 3].index_add_(1, at, shared.expand(3, -1))

@@ -62,6 +62,11 @@ class Entries:
         """Return where the leaves of a range of units stand."""
         return slice(int(self.bounds[part.start]), int(self.bounds[part.stop]))
 
+    def spread(self, values: Tensor) -> Tensor:
+        """Return for each leaf ``[l]`` what its entry has, of ``[e]``."""
+        # Ten times as fast as an index on the CPU.
+        return values.index_select(0, self.entry)
+
     def sums(self, values: Tensor) -> Tensor:
         """Return the sum ``[e]`` over each entry of what its leaves ``[l]`` have."""
         return values.new_zeros(self.unit.shape).index_add_(0, self.entry, values)
@@ -173,15 +178,15 @@ class PathScores:
         prefix = (units.first.unsqueeze(1) + units.steps.cumsum(1)).view(-1)[self._level]
         self._own = units.first + units.rest
         if not self._averages:
-            self._joint = prefix[entries.entry].add_(spelled.value)
+            self._joint = entries.spread(prefix).add_(spelled.value)
         else:
             norm = units.log_norm
             assert norm is not None
             at_entry = norm[entries.unit]
             self._per_token = (entries.depth + 1).to(norm.dtype).reciprocal_()
             prefix = (prefix - at_entry) * self._per_token + at_entry
-            self._joint = prefix[entries.entry].addcmul_(
-                spelled.value, self._per_token[entries.entry]
+            self._joint = entries.spread(prefix).addcmul_(
+                spelled.value, entries.spread(self._per_token)
             )
             self._own = (self._own - norm) / units.length.clamp_min(1) + norm
         self._own.masked_fill_(~self._is_path, -torch.inf)
@@ -296,7 +301,7 @@ class PathScores:
             log_norm += own * (length - 1) / length
             by_norm = entries.sums(joint) * entries.depth * self._per_token
             log_norm.index_add_(0, entries.unit, by_norm)
-            own, joint = own / length, joint * self._per_token[entries.entry]
+            own, joint = own / length, joint * entries.spread(self._per_token)
         at_prefix = torch.zeros_like(units.steps)
         at_prefix.view(-1).index_add_(0, self._level, entries.sums(joint))
         steps = at_prefix.flip(1).cumsum(1).flip(1)
@@ -321,4 +326,4 @@ class PathScores:
         slopes.rest += beyond
         slopes.steps[:, 1:] -= beyond.unsqueeze(1)
         at_entry = by_taken.reshape(-1)[self._level]
-        slopes.spelled += at_entry[self._spelled.entries.entry] * self._probs
+        slopes.spelled += self._spelled.entries.spread(at_entry) * self._probs

@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rows import normalize
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -119,20 +117,6 @@ class RealizedScores:
             rest = own + at_parent * odds
         gradient.scatter_(1, self._column, ((1 - self._share) * at_column).unsqueeze(1))
         return own, torch.zeros_like(own), rest
-
-
-def log_shared_mass(z: Tensor, columns: int) -> Tensor:
-    """Return the log of what the shared columns hold, up to the row's log-normalizer.
-
-    Args:
-        z: ``[c, >= columns]`` logits, stops merged.
-        columns: the number of shared columns.
-
-    Returns:
-        ``[c]`` log-sum-exp.
-    """
-    shared = z[:, :columns]
-    return normalize(shared, torch.empty_like(shared))
 
 
 class MergedStops:

@@ -223,7 +223,10 @@ class LogitsRows:
 
     def pick(self, rows: Tensor, ids: Tensor) -> Tensor:
         """See `Rows`."""
-        if self._flat is not None:
+        if self._flat is not None and self._flat.is_contiguous():
+            # On the CPU, less than half the time of an index by two tensors.
+            picked = self._flat.view(-1).index_select(0, rows * self.columns + ids)
+        elif self._flat is not None:
             picked = self._flat[rows, ids]
         else:
             length = self._logits.shape[1]
