@@ -312,6 +312,32 @@ def test_padded_rows_and_a_batch_instead_of_an_index(score):
     torch.testing.assert_close(out.per_unit, expected.per_unit)
 
 
+@pytest.mark.parametrize("candidates", ["realized", "on_path"])
+def test_logits_wider_than_the_vocabulary_and_with_gaps_between_rows(candidates):
+    c = case(6)
+    loss_fn = SimCTLoss(c.aligner, candidates=candidates, metrics="full")
+    found = []
+    for widen in (False, True):
+        sides = []
+        for logits in (c.student, c.teacher):
+            if widen:
+                wide = torch.full((len(logits), logits.shape[1] + 9), 7.0, dtype=logits.dtype)
+                wide[:, : logits.shape[1]] = logits
+                sides.append(wide[:, :-2])
+            else:
+                sides.append(logits.clone())
+        student = sides[0].requires_grad_()
+        out = loss_fn(student, sides[1], c.index)
+        (gradient,) = torch.autograd.grad(out.loss, student)
+        found.append((out, gradient))
+    (narrow, expected), (wide, gradient) = found
+    torch.testing.assert_close(wide.per_unit, narrow.per_unit)
+    torch.testing.assert_close(wide.metrics, narrow.metrics)
+    columns = expected.shape[1]
+    torch.testing.assert_close(gradient[:, :columns], expected)
+    assert not gradient[:, columns:].any()
+
+
 def test_a_moved_leaf_is_noticed():
     c = case(1)
     loss_fn = SimCTLoss(c.aligner, candidates="on_path", score="sum")
