@@ -24,9 +24,7 @@ from .path_scores import Entries, Leaves, PathScores, RealizedUnits
 from .plan import Wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from .index_view import IndexView
