@@ -24,7 +24,6 @@ from .path_scores import Entries, Leaves, PathScores, RealizedUnits
 from .plan import Wanted
 
 if TYPE_CHECKING:
-
     from torch import Tensor
 
     from .index_view import IndexView
