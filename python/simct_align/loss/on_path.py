@@ -367,13 +367,14 @@ class OnPathEngine(Engine):
         """Add the shared tokens to the coverage of the units of a chunk for which it was asked."""
         options, is_student = self._options, paths.side.is_student
         prefix_at = paths.plan.prefix_at[part]
-        at = torch.arange(part.stop - part.start, device=self.device)
-        if not options.coverage_shared and (is_student or not self._filters):
-            if not options.coverage_multi or multi.stop == multi.start:
-                return
+        if options.coverage_shared or (self._filters and not is_student):
+            at = torch.arange(part.stop - part.start, device=self.device)
+        elif options.coverage_multi and multi.stop > multi.start:
             at = self.plan.multi[multi] - part.start
             measured = self._work.take("log_teacher", at.shape[0], z.shape[1], self._dtype)
             z, prefix_at = torch.index_select(z, 0, at, out=measured), prefix_at[at]
+        else:
+            return
         mass = self._log_shared_mass(z)
         first = STUDENT_SHARED if is_student else TEACHER_SHARED
         at = at + (self._index.n_shared + part.start)
