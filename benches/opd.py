@@ -68,7 +68,7 @@ OBJECTIVES: dict[str, dict[str, str]] = {
 BASELINE = "shared"
 SEEDS = (0, 1, 2)
 TEACHER, STUDENT = "smollm2", "gemma3"
-#: Not the example's, which keep gold answers: here they may suffer, and how much is compared.
+#: Three times the example's learning rate, for half the steps: objectives are to differ.
 SETTINGS = Settings(steps=15, batch_size=4, max_new_tokens=32, learning_rate=1e-5)
 HELD_OUT, MEASURED_TOKENS = 16, 48
 #: Prompts of the batch whose gradients are compared.
