@@ -197,11 +197,20 @@ class Engine:
     def _stops(self, side: Side) -> MergedStops:
         return MergedStops(self._options.stop_column, self._n_shared_tokens, side.table.n_extra)
 
-    def _log_shared_mass(self, z: Tensor) -> Tensor:
-        """Return the log of what the shared columns hold ``[c]``, up to the log-normalizers."""
-        columns = self._n_shared_tokens
-        probs = self._work.take("log_student", z.shape[0], columns, self._dtype)
-        return normalize(z[:, :columns], probs)
+    def shared_mass(self, side: Side, probs: Tensor) -> Tensor:
+        """Return what the shared tokens have, stops among them.
+
+        Args:
+            side: whose rows.
+            probs: ``[c, columns]`` softmax of whole rows.
+
+        Returns:
+            ``[c]`` probabilities.
+        """
+        ids = side.table.ids
+        chosen = self._work.take("log_student", probs.shape[0], ids.shape[0], self._dtype)
+        mass: Tensor = torch.gather(probs, 1, ids.expand(probs.shape[0], -1), out=chosen).sum(1)
+        return mass
 
     def _set_coverage(
         self, side: Side, units: slice, shared: Tensor, beyond: Tensor | None
@@ -216,17 +225,12 @@ class Engine:
         rows = side.unit_row[units]
         ids = side.table.ids
         listed = z[:, : ids.shape[0]]
-        log_norm = None
         if coverage:
-            log_norm = torch.empty(rows.shape, dtype=self._dtype, device=rows.device)
-            side.rows.softmax(rows, log_norm)
+            self._set_coverage(side, units, self.shared_mass(side, side.rows.softmax(rows)), None)
         side.rows.chosen(rows, listed)
         z[:, ids.shape[0] :] = -torch.inf
         stops = self._stops(side)
         stops.merge(z)
-        if log_norm is not None:
-            mass = self._log_shared_mass(z)
-            self._set_coverage(side, units, (mass - log_norm).exp_(), None)
         return stops
 
     def _shared_units(self, student_rows: StudentRows) -> None:
@@ -287,7 +291,7 @@ class Engine:
             log_norm = normalize(full)
         if coverage:
             assert log_norm is not None
-            shared = (self._log_shared_mass(z) - log_norm).exp_()
+            shared = self.shared_mass(side, full)
             # A path behind a shared token lies within that token's probability already.
             joint = (first - log_norm + log_probs).exp_().masked_fill_(first_column >= 0, 0.0)
             self._set_coverage(side, units, shared, joint)

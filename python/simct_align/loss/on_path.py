@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 _GROUP = 64  # units whose paths are handled at once: enough for the small operations to be few
 
 
-def wanted_normalizers(options: Options) -> Wanted:
-    """Return which prefix rows need their log-normalizer.
+def wanted_of_prefixes(options: Options) -> Wanted:
+    """Return what a loss asks of prefix rows.
 
     Args:
         options: what the caller chose.
@@ -43,12 +43,12 @@ def wanted_normalizers(options: Options) -> Wanted:
     Returns:
         The answer for either side.
     """
-    everywhere = options.score == "mean" or options.coverage_shared
-    filters = options.min_teacher_coverage > 0.0
+    everyone = {"student": options.coverage_shared}
+    everyone["teacher"] = options.coverage_shared or options.min_teacher_coverage > 0.0
+    others = "multi" if options.coverage_multi else "none"
     return Wanted(
-        all_units={"teacher": everywhere or filters, "student": everywhere},
-        multi_units={"teacher": options.coverage_multi, "student": options.coverage_multi},
-        prefix_gradient=options.score == "mean",
+        measured={side: "all" if asked else others for side, asked in everyone.items()},
+        log_norm=options.score == "mean",
     )
 
 
@@ -83,8 +83,15 @@ class _SidePaths:
         self.plan: SidePlan = engine.plan.sides[name]
         plan, rows = self.plan, side.rows
         self.log_norm = torch.empty(plan.norm_row.shape, dtype=engine.dtype, device=engine.device)
+        # What the shared tokens have, in prefix rows for which that is wanted.
+        self.shared_mass = torch.zeros_like(self.log_norm)
+        measured = engine.plan.host.measured[name]
         for part in engine.chunks(plan.norm_row.shape[0], rows.row_values(True)):
-            rows.softmax(plan.norm_row[part], self.log_norm[part])
+            probs = rows.softmax(plan.norm_row[part], self.log_norm[part])
+            inside = slice(max(part.start, measured.start), part.stop)
+            if inside.start < inside.stop:
+                probs = probs[inside.start - part.start :]
+                self.shared_mass[inside] = engine.shared_mass(side, probs)
         self.next_log_prob = rows.pick(plan.norm_row, plan.norm_next).sub_(self.log_norm)
         n = plan.row.shape[0]
         self.rest = torch.zeros(n, dtype=engine.dtype, device=engine.device)
@@ -133,7 +140,7 @@ class OnPathEngine(Engine):
         self.dtype = dtype
         self.device = weight.device
         self._leaves = leaves
-        self._wanted = wanted_normalizers(options)
+        self._wanted = wanted_of_prefixes(options)
 
     def run(self, student_rows: StudentRows) -> Result:
         """See `Engine.run`; the result is in the order of the index as it came."""
@@ -166,7 +173,7 @@ class OnPathEngine(Engine):
                 step_at = plan.step_at[group]
                 steps = slopes.steps.masked_fill(step_at < 0, 0.0)
                 d_next.index_add_(0, step_at.clamp_min(0).view(-1), steps.view(-1))
-            if self._wanted.prefix_gradient:
+            if self._wanted.log_norm:
                 d_norm.index_add_(0, plan.prefix_at[group], slopes.log_norm)
         if self._options.gradient:
             d_next.index_add_(0, student.plan.rest_at, d_rest[student.plan.rest_unit])
@@ -224,7 +231,6 @@ class OnPathEngine(Engine):
             z[name][:, ids.shape[0] :] = -torch.inf
             stops[name] = self._stops(side.side)
             stops[name].merge(z[name])
-            self._cover_shared(side, part, z[name], slice(first, last))
             paths[name][0].insert(z[name], here, has_paths=has_paths)
             if name == "teacher":
                 self._keep(units)
@@ -350,7 +356,7 @@ class OnPathEngine(Engine):
         single: Leaves,
         log_norm: Tensor,
     ) -> None:
-        """Note what the paths of a group add to the coverage; `_cover_shared` adds the rest."""
+        """Note what the candidates of a group cover."""
         first_log_prob = units.first - log_norm
         entries = single.entries
         single_probs = (single.value - entries.spread(log_norm[entries.unit])).exp_()
@@ -358,25 +364,10 @@ class OnPathEngine(Engine):
         beyond.index_add_(0, entries.unit, entries.sums(single_probs))
         realized = (first_log_prob + units.rest).exp_()
         realized.masked_fill_((paths.first_column[group] >= 0) | (units.length == 0), 0.0)
+        prefix_at = paths.plan.prefix_at[group]
+        shared = paths.shared_mass[prefix_at.clamp_min(0)].masked_fill(prefix_at < 0, 0.0)
         first = STUDENT_SHARED if paths.side.is_student else TEACHER_SHARED
         at = slice(self._index.n_shared + group.start, self._index.n_shared + group.stop)
-        self._stats[first + 1, at] = realized
-        self._stats[first + 2, at] = beyond
-
-    def _cover_shared(self, paths: _SidePaths, part: slice, z: Tensor, multi: slice) -> None:
-        """Add the shared tokens to the coverage of the units of a chunk for which it was asked."""
-        options, is_student = self._options, paths.side.is_student
-        prefix_at = paths.plan.prefix_at[part]
-        if options.coverage_shared or (self._filters and not is_student):
-            at = torch.arange(part.stop - part.start, device=self.device)
-        elif options.coverage_multi and multi.stop > multi.start:
-            at = self.plan.multi[multi] - part.start
-            measured = self._work.take("log_teacher", at.shape[0], z.shape[1], self._dtype)
-            z, prefix_at = torch.index_select(z, 0, at, out=measured), prefix_at[at]
-        else:
-            return
-        mass = self._log_shared_mass(z)
-        first = STUDENT_SHARED if is_student else TEACHER_SHARED
-        at = at + (self._index.n_shared + part.start)
-        shared = (mass - paths.log_norm[prefix_at]).exp_()
-        self._stats[first : first + 3].index_add_(1, at, shared.expand(3, -1))
+        self._stats[first, at] = shared
+        self._stats[first + 1, at] = shared + realized
+        self._stats[first + 2, at] = shared + beyond

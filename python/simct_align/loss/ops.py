@@ -17,7 +17,7 @@ import torch
 from .engine import N_STATS, Engine, Options, Side
 from .index_view import view_index
 from .linear_rows import LinearRows, StudentLinearRows
-from .on_path import OnPathEngine, reordered, wanted_normalizers
+from .on_path import OnPathEngine, reordered, wanted_of_prefixes
 from .plan import SIDES, make_plan
 from .realized import SCORES
 from .rows import LogitsRows, StudentLogitsRows, Workspace
@@ -150,7 +150,7 @@ def _run(
     if scalars.on_path:
         host, *spellings = continuations[:3]
         counts = (scalars.n_shared, scalars.n_multi, scalars[2:4], scalars[4:6])
-        wanted = wanted_normalizers(options)
+        wanted = wanted_of_prefixes(options)
         plan = make_plan(host, counts, (spellings[0], spellings[1]), wanted, packed.device)
         index = reordered(index, plan)
     student = Side(rows[0], tables[1], index.student_row, index.student, is_student=True)

@@ -162,6 +162,8 @@ class HostSizes:
         gradient_rows: Rows of the student's ``norm_row`` that get a gradient.
         leaves: ``[n]`` leaves of each planned unit.
         multi: ``[M]`` planned units that are MULTI.
+        measured: Per side, places in ``norm_row`` of the prefix rows where the shared tokens'
+            probability is wanted.
         first_entry: ``[n + 1]`` per direction: entries before each planned unit.
         entry_leaves: ``[E + 1]`` per direction: leaves before each entry.
     """
@@ -171,17 +173,23 @@ class HostSizes:
     gradient_rows: int
     leaves: Longs
     multi: Longs
+    measured: dict[str, slice]
     first_entry: dict[str, Longs]
     entry_leaves: dict[str, Longs]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which log-normalizers of prefix rows are wanted: of all planned units, or MULTI ones."""
+    """What is wanted of prefix rows.
 
-    all_units: dict[str, bool]
-    multi_units: dict[str, bool]
-    prefix_gradient: bool
+    Attributes:
+        measured: by side, of which planned units the shared tokens' probability: ``"all"``,
+            ``"multi"`` or ``"none"``.
+        log_norm: whether all units need their log-normalizer, and the student's its gradient.
+    """
+
+    measured: dict[str, str]
+    log_norm: bool
 
 
 class _Index(NamedTuple):
@@ -294,8 +302,16 @@ class _Planner:
         return np.where(known, place, -1)
 
 
-def _side(planner: _Planner, side: str, wanted: Wanted) -> tuple[SidePlan, Longs, int, int]:
-    """Plan a side; also return its entries' rows as places, ``d`` and the rows with gradients."""
+class _Sizes(NamedTuple):
+    """Of one side, for `HostSizes`."""
+
+    depth: int
+    gradient_rows: int
+    measured: slice
+
+
+def _side(planner: _Planner, side: str, wanted: Wanted) -> tuple[SidePlan, Longs, _Sizes]:
+    """Plan a side; also return its entries' rows as places in ``norm_row``, and its sizes."""
     index, spelled = planner.index, _OTHER[side]
     entries, table = planner.directions[spelled], planner.tables[spelled]
     n = len(planner.planned)
@@ -325,17 +341,15 @@ def _side(planner: _Planner, side: str, wanted: Wanted) -> tuple[SidePlan, Longs
     is_rest = step_number > 0
     entry_row = row[entries.unit] + entries.depth
     with_gradient = [path_row, step_row[is_rest], entry_row]
-    if wanted.prefix_gradient:
+    if wanted.log_norm:
         with_gradient.append(row)
     grad_rows = np.unique(np.concatenate(with_gradient))
-    if wanted.all_units[side]:
-        others = row
-    elif wanted.multi_units[side]:
-        others = row[planner.is_multi]
-    else:
-        others = row[:0]
-    others = np.setdiff1d(others, grad_rows)
-    norm_row = np.concatenate([grad_rows, others])
+    measured = {"all": row, "multi": row[planner.is_multi], "none": row[:0]}[wanted.measured[side]]
+    is_measured = np.isin(grad_rows, measured)
+    # What is measured stands together: at the end of the rows with a gradient, and behind them.
+    others = np.setdiff1d(measured, grad_rows)
+    norm_row = np.concatenate([grad_rows[~is_measured], grad_rows[is_measured], others])
+    sizes = _Sizes(depth, len(grad_rows), slice(int((~is_measured).sum()), len(norm_row)))
     by_row = np.argsort(norm_row, kind="stable")
 
     def at(rows: Longs) -> Longs:
@@ -376,7 +390,7 @@ def _side(planner: _Planner, side: str, wanted: Wanted) -> tuple[SidePlan, Longs
         norm_row=norm_row,
         norm_next=norm_next,
     )
-    return plan, at(entry_row), depth, len(grad_rows)
+    return plan, at(entry_row), sizes
 
 
 def make_plan(
@@ -392,7 +406,7 @@ def make_plan(
         host: the packed index, on the host.
         counts: SHARED and MULTI units, then steps and entries of the teacher and the student.
         tables: of the teacher's and the student's direction, from `pack_spellings`.
-        wanted: which log-normalizers of prefix rows are needed.
+        wanted: what is wanted of prefix rows.
         device: where the tensors go, in one copy.
 
     Returns:
@@ -408,11 +422,10 @@ def make_plan(
     by_side = dict(zip(SIDES, map(_unpack_spellings, tables), strict=True))
     planner = _Planner(index, by_side, counts[0])
     sides: dict[str, SidePlan] = {}
-    entry_at, depth, gradient_rows = {}, {}, 0
+    entry_at: dict[str, Longs] = {}
+    by_side_sizes: dict[str, _Sizes] = {}
     for side in SIDES:
-        sides[side], entry_at[_OTHER[side]], depth[side], gradient_rows = _side(
-            planner, side, wanted
-        )
+        sides[side], entry_at[_OTHER[side]], by_side_sizes[side] = _side(planner, side, wanted)
     n = len(planner.planned)
     realized_leaf = np.full(n, -1)
     everyone = np.arange(n)[planner.is_multi]
@@ -426,10 +439,11 @@ def make_plan(
         plan.norm_at = entry_at[side]
     sizes = HostSizes(
         planned=n,
-        depth=depth,
-        gradient_rows=gradient_rows,
+        depth={side: found.depth for side, found in by_side_sizes.items()},
+        gradient_rows=by_side_sizes["student"].gradient_rows,
         leaves=planner.leaves,
         multi=everyone,
+        measured={side: found.measured for side, found in by_side_sizes.items()},
         first_entry={
             side: np.searchsorted(plan.unit, np.arange(n + 1))
             for side, plan in planner.directions.items()
