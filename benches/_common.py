@@ -78,14 +78,14 @@ def time_best(
 
 
 def time_in_turn(
-    functions: Sequence[Callable[[], object]], repeat: int, min_seconds: float
+    functions: Sequence[Callable[[], object]], repeat: int, min_seconds: float, *, calls: int = 5
 ) -> list[Timing]:
     """Time functions in turn, a few calls each, so that all meet the same state of the machine."""
     rounds: list[list[float]] = [[] for _ in functions]
     begun = time.perf_counter()
     while len(rounds[0]) < repeat or time.perf_counter() - begun < min_seconds * len(functions):
         for function, samples in zip(functions, rounds, strict=True):
-            samples += time_best(function, 5, 0.0).samples
+            samples += time_best(function, calls, 0.0).samples
     return [Timing(tuple(sorted(samples))) for samples in rounds]
 
 
