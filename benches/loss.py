@@ -351,8 +351,8 @@ def measure_on_path(repeat: int, quick: bool) -> list[dict[str, object]]:
                     loss_fn(student, teacher, index).loss.backward()  # noqa: B023
 
                 steps.append(step)
-            # Two calls a turn: a virtual machine's host takes back freed memory every few seconds,
-            # and whose step is running then pays for it with a third of a second.
+            # Two calls a turn: every two seconds or so a step takes a third of a second of system
+            # time more on our virtual machines, and longer turns let one case have them all.
             timings = time_in_turn(steps, 1 if quick else 4 * repeat, 0.0, calls=2)
             extra = peak_extra(steps[1], [student])
             student.grad = None

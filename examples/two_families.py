@@ -53,7 +53,7 @@ TOLERANCE = 0.01
 
 @dataclass
 class Settings:
-    """How to train: as the best run of `benches/opd_settings.py`, "tokens-64"."""
+    """How to train: as run "tokens-64" of `benches/opd_settings.py`."""
 
     steps: int = 30
     batch_size: int = 4
