@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rows import fresh_zeros, mask_padding, normalize
+from .rows import fresh_zeros, mask_padding, softmax_
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,11 +119,7 @@ class LinearRows:
 
     def softmax(self, rows: Tensor, log_norm: Tensor | None = None) -> Tensor:
         """See `Rows`."""
-        z = self.full(rows)
-        if log_norm is None:
-            return torch.softmax(z, 1, out=z)
-        log_norm.copy_(normalize(z))
-        return z
+        return softmax_(self.full(rows), log_norm)
 
     def chosen(self, rows: Tensor, out: Tensor) -> None:
         """See `Rows`."""

@@ -3,7 +3,8 @@
 A unit's candidates reach into the rows of the tokens behind it, and a row takes gradients of many
 units, so the work is split by what it touches:
 
-1. log-normalizers of all rows that a path reads, and the realized tokens' log-probabilities;
+1. log-normalizers of all rows that a path reads, the realized tokens' log-probabilities, and what
+   the shared tokens have where that is wanted;
 2. units by descending student row: shared columns, paths, divergence, and their derivatives. A
    unit's own row is written before units in front of it add to single places of it;
 3. rows again, for the part that goes through their log-normalizers: a multiple of the softmax.

@@ -135,7 +135,6 @@ class Plan:
     Attributes:
         order: ``[units]`` numbers of the units: first those that `Engine` handles like without
             continuations, then the planned ones by descending student row.
-        multi: ``[M]`` planned units that are MULTI, ascending.
         realized_column: ``[n]`` shared column of the realized text, or −1.
         realized_leaf: ``[n]`` its place among the unit's leaves, or −1.
         sides: by the side's name.
@@ -144,7 +143,6 @@ class Plan:
     """
 
     order: Tensor
-    multi: Tensor
     realized_column: Tensor
     realized_leaf: Tensor
     sides: dict[str, SidePlan]
@@ -158,10 +156,9 @@ class HostSizes:
 
     Attributes:
         planned: Planned units.
-        depth: ``d`` of either side.
         gradient_rows: Rows of the student's ``norm_row`` that get a gradient.
         leaves: ``[n]`` leaves of each planned unit.
-        multi: ``[M]`` planned units that are MULTI.
+        multi: ``[M]`` planned units that are MULTI, ascending.
         measured: Per side, places in ``norm_row`` of the prefix rows where the shared tokens'
             probability is wanted.
         first_entry: ``[n + 1]`` per direction: entries before each planned unit.
@@ -169,7 +166,6 @@ class HostSizes:
     """
 
     planned: int
-    depth: dict[str, int]
     gradient_rows: int
     leaves: Longs
     multi: Longs
@@ -305,7 +301,6 @@ class _Planner:
 class _Sizes(NamedTuple):
     """Of one side, for `HostSizes`."""
 
-    depth: int
     gradient_rows: int
     measured: slice
 
@@ -349,7 +344,7 @@ def _side(planner: _Planner, side: str, wanted: Wanted) -> tuple[SidePlan, Longs
     # What is measured stands together: at the end of the rows with a gradient, and behind them.
     others = np.setdiff1d(measured, grad_rows)
     norm_row = np.concatenate([grad_rows[~is_measured], grad_rows[is_measured], others])
-    sizes = _Sizes(depth, len(grad_rows), slice(int((~is_measured).sum()), len(norm_row)))
+    sizes = _Sizes(len(grad_rows), slice(int((~is_measured).sum()), len(norm_row)))
     by_row = np.argsort(norm_row, kind="stable")
 
     def at(rows: Longs) -> Longs:
@@ -439,7 +434,6 @@ def make_plan(
         plan.norm_at = entry_at[side]
     sizes = HostSizes(
         planned=n,
-        depth={side: found.depth for side, found in by_side_sizes.items()},
         gradient_rows=by_side_sizes["student"].gradient_rows,
         leaves=planner.leaves,
         multi=everyone,
@@ -453,7 +447,7 @@ def make_plan(
             for side, plan in planner.directions.items()
         },
     )
-    common = [planner.order, everyone, column, realized_leaf]
+    common = [planner.order, column, realized_leaf]
     names = {kind: [field.name for field in fields(kind)] for kind in (SidePlan, DirectionPlan)}
     arrays = common + [
         getattr(part, name)
@@ -465,9 +459,9 @@ def make_plan(
     packed = packed.to(device, non_blocking=True)
     pieces = torch.split(packed, [array.size for array in arrays])
     tensors = iter([p.view(array.shape) for p, array in zip(pieces, arrays, strict=True)])
-    order, multi, columns, leaves = (next(tensors) for _ in common)
+    order, columns, leaves = (next(tensors) for _ in common)
     moved_sides = {side: SidePlan(*(next(tensors) for _ in names[SidePlan])) for side in SIDES}
     moved_directions = {
         side: DirectionPlan(*(next(tensors) for _ in names[DirectionPlan])) for side in SIDES
     }
-    return Plan(order, multi, columns, leaves, moved_sides, moved_directions, sizes)
+    return Plan(order, columns, leaves, moved_sides, moved_directions, sizes)

@@ -192,11 +192,7 @@ class LogitsRows:
     def softmax(self, rows: Tensor, log_norm: Tensor | None = None) -> Tensor:
         """See `Rows`."""
         if not self._in_place or self._flat is None:
-            z = self.full(rows)
-            if log_norm is None:
-                return torch.softmax(z, 1, out=z)
-            log_norm.copy_(normalize(z))
-            return z
+            return softmax_(self.full(rows), log_norm)
         probs = self._work.take("native", rows.shape[0], self.columns, self._dtype)
         needed = min(self.columns, self._table.needed)
         probs[:, needed:] = 0.0
@@ -323,6 +319,22 @@ def normalize(z: Tensor, out: Tensor | None = None) -> Tensor:
     # The largest probability is exp(top - L).
     log_norm: Tensor = top.sub_(probs.amax(-1).log_())
     return log_norm
+
+
+def softmax_(z: Tensor, log_norm: Tensor | None) -> Tensor:
+    """Replace rows by their softmax.
+
+    Args:
+        z: ``[c, columns]`` logits.
+        log_norm: ``[c]``, receives their log-normalizers; None where nobody wants them.
+
+    Returns:
+        ``z``.
+    """
+    if log_norm is None:
+        return torch.softmax(z, 1, out=z)
+    log_norm.copy_(normalize(z))
+    return z
 
 
 def mask_padding(z: Tensor, table: SideTable) -> Tensor:
