@@ -139,12 +139,16 @@ def vocabulary_of(name: str, tokenizer: Any) -> Vocabulary:
     return Vocabulary.from_tokenizer(tokenizer, special=special)
 
 
-def load(name: str, device: str = "cpu", *, cache: str | Path | None = None) -> Loaded:
+def load(
+    name: str, device: str = "cpu", *, trained: bool = False, cache: str | Path | None = None
+) -> Loaded:
     """Load a model, its tokenizer and its vocabulary.
 
     Args:
         name: "smollm2" or "gemma3".
         device: Where the model goes: float32 on a CPU, bfloat16 elsewhere.
+        trained: It will be trained: float32 everywhere, since steps of a small learning rate are
+            rounded away in bfloat16 weights. (The trainer's ``bf16`` computes in bfloat16.)
         cache: See `gguf_file`.
 
     Returns:
@@ -158,7 +162,8 @@ def load(name: str, device: str = "cpu", *, cache: str | Path | None = None) -> 
 
     tokenizer = load_tokenizer(name, cache)
     file = gguf_file(name, cache)
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    wide = trained or torch.device(device).type == "cpu"
+    dtype = torch.float32 if wide else torch.bfloat16
     with _said(f"reading the weights of {name}"):
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=dtype, **_unpacked()

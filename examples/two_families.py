@@ -285,7 +285,8 @@ def main() -> None:
     needed = 2 * options.held_out + settings.steps * settings.batch_size
     splits = split_rows(read_rows(options.prompts, needed), options.held_out)
     held_out = splits.report if options.split == "report" else splits.sweep
-    teacher, student = (load(name, options.device) for name in (options.teacher, options.student))
+    teacher = load(options.teacher, options.device)
+    student = load(options.student, options.device, trained=True)
     _say(f"measuring on {len(held_out)} held-out prompts")
     measurer = Measurer(teacher, student, held_out, max_new_tokens=options.measured_tokens)
     before = measurer.measure()
