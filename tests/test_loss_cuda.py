@@ -95,7 +95,7 @@ def test_baselines_on_cuda_equal_those_on_the_cpu(name):
     c = linear_case(2, extra_columns=3)
     results = []
     for device in ("cpu", "cuda"):
-        student = c.student.to(device).requires_grad_()
+        student = c.student.detach().to(device).requires_grad_()
         index = copy.copy(c.index)
         index.packed = index.packed.to(device)
         ids = ids_of(c, padded=False) if kind.reads_ids else {}

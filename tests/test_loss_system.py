@@ -62,10 +62,10 @@ def on(device, c):
     """The tensors and the index of a case on a device."""
     index = copy.copy(c.index)
     index.packed = index.packed.to(device)
-    logits = c.student.to(device).requires_grad_(), c.teacher.to(device)
+    logits = c.student.detach().to(device).requires_grad_(), c.teacher.to(device)
     hidden = (
-        c.student_hidden.to(device).requires_grad_(),
-        c.student_weight.to(device).requires_grad_(),
+        c.student_hidden.detach().to(device).requires_grad_(),
+        c.student_weight.detach().to(device).requires_grad_(),
         c.teacher_hidden.to(device),
         c.teacher_weight.to(device),
     )

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from .rows import StudentRows, Workspace
 
 
-_GROUP = 64  # units whose paths are handled at once: enough for the small operations to be few
+_GROUP = 64
+"""Units whose paths are handled at once on the CPU: enough for the small operations to be few, and
+few enough for the cache. Elsewhere every operation is a launch, and memory alone bounds a group."""
 
 
 def wanted_of_prefixes(options: Options) -> Wanted:
@@ -194,11 +196,12 @@ class OnPathEngine(Engine):
         before = np.concatenate([[0], np.cumsum(leaves)])
         # A leaf takes about 16 numbers.
         room = self._options.chunk_bytes // (16 * 8)
+        most = _GROUP if self.device.type == "cpu" else total
         groups = []
         start = 0
         while start < total:
             fits = int(np.searchsorted(before, before[start] + room, side="right")) - 1
-            stop = min(total, max(start + size, min(fits, start + _GROUP)))
+            stop = min(total, max(start + size, min(fits, start + most)))
             chunks = [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
             groups.append((slice(start, stop), chunks))
             start = stop
