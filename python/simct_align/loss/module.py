@@ -165,6 +165,7 @@ class LossBase(torch.nn.Module):
         return (
             packed,
             weight,
+            tables.column_of_shared,
             tables.teacher_ids,
             tables.teacher_column_of_id,
             tables.teacher_unused,

@@ -10,6 +10,7 @@ inputs, with the incoming derivatives as weights.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import torch
@@ -77,7 +78,7 @@ class Scalars(NamedTuple):
 
 
 _TENSORS = (
-    "Tensor packed, Tensor weight, "
+    "Tensor packed, Tensor weight, Tensor column_of_shared, "
     "Tensor teacher_ids, Tensor teacher_column_of_id, Tensor teacher_unused, "
     "Tensor student_ids, Tensor student_column_of_id, Tensor student_unused, "
     # Of continuations, all empty without: the index and the tables of spellings on the host, and
@@ -85,7 +86,7 @@ _TENSORS = (
     "Tensor host, Tensor teacher_spellings, Tensor student_spellings, "
     "Tensor teacher_leaves, Tensor student_leaves, "
 )
-_N_TENSORS = 13
+_N_TENSORS = 14
 _SYMBOLIC = {
     "n_shared",
     "n_multi",
@@ -129,12 +130,14 @@ def _run(
     tables: tuple[SideTable, SideTable],
     packed: Tensor,
     weight: Tensor,
+    column_of_shared: Tensor,
     continuations: Sequence[Tensor],
     scalars: Scalars,
     work: Workspace,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     index = view_index(packed, *scalars[:4])
+    index = replace(index, realized_column=column_of_shared[index.realized_column])
     options = Options(
         score=SCORES[scalars.score],
         divergence=_divergences[scalars.divergence],
@@ -152,6 +155,7 @@ def _run(
         counts = (scalars.n_shared, scalars.n_multi, scalars[2:4], scalars[4:6])
         wanted = wanted_of_prefixes(options)
         plan = make_plan(host, counts, (spellings[0], spellings[1]), wanted, packed.device)
+        plan = replace(plan, realized_column=column_of_shared[plan.realized_column])
         index = reordered(index, plan)
     student = Side(rows[0], tables[1], index.student_row, index.student, is_student=True)
     teacher = Side(rows[1], tables[0], index.teacher_row, index.teacher, is_student=False)
@@ -185,7 +189,7 @@ def logits_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         Loss, divergence per unit, statistics per unit, and the student's gradient (empty if it was
         not asked for).
     """
-    student, teacher, packed, weight, *tables = args[: 2 + _N_TENSORS]
+    student, teacher, packed, weight, column_of_shared, *tables = args[: 2 + _N_TENSORS]
     scalars = Scalars(*args[2 + _N_TENSORS :])
     dtype = compute_dtype(student)
     with torch.no_grad(), _without_autocast(student.device.type):
@@ -200,6 +204,7 @@ def logits_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             side_tables,
             packed,
             weight,
+            column_of_shared,
             tables[6:],
             scalars,
             work,
@@ -222,7 +227,7 @@ def linear_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, 
         states, weight and bias (empty where not asked for).
     """
     s_hidden, s_weight, s_bias, t_hidden, t_weight, t_bias = args[:6]
-    packed, weight, *tables = args[6 : 6 + _N_TENSORS]
+    packed, weight, column_of_shared, *tables = args[6 : 6 + _N_TENSORS]
     end = 6 + _N_TENSORS + len(Scalars._fields)
     scalars = Scalars(*args[6 + _N_TENSORS : end])
     s_softcap, t_softcap, s_scale, t_scale, need_weight, need_bias = args[end:]
@@ -249,6 +254,7 @@ def linear_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, 
             side_tables,
             packed,
             weight,
+            column_of_shared,
             tables[6:],
             scalars,
             work,
