@@ -2,7 +2,7 @@
 
     python benches/loss.py                  the full sizes (500 units; 12 GB of memory)
     python benches/loss.py --quick          a tenth of every size, for CI; no CSV row, no bars
-    python benches/loss.py --device cuda    on a GPU; rows go to a CSV of their own, no bars
+    python benches/loss.py --device cuda --units 4000 --dtype bfloat16    on a GPU; no bars
 
 One thread, one run, ratios within it. Rivals: (a) a plain reverse KL on ready-made logits of the
 shared columns, (b) the vectorised but unchunked formula, (c) a loop over units that indexes the
@@ -20,7 +20,7 @@ Peak extra memory is the process's high-water mark during a call, less what is r
 a GPU it is the same difference of the allocator's figures.
 
 ``--dtype bfloat16`` gives every case inputs of that dtype; all of them compute in float32. The bars
-are those of float32 on a CPU.
+are those of 500 units in float32 on a CPU; other settings go to a CSV of their own.
 """
 
 from __future__ import annotations
@@ -48,16 +48,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the inputs of all cases are, and in which dtype."""
+class Setting:
+    """How many units there are, where the inputs of all cases are, and in which dtype."""
 
-    device: torch.device
-    dtype: torch.dtype
+    units: int = 500
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
 
     def randn(self, *shape: int, requires_grad: bool = False) -> Tensor:
         made = torch.randn(*shape, device=self.device, dtype=self.dtype)
@@ -65,8 +67,8 @@ class Place:
 
     @property
     def has_bars(self) -> bool:
-        """The bars were set for float32 on a CPU."""
-        return self.device.type == "cpu" and self.dtype == torch.float32
+        """The bars were set for this setting."""
+        return self == Setting()
 
     @property
     def record(self) -> str:
@@ -76,7 +78,8 @@ class Place:
         name = self.device.type
         if name == "cuda":
             name = torch.cuda.get_device_name(self.device)
-        return "_".join(["loss", *name.lower().split(), str(self.dtype).removeprefix("torch.")])
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "_".join(["loss", *name.lower().split(), str(self.units), dtype])
 
     def wait(self) -> None:
         """Wait until the device has done what was asked of it."""
@@ -263,12 +266,12 @@ def measure(
 
 def products(case: Case, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> float:
     """Seconds for the products of (d): student forward and backward, teacher forward."""
-    place = Place(student[0].device, student[0].dtype)
+    setting = Setting(device=student[0].device)
 
     def seconds_of(a: Tensor, b: Tensor, out: Tensor) -> float:
         def product() -> None:
             torch.mm(a, b, out=out)
-            place.wait()
+            setting.wait()
 
         return time_best(product, 2, 0.0).p50
 
@@ -289,19 +292,19 @@ def products(case: Case, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, 
     return seconds
 
 
-def measure_plain(case: Case, place: Place, repeat: int) -> Row:
-    ready = [place.randn(case.units, case.shared) for _ in range(2)]
+def measure_plain(case: Case, setting: Setting, repeat: int) -> Row:
+    ready = [setting.randn(case.units, case.shared) for _ in range(2)]
     ready[0].requires_grad_()
     return measure("(a) plain reverse KL", lambda: plain_kl(*ready), ready[:1], repeat)
 
 
-def measure_from_logits(case: Case, place: Place, repeat: int) -> list[Row]:
+def measure_from_logits(case: Case, setting: Setting, repeat: int) -> list[Row]:
     """`SimCTLoss` under every score, then (b) and (c)."""
-    student = place.randn(case.student_rows, case.student_columns, requires_grad=True)
-    teacher = place.randn(case.teacher_rows, case.teacher_columns)
+    student = setting.randn(case.student_rows, case.student_columns, requires_grad=True)
+    teacher = setting.randn(case.teacher_rows, case.teacher_columns)
     rows = []
     for score in ("mean", "sum", "event", "mean_logit"):
-        loss_fn = SimCTLoss(case.aligner, score=score).to(place.device)
+        loss_fn = SimCTLoss(case.aligner, score=score).to(setting.device)
         rows.append(
             measure(
                 f"SimCTLoss {score}",
@@ -322,7 +325,7 @@ def measure_from_logits(case: Case, place: Place, repeat: int) -> list[Row]:
         )
     )
     with torch.no_grad():
-        loss_fn = SimCTLoss(case.aligner, score="mean_logit").to(place.device)
+        loss_fn = SimCTLoss(case.aligner, score="mean_logit").to(setting.device)
         out = loss_fn(student, teacher, case.index)
     same = out.per_unit[[case.order.index(unit) for unit in tenth]].mean().item()
     assert abs(same - rows[-1].loss) < 1e-4 * abs(same), (same, rows[-1].loss)
@@ -357,18 +360,19 @@ def on_path_by_hand(
     return (student.exp() * (student - teacher)).sum()
 
 
-def measure_on_path(place: Place, repeat: int, quick: bool) -> list[dict[str, object]]:
+def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str, object]]:
     """Seconds of "on_path" and of "realized" over the same real units, for every score."""
     if quick:
         pair: tuple[object, object] = demo_tokenizers()
         corpora = {"code": code(1)}
     else:
         pair = (TOKENIZERS / "qwen2_5", TOKENIZERS / "gemma2")
-        corpora = {"GSM8K": gsm8k(40), "code": code(3)}
+        times = -(-setting.units // 500)
+        corpora = {"GSM8K": gsm8k(40 * times), "code": code(3 * times)}
     aligner = Aligner(*pair)
     rows: list[dict[str, object]] = []
     for corpus, texts in corpora.items():
-        size = 50 if quick else 500
+        size = setting.units
         tokens = [side.encode_batch(texts) for side in (aligner.teacher, aligner.student)]
         whole = aligner.align_batch(*tokens)
         # Whole texts where they are short, the beginning of the first where they are long.
@@ -378,9 +382,9 @@ def measure_on_path(place: Place, repeat: int, quick: bool) -> list[dict[str, ob
             tokens = [[ids[0][: int(end)]] for ids, end in zip(tokens, ends, strict=True)]
         batch = aligner.align_batch(*(ids[:kept] for ids in tokens))
         on_host = batch.index(max_path=MAX_PATH)
-        index = on_host.to(place.device)
-        student = place.randn(len(batch.student.values), len(aligner.student), requires_grad=True)
-        teacher = place.randn(len(batch.teacher.values), len(aligner.teacher))
+        index = on_host.to(setting.device)
+        student = setting.randn(len(batch.student.values), len(aligner.student), requires_grad=True)
+        teacher = setting.randn(len(batch.teacher.values), len(aligner.teacher))
         leaves = np.zeros(len(index))
         for side in ("teacher", "student"):
             counts = np.diff(getattr(on_host, f"{side}_leaf_offsets"))
@@ -390,7 +394,7 @@ def measure_on_path(place: Place, repeat: int, quick: bool) -> list[dict[str, ob
             f"{leaves.mean():.0f} leaves per unit, median {np.median(leaves):.0f}"
         )
         with torch.no_grad():
-            loss_fn = SimCTLoss(aligner, candidates="on_path", score="sum").to(place.device)
+            loss_fn = SimCTLoss(aligner, candidates="on_path", score="sum").to(setting.device)
             out = loss_fn(student, teacher, index)
         for unit in np.argsort(-leaves[: index.n_shared])[:3]:
             expected = on_path_by_hand(aligner, batch, on_host, int(unit), (student, teacher))
@@ -398,12 +402,12 @@ def measure_on_path(place: Place, repeat: int, quick: bool) -> list[dict[str, ob
         for score, bar in (("mean", 1.8), ("sum", 1.4), ("event", 1.4)):
             steps = []
             for candidates in ("realized", "on_path"):
-                loss_fn = SimCTLoss(aligner, candidates=candidates, score=score).to(place.device)
+                loss_fn = SimCTLoss(aligner, candidates=candidates, score=score).to(setting.device)
 
                 def step(loss_fn: SimCTLoss = loss_fn) -> None:
                     student.grad = None  # noqa: B023
                     loss_fn(student, teacher, index).loss.backward()  # noqa: B023
-                    place.wait()
+                    setting.wait()
 
                 steps.append(step)
             # Two calls a turn: every two seconds or so a step takes a third of a second of system
@@ -434,34 +438,40 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="where the losses run (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of logits and weights")
+    parser.add_argument("--units", type=int, default=500, help="(default: 500; 50 with --quick)")
     arguments = parser.parse_args()
-    place = Place(torch.device(arguments.device), DTYPES[arguments.dtype])
+    setting = Setting(
+        50 if arguments.quick else arguments.units,
+        torch.device(arguments.device),
+        DTYPES[arguments.dtype],
+    )
     torch.set_num_threads(1)
     torch.manual_seed(0)
     quick = arguments.quick
-    case = (
-        Case(50, 54, 53, 25_600, 15_193, 9_767)
-        if quick
-        else (Case(500, 541, 532, 256_000, 151_936, 97_675))
-    )
+    units = setting.units
+    columns = (25_600, 15_193, 9_767) if quick else (256_000, 151_936, 97_675)
+    case = Case(units, round(1.082 * units), round(1.064 * units), *columns)
     widths = (230, 358) if quick else (2_304, 3_584)
     repeat = arguments.repeat
     rows = []
 
-    case.index.packed = case.index.packed.to(place.device)
-    rows.append(measure_plain(case, place, repeat))
-    rows += measure_from_logits(case, place, repeat)
+    case.index.packed = case.index.packed.to(setting.device)
+    rows.append(measure_plain(case, setting, repeat))
+    rows += measure_from_logits(case, setting, repeat)
     loop = rows[-1]
-    student_bytes = place.dtype.itemsize * case.student_rows * case.student_columns
+    student_bytes = setting.dtype.itemsize * case.student_rows * case.student_columns
 
-    hidden = [place.randn(case.student_rows, widths[0]), place.randn(case.teacher_rows, widths[1])]
+    hidden = [
+        setting.randn(case.student_rows, widths[0]),
+        setting.randn(case.teacher_rows, widths[1]),
+    ]
     weight = [
-        place.randn(columns, width) * width**-0.5
+        setting.randn(columns, width) * width**-0.5
         for columns, width in zip((case.student_columns, case.teacher_columns), widths, strict=True)
     ]
     unavoidable = products(case, (hidden[0], weight[0]), (hidden[1], weight[1]))
     leaves = [hidden[0].requires_grad_(), weight[0].requires_grad_()]
-    linear = LinearSimCTLoss(case.aligner).to(place.device)
+    linear = LinearSimCTLoss(case.aligner).to(setting.device)
     rows.append(
         measure(
             "(d) LinearSimCTLoss",
@@ -496,7 +506,7 @@ def main() -> int:
         ],
     )
     print(f"products that (d) cannot avoid: {unavoidable:.2f} s")
-    on_path = measure_on_path(place, repeat, quick)
+    on_path = measure_on_path(setting, repeat, quick)
     if quick:
         return 0
     bars = [
@@ -515,12 +525,12 @@ def main() -> int:
         if row["ratio"] != 1.0
     ]
     reached = True
-    if place.has_bars:
+    if setting.has_bars:
         for name, value, bar in bars:
             print(f"{'reached' if value <= bar else 'MISSED '}  {name}: {value:.3f} (bar {bar:g})")
             reached &= value <= bar
     append_csv(
-        ROOT / "benches" / "record" / f"{place.record}.csv",
+        ROOT / "benches" / "record" / f"{setting.record}.csv",
         [
             {
                 "case": row.name,

@@ -49,7 +49,7 @@ class SideTable:
     Attributes:
         ids: ``[shared + extra]`` logit columns: the shared tokens, then the stops but the first.
         n_extra: how many of these are stops.
-        column_of_id: ``[vocabulary]`` column of a canonical id of a shared token, -1 for all others.
+        column_of_id: ``[vocabulary]`` column of a shared token's canonical id, -1 for all others.
         unused: ids below ``needed`` that are no tokens.
         needed: last token's id plus 1; logit columns from here on are padding.
     """
