@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from simct_align.loss import LinearSimCTLoss, SimCTLoss
-from test_loss_linear import linear_case
+from test_loss_linear import assert_near, linear_case
 from test_loss_on_path import case as on_path_case
 from test_loss_system import KEYWORDS, both_losses, compiled_step
 from test_objectives import BASELINES, ids_of
@@ -81,12 +81,24 @@ def test_continuations_on_cuda_equal_those_on_the_cpu(keywords):
         torch.testing.assert_close(cuda, cpu, equal_nan=True)
 
 
+@pytest.mark.parametrize("score", ["mean", "sum", "event"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_computes_in_float32(dtype):
+def test_half_precision_computes_in_float32(dtype, score):
     """Same inputs, so what differs is the arithmetic and the rounding of the gradients."""
-    cpu, cuda = (results_of(on_path_losses(d, 1, {}, dtype)) for d in ("cpu", "cuda"))
-    # PyTorch's own tolerance for gradients of that dtype; all else is float32.
-    torch.testing.assert_close(cuda, cpu, equal_nan=True)
+    results = []
+    for device in ("cpu", "cuda"):
+        values, gradients = [], []
+        for run, leaves in on_path_losses(device, 1, {"score": score}, dtype):
+            out = run()
+            out.loss.backward()
+            values += [out.loss.cpu(), out.per_unit.cpu()]
+            gradients += [leaf.grad.cpu() for leaf in leaves]
+        results.append((values, gradients))
+    (expected, cpu), (values, cuda) = results
+    torch.testing.assert_close(values, expected)
+    for ours, other in zip(cuda, cpu, strict=True):
+        assert ours.dtype == dtype
+        assert_near(ours, other, 0.01)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from index_twin import case
-from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from simct_align.loss import LinearSimCTLoss, SimCTLoss, linear_rows
 
 SCORES = ("mean", "sum", "event", "mean_logit")
 
@@ -86,6 +86,39 @@ def test_equals_the_loss_from_logits(score, option, chunk_bytes):
                 torch.testing.assert_close(a.grad, b.grad)
             for a, b in zip(out.metrics, expected.metrics, strict=True):
                 torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def assert_near(ours, expected, tolerance):
+    """Relative to the whole: single values of a rounded product may be anything."""
+    error = (ours.double() - expected.double()).norm() / expected.double().norm()
+    assert error < tolerance, error
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("chunk_bytes", [1, 4_000, None])
+def test_narrow_factors(monkeypatch, score, chunk_bytes):
+    """What a GPU does with bfloat16, its products replaced by those of widened factors."""
+    c = linear_case(2, dtype=torch.bfloat16, extra_columns=2)
+    biases = {f"{side}_bias": getattr(c, f"{side}_bias") for side in ("student", "teacher")}
+    results = []
+    for narrow in (False, True):
+        if narrow:
+            monkeypatch.setattr(linear_rows, "multiplies_narrow", lambda *_: True)
+            monkeypatch.setattr(
+                linear_rows, "product", lambda a, b, out: torch.mm(a.float(), b.float(), out=out)
+            )
+        leaves = [x.clone().requires_grad_() for x in (c.student_hidden, c.student_weight)]
+        out = LinearSimCTLoss(c.pair, score=score, chunk_bytes=chunk_bytes)(
+            *leaves, c.teacher_hidden, c.teacher_weight, c.index,
+            student_softcap=3.0, teacher_scale=0.7, **biases,
+        )  # fmt: skip
+        out.loss.backward()
+        results.append([out.per_unit, *(leaf.grad for leaf in leaves)])
+    wide, narrow = results
+    torch.testing.assert_close(narrow[0], wide[0])
+    for a, b in zip(narrow[1:], wide[1:], strict=True):
+        assert a.dtype == torch.bfloat16
+        assert_near(a, b, 0.01)
 
 
 def test_gradcheck():

@@ -20,7 +20,9 @@ class LinearSimCTLoss(LossBase):
 
     Use it where the logits would not fit, or where most of their columns would never be read:
     SHARED units multiply with the shared rows of the weights only. Keywords are `SimCTLoss`'s.
-    Products are computed in float32 (float64 for float64), whatever the inputs' dtype is.
+    Logits are computed in float32 (float64 for float64), whatever the inputs' dtype is. bfloat16
+    inputs on a GPU are multiplied without a wider copy of them, with float32 sums; the derivative
+    by the logits is rounded to bfloat16 there.
 
     Complexity:
         O((units x shared tokens + path steps x vocabulary) x width) time, O(chunk_bytes) memory
