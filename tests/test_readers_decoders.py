@@ -262,12 +262,45 @@ def test_supported_chains(decoder):
     assert table.token_bytes == [tokenizer.decode([token]).encode() for token in (0, 1)]
 
 
+SPACE = decoders.Replace("▁", " ")
+#: What converters of GGUF files write for byte-level vocabularies.
+GGUF_CHAIN = decoders.Sequence(
+    [
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        SPACE,
+        decoders.ByteLevel(add_prefix_space=False),
+    ]
+)
+
+
+def test_byte_level_behind_components_with_nothing_to_do():
+    tokens = [*BYTE_ALPHABET, "Ġthe", "ðŁĻ", "Ĥ", "<s>"]
+    tokenizer = bpe([*tokens, "<｜end▁of▁text｜>"], GGUF_CHAIN)
+    # A control token may look like anything: no text is made of it.
+    tokenizer.add_special_tokens(["<｜end▁of▁text｜>"])
+    table = open_tokenizer(tokenizer).table()
+    plain = open_tokenizer(bpe(tokens, decoders.ByteLevel())).table()
+    assert table.token_bytes == [*plain.token_bytes, b""]
+    assert table.kinds.tolist() == [*plain.kinds.tolist(), SPECIAL]
+    text = b"".join(table.token_bytes[token] for token in (256, 257, 258, 60))
+    assert tokenizer.decode([256, 257, 258, 60]) == text.decode()
+
+
+@pytest.mark.parametrize("token", ["a▁b", "<0x0A>", "a世"])
+def test_byte_level_behind_components_that_would_act(token):
+    with pytest.raises(UnsupportedTokenizerError, match=f"Sequence.* {token!r}"):
+        open_tokenizer(bpe(["a", token], GGUF_CHAIN)).table()
+
+
+def test_without_fuse_every_token_is_read_alone():
+    chain = decoders.Sequence([SPACE, decoders.ByteLevel(), decoders.Fuse()])
+    assert open_tokenizer(bpe(["Ġa", "é世"], chain)).table().token_bytes == [b" a", "é世".encode()]
+
+
 class UpperCase:
     def decode_chain(self, tokens: list[str]) -> list[str]:
         return [token.upper() for token in tokens]
-
-
-SPACE = decoders.Replace("▁", " ")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +320,14 @@ SPACE = decoders.Replace("▁", " ")
             decoders.Sequence([SPACE, decoders.Strip(" ", 1, 0)]),
             "decoder Sequence[Replace, Strip]",
         ),
-        (decoders.Sequence([SPACE, decoders.ByteLevel()]), "decoder Sequence[Replace, ByteLevel]"),
+        (
+            decoders.Sequence([decoders.Replace("ab", " "), decoders.ByteLevel()]),
+            "decoder Sequence[Replace, ByteLevel]",
+        ),
+        (
+            decoders.Sequence([decoders.ByteLevel(), SPACE]),
+            "decoder Sequence[ByteLevel, Replace]",
+        ),
         (
             decoders.Sequence([decoders.WordPiece(), decoders.Strip(" ", 1, 0)]),
             "decoder Sequence[WordPiece, Strip]",

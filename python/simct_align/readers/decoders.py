@@ -19,7 +19,7 @@ import numpy as np
 from simct_align.errors import UnsupportedTokenizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -71,6 +71,16 @@ class TokenReader(ABC):
             The bytes of each, and the indices of those that are byte fallbacks (``<0x0A>``).
         """
 
+    def check(self, tokens: Iterable[str]) -> None:  # noqa: B027
+        """Refuse strings that the decoder reads otherwise than `read` does; most have none.
+
+        Args:
+            tokens: Strings of tokens that text is made of.
+
+        Raises:
+            UnsupportedTokenizerError: One of them.
+        """
+
 
 class ByteLevelReader(TokenReader):
     """Characters of the byte alphabet stand for bytes; any other token for its own UTF-8."""
@@ -90,6 +100,33 @@ class ByteLevelReader(TokenReader):
         for index in np.unique(plain).tolist():
             result[index] = tokens[index].encode()
         return result, []
+
+
+@dataclass(frozen=True)
+class GuardedByteLevelReader(ByteLevelReader):
+    """A byte alphabet read at the end of a chain whose other components find nothing to do.
+
+    Tokenizers made from GGUF files have such chains: a SentencePiece one, and the byte level
+    behind it. It is exact as long as no token contains what the others look for.
+    """
+
+    chain: str
+    marks: frozenset[str]
+    byte_fallback: bool
+    fused: bool
+
+    def check(self, tokens: Iterable[str]) -> None:
+        """See ``TokenReader``."""
+        alphabet = {chr(c) for c, byte in enumerate(_BYTE_OF_CHARACTER) if byte >= 0}
+        for token in tokens:
+            characters = set(token)
+            # All tokens are one string by then: a character that is no byte leaves all of it plain.
+            plain = self.fused and not characters <= alphabet
+            fallback = self.byte_fallback and _BYTE_TOKEN.fullmatch(token)
+            if plain or fallback or characters & self.marks:
+                raise UnsupportedTokenizerError(
+                    self.chain, f"the components read one another's output for token {token!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -185,16 +222,36 @@ def token_reader(state: dict[str, Any] | None) -> TokenReader:
         )
     parts = flatten(state, "decoders")
     kinds = [part["type"] for part in parts]
-    if "ByteLevel" in kinds or "WordPiece" in kinds:
-        # These two read the model's strings directly; only a Fuse after them changes nothing.
-        if kinds[1:] not in ([], ["Fuse"]):
-            raise UnsupportedTokenizerError(
-                f"decoder Sequence[{', '.join(kinds)}]", "the components read one another's output"
-            )
-        if kinds[0] == "ByteLevel":
-            return ByteLevelReader()
+    bare = kinds[:-1] if kinds[-1:] == ["Fuse"] else kinds  # at the end it changes nothing
+    if bare == ["ByteLevel"]:
+        return ByteLevelReader()
+    if bare == ["WordPiece"]:
         return WordPieceReader(parts[0]["prefix"], parts[0]["cleanup"])
+    if bare[-1:] == ["ByteLevel"]:
+        return _guarded_reader(parts[: len(bare) - 1], f"decoder Sequence[{', '.join(kinds)}]")
+    if "ByteLevel" in kinds or "WordPiece" in kinds:
+        raise UnsupportedTokenizerError(
+            f"decoder Sequence[{', '.join(kinds)}]", "the components read one another's output"
+        )
     return _replacing_reader(parts, kinds)
+
+
+def _guarded_reader(before: list[dict[str, Any]], chain: str) -> TokenReader:
+    """Read ``(Replace | Metaspace | ByteFallback | Fuse)*`` in front of the byte level."""
+    marks = set()
+    for part in before:
+        mark = None
+        if part["type"] == "Metaspace":
+            mark = part["replacement"]
+        elif part["type"] == "Replace":
+            mark = part["pattern"].get("String")
+        # A longer pattern might be found where two tokens meet.
+        if mark is not None and len(mark) == 1:
+            marks.add(mark)
+        elif part["type"] not in ("ByteFallback", "Fuse"):
+            raise UnsupportedTokenizerError(chain, "the components read one another's output")
+    kinds = {part["type"] for part in before}
+    return GuardedByteLevelReader(chain, frozenset(marks), "ByteFallback" in kinds, "Fuse" in kinds)
 
 
 def _replacing_reader(parts: list[dict[str, Any]], kinds: list[str]) -> TokenReader:

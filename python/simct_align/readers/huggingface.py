@@ -70,6 +70,7 @@ class HuggingFaceTokenizer:
         texts, fallbacks = reader.read(list(vocabulary))
         for token, text in zip(ids.tolist(), texts, strict=True):
             token_bytes[token] = text
+        reader.check(token for token, number in vocabulary.items() if number not in added)
         kinds[ids] = TokenKind.NORMAL
         kinds[ids[fallbacks]] = TokenKind.BYTE
         for token, entry in added.items():
