@@ -5,7 +5,7 @@ columns are products with gathered rows of W, a block at a time, so that neither
 vocabulary] nor a copy of the shared part of W ever exists.
 
 On a GPU whose units for matrices take bfloat16 and add up in float32, bfloat16 hidden states and
-weights are multiplied as they are: logits come out as exact as from widened factors, a dozen times
+weights are multiplied as they are: logits come out as exact as from widened factors, four times
 as fast. The derivative by the logits is a factor of the products behind it, so it is rounded to
 bfloat16, as in any training in that dtype. Everywhere else the factors are widened.
 """
