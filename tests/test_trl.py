@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch._dynamo import OptimizedModule
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from chat_tokenizers import (
@@ -482,6 +483,25 @@ def test_logits_of_prompts_are_not_made_and_not_missed(tmp_path, monkeypatch, ke
         ratio, divergence = figures["log_ratio_per_byte"], figures.get("initial_kl", 0.0)
         found.append((loss, gradient, ratio, divergence))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiled_student_trains_as_a_plain_one(tmp_path, monkeypatch):
+    answers = []
+    can_keep_logits = _trl_side._can_keep_logits
+    monkeypatch.setattr(
+        _trl_side,
+        "_can_keep_logits",
+        lambda model: answers.append(can_keep_logits(model)) or answers[-1],
+    )
+    losses = []
+    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        trainer = make_trainer(tmp_path, lmbda=0.0, learning_rate=1e-3, **compiled)
+        trainer.train()
+        assert isinstance(trainer.model_wrapped, OptimizedModule) == bool(compiled)
+        losses.append([entry["loss"] for entry in logged(trainer)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert len(answers) >= 4
+    assert all(answers)
 
 
 def test_evaluation_takes_the_answers_of_the_data_set(tmp_path):

@@ -74,8 +74,8 @@ class Side(NamedTuple):
 
 def _can_keep_logits(model: Any) -> bool:
     """Whether a model takes `logits_to_keep`, whatever it is wrapped in."""
-    while hasattr(model, "module"):
-        model = model.module
+    while (inner := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
+        model = inner
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     # On the instance, accelerate may have put a forward without the signature.
