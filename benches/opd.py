@@ -64,6 +64,8 @@ OBJECTIVES: dict[str, dict[str, str]] = {
     "uld": {"objective": "uld"},
     "alm": {"objective": "alm"},
     "gold": {"objective": "gold"},
+    # GOLD's divergence.
+    "realized-mean-jsd": {"candidates": "realized", "score": "mean", "divergence": "jsd"},
 }
 BASELINE = "shared"
 SEEDS = (0, 1, 2)

@@ -65,6 +65,7 @@ class Settings:
     objective: str = "simct"
     candidates: str = "realized"
     score: str = "mean"
+    divergence: str = "reverse_kl"
     seed: int = 0
 
 
@@ -168,6 +169,7 @@ def make_trainer(
                 objective=settings.objective,
                 candidates=settings.candidates,
                 score=settings.score,
+                divergence=settings.divergence,
                 seed=settings.seed,
                 use_cpu=on_cpu,
                 bf16=not on_cpu,

@@ -22,8 +22,9 @@ from chat_tokenizers import (
     real_aligner,
     real_chat_tokenizer,
 )
+from simct_align.divergence import JSD
 from simct_align.integrations import _trl_side
-from simct_align.integrations.trl import SimCTConfig, SimCTTrainer
+from simct_align.integrations.trl import SimCTConfig, SimCTTrainer, _make_loss
 from simct_align.loss import SimCTLoss
 
 torch.set_num_threads(1)
@@ -132,6 +133,7 @@ def test_trains_on_policy_and_logs_what_was_compared(tmp_path, turned, rows):
         {"candidates": "shared"},
         {"candidates": "on_path", "score": "event"},
         {"objective": "shared"},
+        {"objective": "shared", "divergence": "jsd", "beta": 0.9},
         {"objective": "uld"},
         {"objective": "alm"},
         {"objective": "gold"},
@@ -511,12 +513,24 @@ def test_evaluation_takes_the_answers_of_the_data_set(tmp_path):
     assert math.isfinite(figures["eval_loss"])
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_beta_is_that_of_the_divergence(tmp_path, beta):
+    pair = demo_aligner(turned=False)
+    config = SimCTConfig(str(tmp_path), divergence="jsd", beta=beta, use_cpu=True, bf16=False)
+    assert repr(_make_loss(pair, config)) == repr(SimCTLoss(pair, divergence=JSD(beta)))
+    config = SimCTConfig(str(tmp_path), objective="gold", beta=beta, use_cpu=True, bf16=False)
+    assert _make_loss(pair, config).beta == beta
+
+
 @pytest.mark.parametrize(
     ("keywords", "named"),
     [
         ({"uld_use_hybrid_loss": True}, "uld_use_hybrid_loss"),
         ({"uld_student_temperature": 2.0}, "uld_student_temperature"),
         ({"beta": 0.1}, "beta"),
+        ({"beta": 0.1, "objective": "alm", "divergence": "jsd"}, "divergence"),
+        ({"seq_kd": True}, "seq_kd"),
+        ({"objective": "gold", "loss_temperature": 2.0}, "loss_temperature"),
         ({"use_extended_uld": True}, "use_extended_uld"),
         ({"use_uld_loss": False}, "use_uld_loss"),
         ({"objective": "simkt"}, "simkt"),

@@ -210,6 +210,7 @@ _BY_NAME: dict[str, Divergence] = {
     "reverse_kl": ReverseKL(),
     "forward_kl": ForwardKL(),
     "tvd": TotalVariation(),
+    "jsd": JSD(),
 }
 
 
@@ -217,7 +218,8 @@ def as_divergence(divergence: str | Divergence) -> Divergence:
     """Return the divergence of that name, or the object itself.
 
     Args:
-        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"`` or a `Divergence`.
+        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"``, ``"jsd"`` (beta 0.5) or a
+            `Divergence`.
 
     Returns:
         The divergence object.

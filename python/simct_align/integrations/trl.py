@@ -20,6 +20,7 @@ import torch
 from simct_align import objectives
 from simct_align.aligner import Aligner
 from simct_align.collator import SimCTCollator, pad_id
+from simct_align.divergence import JSD
 from simct_align.integrations._trl_figures import Figures
 from simct_align.integrations._trl_side import Side, log_likelihood
 from simct_align.loss import SimCTLoss
@@ -61,8 +62,6 @@ _OBJECTIVES: dict[str, Any] = {
     "alm": objectives.Alm,
     "gold": objectives.Gold,
 }
-#: GOLD's keywords that only its own losses read.
-_UNREAD = ("beta", "seq_kd")
 _MAX_PATH = 8
 
 
@@ -70,15 +69,16 @@ _MAX_PATH = 8
 class SimCTConfig(GOLDConfig):  # type: ignore[misc]
     """Arguments of :class:`SimCTTrainer`: GOLD's, other defaults, and those of the loss.
 
-    `use_uld_loss` and `use_extended_uld` are fixed, and GOLD's `uld_*`, `beta` and `seq_kd`, which
-    nothing here reads, must keep their defaults. `temperature` is that of sampling.
+    `use_uld_loss` and `use_extended_uld` are fixed, and GOLD's `uld_*` and `seq_kd`, which nothing
+    here reads, must keep their defaults. `temperature` is that of sampling, `beta` that of a
+    Jensen-Shannon divergence: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
 
     Args:
         objective: ``"simct"``, or a baseline: ``"shared"``, ``"uld"``, ``"alm"``, ``"gold"``.
         candidates: For ``"simct"``: ``"shared"``, ``"realized"`` or ``"on_path"``.
         score: For ``"simct"``: ``"mean"``, ``"sum"``, ``"event"`` or ``"mean_logit"``.
         divergence: For ``"simct"`` and ``"shared"``: a name that
-            :class:`~simct_align.loss.SimCTLoss` takes.
+            :class:`~simct_align.loss.SimCTLoss` takes; ``"jsd"`` reads `beta`, as ``"gold"`` does.
         loss_temperature: For these two: divides both sides' logits.
         initial_kl_weight: Weight of KL(student ‖ student before training) over the student's own
             vocabulary, per completion token; 0 leaves it out. Keeps a copy of the student, unless
@@ -113,18 +113,28 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         if not self.use_uld_loss or self.use_extended_uld:
             raise ValueError("use_uld_loss and use_extended_uld are fixed: True and False")
-        for each in fields(GOLDConfig):
-            unread = each.name.startswith("uld_") or each.name in _UNREAD
-            if unread and getattr(self, each.name) != each.default:
-                raise ValueError(f"{each.name}: nothing in SimCTTrainer reads it; leave it out")
         if self.objective not in _OBJECTIVES:
             raise ValueError(
                 f"objective: expected one of {', '.join(_OBJECTIVES)}, got {self.objective!r}"
             )
-        if self.objective != "simct":
-            for name in ("candidates", "score"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise ValueError(f"{name}: objective={self.objective!r} does not read it")
+        compares_candidates = self.objective in ("simct", "shared")
+        is_read = {
+            "candidates": self.objective == "simct",
+            "score": self.objective == "simct",
+            "divergence": compares_candidates,
+            "loss_temperature": compares_candidates,
+            "beta": self.objective == "gold" or (compares_candidates and self.divergence == "jsd"),
+        }
+        for each in fields(self):
+            never = each.name.startswith("uld_") or each.name == "seq_kd"
+            if getattr(self, each.name) == each.default or is_read.get(each.name, not never):
+                continue
+            if never:
+                raise ValueError(f"{each.name}: nothing in SimCTTrainer reads it; leave it out")
+            raise ValueError(
+                f"{each.name}: objective={self.objective!r} with divergence={self.divergence!r} "
+                f"does not read it; leave it out"
+            )
         if not self.initial_kl_weight >= 0:
             raise ValueError(
                 f"initial_kl_weight: expected a number >= 0, got {self.initial_kl_weight!r}"
@@ -432,13 +442,13 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
 
 def _make_loss(aligner: Aligner, args: SimCTConfig) -> Any:
     if args.objective in ("simct", "shared"):
-        keywords: dict[str, Any] = {
-            "divergence": args.divergence,
-            "temperature": args.loss_temperature,
-        }
+        divergence = JSD(args.beta) if args.divergence == "jsd" else args.divergence
+        keywords: dict[str, Any] = {"divergence": divergence, "temperature": args.loss_temperature}
         if args.objective == "shared":
             return objectives.shared(aligner, **keywords)
         return SimCTLoss(aligner, candidates=args.candidates, score=args.score, **keywords)
+    if args.objective == "gold":
+        return objectives.Gold(aligner, beta=args.beta)
     return _OBJECTIVES[args.objective](aligner)
 
 

@@ -266,8 +266,8 @@ class SimCTLoss(LossBase):
         score: ``"mean"`` (Eq. 7), ``"sum"``, ``"event"`` (disjoint events) or ``"mean_logit"``
             (what the code published with the paper does, for comparison; not for
             ``"on_path"``).
-        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"``, or an object such as
-            ``JSD(beta=0.5)``.
+        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"``, ``"jsd"``, or an object such as
+            ``JSD(beta=0.1)``.
         temperature: both sides' logits are divided by it; there is no factor T^2.
         min_teacher_coverage: units at which the teacher puts less probability than this on the
             candidate set add 0; they stay in the normalizer.
