@@ -44,6 +44,9 @@ class TwinIndex:
     student_tokens_shared: int
     student_tokens_multi: int
 
+    def check_logits(self, side: str, argument: str, shape: torch.Size) -> None:
+        """Logits of a case fit."""
+
     def normalizer(self, reduction: str, candidates: str) -> int:
         multi = candidates != "shared"
         if reduction == "unit":

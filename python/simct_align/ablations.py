@@ -33,7 +33,7 @@ def coarsen(
         if seed is None:
             raise ValueError("coarsen('random') needs a seed")
         starts_group = starts_run | (np.random.default_rng(seed).random(len(starts_run)) < 0.5)
-    elif isinstance(by, int) and not isinstance(by, bool) and by >= 1:
+    elif isinstance(by, (int, np.integer)) and not isinstance(by, bool) and by >= 1:
         number = np.arange(len(starts_run))
         run_start = np.maximum.accumulate(np.where(starts_run, number, 0))
         starts_group = (number - run_start) % by == 0
@@ -64,6 +64,8 @@ def without(batch: AlignedBatch, kind: UnitKind | str) -> AlignedBatch:
         if kind.upper() not in names:
             raise ValueError(f"kind: expected one of {', '.join(names).lower()}, got {kind!r}")
         kind = UnitKind[kind.upper()]
+    elif kind not in list(UnitKind):
+        raise ValueError(f"kind: expected a UnitKind or its name, got {kind!r}")
     return keep_units(batch, batch.kind != kind)
 
 

@@ -11,7 +11,7 @@ from simct_align import _native
 from simct_align.batch import AlignedBatch, UnmatchedSpans
 from simct_align.continuations import enumerate_continuations, make_spellings
 from simct_align.errors import MissingTokenizerError
-from simct_align.inputs import read_side, same_dtype
+from simct_align.inputs import integer, read_side, same_dtype, thread_count
 from simct_align.prepare import PreparedBatch, prepare
 from simct_align.rollouts import PaddingSide, Rollouts, retokenize
 from simct_align.vocabulary import Vocabulary
@@ -205,8 +205,8 @@ class Aligner:
             student.offsets,
             student.mask,
             fail_on_mismatch=on_mismatch == "error",
-            resync_bytes=_count("resync_bytes", resync_bytes),
-            threads=None if threads is None else _count("threads", threads),
+            resync_bytes=integer("resync_bytes", resync_bytes, at_least=1),
+            threads=thread_count(threads),
         )
         return AlignedBatch(
             *units,
@@ -309,7 +309,7 @@ class Aligner:
 
         Raises:
             TypeError: ``max_path`` is no integer.
-            ValueError: ``max_path`` is out of range.
+            ValueError: ``max_path`` is out of range, or the batch is of other vocabularies.
 
         Complexity:
             O(units × ``max_path``) at most, in Rust, without the GIL; the first call makes the
@@ -324,12 +324,18 @@ class Aligner:
             >>> aligner.continuations(batch).of_unit(1)[1]
             Continuation(text='13', teacher=(1,), student=(0, 2))
         """
+        maker = batch._aligner
+        if (maker.teacher.digest, maker.student.digest) != (
+            self._teacher.digest,
+            self._student.digest,
+        ):
+            raise ValueError(f"batch: expected one of {self!r}, got one of {maker!r}")
         return enumerate_continuations(
             self._pair,
             self.spellings,
             batch,
             max_path,
-            None if threads is None else _count("threads", threads),
+            thread_count(threads),
         )
 
     def _sides(self, side: str) -> tuple[Vocabulary, Vocabulary]:
@@ -352,6 +358,8 @@ class Aligner:
 
         Raises:
             MissingTokenizerError: A side has no tokenizer.
+            TypeError: One string, or what is no string; names its place.
+            ValueError: A text is no valid Unicode (half a surrogate pair); names its place.
 
         Complexity:
             That of tokenizing.
@@ -362,7 +370,11 @@ class Aligner:
                     f"align_texts needs the {name}'s tokenizer: give {name}_tokenizer= to "
                     "Aligner.load, or build the aligner from tokenizers"
                 )
+        if isinstance(texts, str):
+            raise TypeError("texts: expected several texts, got one string")
         texts = list(texts)
+        for number, text in enumerate(texts):
+            _check_text(number, text)
         return self.align_batch(
             self._teacher.encode_batch(texts), self._student.encode_batch(texts), threads=threads
         )
@@ -434,7 +446,7 @@ class Aligner:
             >>> aligner.teacher.decode_bytes(teacher_ids.row(0)), teacher_ids.counts.specials
             (b' x = 12', 1)
         """
-        rollouts = retokenize(self, student_ids, mask=mask, threads=threads)
+        rollouts = retokenize(self, student_ids, mask=mask, threads=thread_count(threads))
         return rollouts if padding is None else rollouts.padded(padding, pad_id=pad_id)
 
     def prepare(
@@ -520,7 +532,7 @@ class Aligner:
             teacher_max_length=teacher_max_length,
             student_max_length=student_max_length,
             pad_to_multiple_of=pad_to_multiple_of,
-            threads=threads,
+            threads=thread_count(threads),
         )
 
     @cached_property
@@ -596,10 +608,22 @@ def _shared_vocabulary(pair: _native.Pair) -> SharedVocabulary:
     return SharedVocabulary(*pair.shared_ids, -1 if column is None else column, *pair.stop_ids)
 
 
+def _check_text(number: int, text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"texts[{number}]: expected a string, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"texts[{number}] is no valid Unicode at character {error.start}: {error.reason}"
+        ) from None
+
+
 def _token_id(argument: str, vocabulary: Vocabulary, token: str | int) -> int:
     """The id of a token given by name or id."""
-    if isinstance(token, int):
-        if not 0 <= token < len(vocabulary):
+    if not isinstance(token, str):
+        token = integer(argument, token, at_least=0)
+        if token >= len(vocabulary):
             raise ValueError(
                 f"{argument}: id {token} is not in the vocabulary of {len(vocabulary)}"
             )
@@ -611,11 +635,3 @@ def _token_id(argument: str, vocabulary: Vocabulary, token: str | int) -> int:
             f"does not flag it as one, name it in Vocabulary.from_tokenizer(..., special=[...])"
         )
     return token_id
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")
-    return value

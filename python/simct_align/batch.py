@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,13 +11,14 @@ import numpy as np
 from simct_align import _native, ablations
 from simct_align.continuations import checked_max_path
 from simct_align.index import AlignedIndex
-from simct_align.inputs import RaggedIds, same_dtype
+from simct_align.inputs import RaggedIds, same_dtype, thread_count
 from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from simct_align.aligner import Aligner
+    from simct_align.index import Side
 
 
 @dataclass(frozen=True)
@@ -270,8 +272,8 @@ class AlignedBatch:
             The index, in NumPy memory; :meth:`AlignedIndex.to` moves it.
 
         Raises:
-            ValueError: Row starts of a wrong length, or row starts and a stride together;
-                ``max_path`` out of range.
+            ValueError: Row starts of a wrong length or before the logits, row starts and a stride
+                together, or a stride that is too short for what is read; ``max_path`` out of range.
 
         Complexity:
             O(units + tokens in MULTI units), and O(units × ``max_path``) at most with
@@ -289,9 +291,12 @@ class AlignedBatch:
             >>> index.student_step_row.tolist(), index.student_step_id.tolist()
             ([0, 1], [0, 1])
         """
-        if checked_max_path(max_path, at_least=0) > 0:
+        max_path = checked_max_path(max_path, at_least=0)
+        if max_path:
             _ = self._aligner.spellings
         teacher_values, student_values = same_dtype(self.teacher, self.student)
+        teacher = _layout("teacher", self.teacher, teacher_row_starts, teacher_stride)
+        student = _layout("student", self.student, student_row_starts, student_stride)
         packed, counts = _native.build_index(
             self._pair,
             self.row_offsets,
@@ -301,20 +306,43 @@ class AlignedBatch:
             self.student_end,
             self.kind,
             self.unit_class,
-            (
-                teacher_values,
-                self.teacher.offsets,
-                _row_starts("teacher", self.teacher, teacher_row_starts, teacher_stride),
-            ),
-            (
-                student_values,
-                self.student.offsets,
-                _row_starts("student", self.student, student_row_starts, student_stride),
-            ),
+            (teacher_values, self.teacher.offsets, teacher[0]),
+            (student_values, self.student.offsets, student[0]),
             max_path=max_path,
-            threads=threads,
+            threads=thread_count(threads),
         )
-        return AlignedIndex(packed, **counts, host=packed)
+        index = AlignedIndex(
+            packed, **counts, teacher_stride=teacher[1], student_stride=student[1], host=packed
+        )
+        return replace(
+            index,
+            teacher_rows_needed=self._rows_needed(index, "teacher", *teacher),
+            student_rows_needed=self._rows_needed(index, "student", *student),
+        )
+
+    def _rows_needed(
+        self, index: AlignedIndex, side: Side, starts: NDArray[np.int64], stride: int | None
+    ) -> int:
+        """How many rows of logits there must be; checks that each row of the batch has its own."""
+        needed, row_of_unit = 0, None
+        if stride:
+            row_of_unit = np.searchsorted(self.row_offsets, index.unit, side="right") - 1
+        for units, rows in index.rows_read(side):
+            if not len(rows):
+                continue
+            needed = max(needed, int(rows.max()) + 1)
+            if rows.min() < 0:
+                raise ValueError(
+                    f"{side}_row_starts: the index would read row {rows.min()} of the logits"
+                )
+            if row_of_unit is not None and stride:
+                width = int((rows - starts[row_of_unit[units]]).max()) + 1
+                if width > stride:
+                    raise ValueError(
+                        f"{side}_stride: expected at least {width}, so many rows of logits are "
+                        f"read for one row of the batch, got {stride}"
+                    )
+        return needed
 
     def coarsen(
         self, n: int | Literal["whitespace", "random"] = 2, *, seed: int | None = None
@@ -407,22 +435,34 @@ class AlignedBatch:
         return numbers.reshape(len(self), width)
 
 
-def _row_starts(
+def _layout(
     name: str, side: RaggedIds, row_starts: ArrayLike | None, stride: int | None
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], int | None]:
+    """Where rows of the batch begin in the logits, and how far from one another.
+
+    Returns:
+        The starts, and their distance: 0 where the logits are packed, None where the caller says
+        the starts.
+    """
     if row_starts is not None and stride is not None:
         raise ValueError(f"give {name}_row_starts or {name}_stride, not both")
     if stride is not None:
-        return np.arange(len(side), dtype=np.int64) * stride
+        stride = operator.index(stride)
+        if stride < 0:
+            raise ValueError(f"{name}_stride: expected a number of rows, got {stride}")
+        # Without any row of logits there is no distance; what reads one is told so by its shape.
+        return np.arange(len(side), dtype=np.int64) * stride, stride or None
     if row_starts is None:
-        return side.offsets[:-1]
+        lengths = np.diff(side.offsets)
+        alike = bool((lengths == lengths[:1]).all())
+        return side.offsets[:-1], int(lengths[0]) if alike and len(lengths) else 0
     starts = np.asarray(row_starts)
     if starts.shape != (len(side),) or (starts.size and starts.dtype.kind not in "iu"):
         raise ValueError(
             f"{name}_row_starts: expected {len(side)} integers, got {starts.dtype} of shape "
             f"{starts.shape}"
         )
-    return np.ascontiguousarray(starts, np.int64)
+    return np.ascontiguousarray(starts, np.int64), None
 
 
 def _tokens(side: RaggedIds) -> int:

@@ -18,6 +18,7 @@ from simct_align.describe import (
     draw_coverage,
     draw_row,
 )
+from simct_align.inputs import thread_count
 from simct_align.terminal import Progress, Screen, draw_legend, draw_table
 from simct_align.text_input import DataError, in_batches, open_file, single_text, standard_input
 
@@ -211,6 +212,15 @@ def _positive(text: str) -> int:
     return number
 
 
+def _threads(text: str) -> int:
+    try:
+        number = thread_count(_positive(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    assert number is not None
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     def add(commands: Any, name: str, run: Callable[..., int], **texts: str) -> Any:
         parser = commands.add_parser(
@@ -252,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("stdin", nargs="?", choices=["-"], metavar="-", help="read standard input")
     align.add_argument("--field", metavar="NAME", help='JSON field of the text (default "text")')
     align.add_argument("--limit", type=_positive, metavar="N", help="stop after N texts")
-    align.add_argument("--threads", type=_positive, metavar="N", help="threads (default: all)")
+    align.add_argument("--threads", type=_threads, metavar="N", help="threads (default: all)")
     align.add_argument("--summary", action="store_true", help="only the coverage")
     align.add_argument("--progress", action="store_true", help="progress bar, also without a tty")
     return parser
@@ -298,7 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes ``sys.argv[1:]``.
 
     Returns:
-        0 when done, 1 when data or a tokenizer cannot be read (one line on stderr says why),
+        0 when done, 1 when data or a tokenizer cannot be read or the output not be written (one
+        line on stderr says why),
         2 for wrong usage, 130 when interrupted.
 
     Complexity:
@@ -323,6 +334,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has seen enough. Python flushes stdout once more at exit: let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except OSError as error:  # what is read has its own message: this is stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(f"simct-align: cannot write: {error.strerror or error}\n")
+        return EXIT_BAD_DATA
     return code
 
 

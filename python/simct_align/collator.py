@@ -296,7 +296,15 @@ def _prompt_and_completion(number: int, row: Row) -> tuple[str | list[Message], 
 
 def _turn_ids(number: int, sampled: Any, turns: Sequence[int]) -> list[NDArray[np.int64]]:
     nested = len(sampled) > 0 and np.ndim(sampled[0]) > 0
-    ids = [np.asarray(turn, np.int64) for turn in (sampled if nested else [sampled])]
+    ids = []
+    for turn in sampled if nested else [sampled]:
+        values = np.asarray(turn)
+        if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+            raise ValueError(
+                f"row {number}: 'completion_ids' must be integers, got {values.dtype} of shape "
+                f"{values.shape}"
+            )
+        ids.append(values.astype(np.int64))
     if len(ids) != len(turns):
         raise ValueError(
             f"row {number}: 'completion_ids' has {len(ids)} turns, the messages have {len(turns)}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from simct_align import _native
-from simct_align.inputs import same_dtype
+from simct_align.inputs import integer, same_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -327,8 +327,4 @@ def checked_max_path(max_path: int, *, at_least: int) -> int:
         TypeError: Not an integer.
         ValueError: Out of range.
     """
-    if isinstance(max_path, bool) or not isinstance(max_path, int):
-        raise TypeError(f"max_path: expected an integer, got {type(max_path).__name__}")
-    if not at_least <= max_path <= MAX_PATH:
-        raise ValueError(f"max_path is {max_path}, expected {at_least} to {MAX_PATH}")
-    return max_path
+    return integer("max_path", max_path, at_least=at_least, at_most=MAX_PATH)

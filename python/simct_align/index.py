@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+
     import torch
     from numpy.typing import NDArray
+
+Side = Literal["teacher", "student"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,12 @@ class AlignedIndex:
         teacher_cut_off: The teacher's one-sided tokens whose spelling is longer than ``max_path``
             tokens and a last one, and which are no continuation anywhere.
         student_cut_off: The student's, likewise.
+        teacher_rows_needed: Rows of the teacher's logits, so that all that the index reads are
+            there.
+        student_rows_needed: Likewise for the student.
+        teacher_stride: Rows of the teacher's logits for each row of the batch; 0 where they are
+            packed, None where the caller said where each row begins.
+        student_stride: Likewise for the student.
         host: ``packed`` as a NumPy array, which stays on the host when the index moves: whoever
             cuts leaves into chunks looks sizes up here (see :meth:`on_host`), without waiting for
             a device.
@@ -114,6 +126,10 @@ class AlignedIndex:
     n_student_leaves: int = 0
     teacher_cut_off: int = 0
     student_cut_off: int = 0
+    teacher_rows_needed: int = 0
+    student_rows_needed: int = 0
+    teacher_stride: int | None = None
+    student_stride: int | None = None
     host: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -186,6 +202,54 @@ class AlignedIndex:
         import torch
 
         return self.packed if torch.is_tensor(self.packed) else torch.from_numpy(self.packed)
+
+    def rows_read(self, side: Side) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """The flat rows of logits that are read on a side, and for which units; on the host.
+
+        Args:
+            side: ``"teacher"`` or ``"student"``.
+
+        Returns:
+            Pairs of numbers of units and rows of logits, of equal sizes: prefix rows, path steps,
+            and rows behind the tokens that lead to a continuation's last.
+        """
+        prefix = self.on_host(f"{side}_row")
+        read = [
+            (np.arange(len(self)), prefix),
+            (
+                self.n_shared + self.on_host(f"{side}_step_unit"),
+                self.on_host(f"{side}_step_row"),
+            ),
+        ]
+        if self.max_path:
+            spelled = "student" if side == "teacher" else "teacher"
+            units = self.on_host(f"{spelled}_entry_unit")
+            read.append((units, prefix[units] + self.on_host(f"{spelled}_entry_depth")))
+        return read
+
+    def check_logits(self, side: Side, argument: str, shape: Sequence[int]) -> None:
+        """Refuse logits that the index was not made for, as far as their shape says so.
+
+        Args:
+            side: ``"teacher"`` or ``"student"``.
+            argument: The name of the argument, for the message.
+            shape: ``[tokens, ...]`` or ``[batch, length, ...]``, logits or hidden states.
+
+        Raises:
+            ValueError: Rows of another length, or fewer rows than the index reads.
+        """
+        stride, needed = getattr(self, f"{side}_stride"), getattr(self, f"{side}_rows_needed")
+        if len(shape) == 3 and shape[0] > 1 and stride is not None and stride != shape[1]:
+            expected = f"rows of {stride} positions" if stride else "packed rows"
+            raise ValueError(
+                f"{argument} has rows of {shape[1]} positions, but the index was made for "
+                f"{expected}: make it with batch.index({side}_stride={shape[1]})"
+            )
+        rows = math.prod(shape[:-1])
+        if rows < needed:
+            raise ValueError(
+                f"{argument} has {rows} rows ({tuple(shape)}), but the index reads {needed} of them"
+            )
 
     def normalizer(self, reduction: str, candidates: str = "realized") -> int:
         """What a loss divides by: known before any forward pass, so that ranks can add it up.

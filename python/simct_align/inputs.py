@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,42 @@ from simct_align import _native
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: More threads than any machine has cores.
+_MOST_THREADS = 1 << 16
 #: The dtypes that the engine reads without a copy.
 _NATIVE_DTYPES = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint32))
+
+
+def integer(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
+    """An argument that counts something, Python's or NumPy's.
+
+    Args:
+        name: The argument's name.
+        value: What came.
+        at_least: The smallest that is allowed.
+        at_most: The largest, None for any.
+
+    Raises:
+        TypeError: Not an integer.
+        ValueError: Out of range.
+    """
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
+    if number < at_least or (at_most is not None and number > at_most):
+        expected = f"at least {at_least}" if at_most is None else f"{at_least} to {at_most}"
+        raise ValueError(f"{name} is {number}, expected {expected}")
+    return number
+
+
+def thread_count(threads: object | None) -> int | None:
+    """The argument ``threads``: None for all cores."""
+    if threads is None:
+        return None
+    return integer("threads", threads, at_least=1, at_most=_MOST_THREADS)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simct_align.inputs import RaggedIds, read_side
+from simct_align.inputs import RaggedIds, integer, read_side
 from simct_align.rollouts import PaddingSide, RolloutCounts, pad_rows
 
 if TYPE_CHECKING:
@@ -125,6 +125,13 @@ def prepare(
     for name, prompts in (("teacher", teacher_prompts), ("student", student_prompts)):
         _check_prompts(name, prompts, completions)
     cut_short = _read_truncated(truncated, completions.starts)
+    for name, limit, least in (
+        ("teacher_max_length", teacher_max_length, 0),
+        ("student_max_length", student_max_length, 0),
+        ("pad_to_multiple_of", pad_to_multiple_of, 1),
+    ):
+        if limit is not None:
+            integer(name, limit, at_least=least)
 
     shared = aligner.shared
     student_stops, teacher_stops = shared.student_stop_ids, shared.teacher_stop_ids
@@ -230,6 +237,8 @@ def _read_truncated(truncated: Any, starts: list[int]) -> list[bool]:
     if truncated is None:
         return flags
     rows = len(starts) - 1
+    if isinstance(truncated, str) or not hasattr(truncated, "__len__"):
+        raise TypeError(f"truncated: expected a flag for each of {rows} rows, got {truncated!r}")
     if len(truncated) != rows:
         raise ValueError(f"truncated has {len(truncated)} entries for {rows} rows")
     for row, flag in enumerate(truncated):

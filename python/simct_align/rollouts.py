@@ -244,7 +244,11 @@ def _same_vocabulary(
     shared, kinds = aligner.shared, aligner.student.kinds
     partner = np.full(len(kinds), -1, np.int64)
     partner[shared.student_ids] = shared.teacher_ids
-    partner[shared.student_stop_ids] = shared.student_stop_ids
+    # A stop stays the one that was sampled, if it is one to the teacher.
+    stops = shared.student_stop_ids
+    partner[stops] = np.where(
+        np.isin(stops, shared.teacher_stop_ids), stops, shared.teacher_stop_ids[:1]
+    )
     values = partner[regions.values]
     crossed = values >= 0
     special = kinds[regions.values] == TokenKind.SPECIAL

@@ -48,7 +48,8 @@ def _line_text(line: bytes, number: int, name: str, json_field: str | None) -> s
     """The text of one line; None for a line of white space between JSON objects."""
     where = f"{name}, line {number}"
     try:
-        content = line.decode()
+        # A byte order mark at the beginning of a file is no text.
+        content = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: no valid UTF-8: {error.reason}") from error
     if json_field is None:

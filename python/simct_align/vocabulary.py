@@ -236,7 +236,10 @@ class Vocabulary:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all tokens, in hexadecimal: equal digests, equal vocabularies."""
+        """SHA-256 of all tokens, in hexadecimal: equal digests, equal tokens under equal ids.
+
+        Stops and the unused ids behind the last token, which pad a model's output, take no part.
+        """
         return self._native.digest.hex()
 
     @property
@@ -333,18 +336,21 @@ class Vocabulary:
 
         def check(tokenizer: TextTokenizer) -> None:
             table = tokenizer.table(special=list(self.special_names))
-            theirs = len(table.token_bytes)
-            ours = min(theirs, len(self))
-            same = (
-                bool((self.kinds[ours:] == TokenKind.UNUSED).all())
-                and theirs == ours
-                and np.array_equal(self.kinds[:ours], table.kinds)
-                and self.decode_bytes(np.arange(ours)) == b"".join(table.token_bytes)
-            )
+            same = np.array_equal(self.kinds[: len(table.kinds)], table.kinds)
+            if same:
+                theirs = _build(
+                    table.token_bytes,
+                    table.kinds,
+                    dummy_prefix=table.dummy_prefix,
+                    special_names=self.special_names,
+                    stop_ids=(),
+                )
+                same = theirs.digest == self._native.digest
             if not same:
                 raise ValueError(
-                    f"the tokenizer has other tokens ({theirs:,}) than this vocabulary "
-                    f"({len(self):,}, digest {self.digest[:12]}) was made from"
+                    f"the tokenizer has other tokens ({len(table.kinds):,}), or another dummy "
+                    f"prefix, than this vocabulary ({len(self):,}, digest {self.digest[:12]}) was "
+                    f"made from"
                 )
 
         return Vocabulary(

@@ -12,6 +12,7 @@ To set other keywords, register a subclass or a ``functools.partial``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -179,4 +180,4 @@ class SimCTAlgorithm:
         packed_row = (masks["tea"].flatten().long().cumsum(0) - 1).numpy()
         for rows in (index.teacher_row, index.teacher_step_row):
             rows[:] = packed_row[rows]
-        return index
+        return replace(index, teacher_rows_needed=n_hiddens, teacher_stride=None)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from simct_align.index import Side
+
 
 class PackedIndex(Protocol):
     """What the loss reads of an `AlignedIndex`."""
@@ -32,6 +34,10 @@ class PackedIndex(Protocol):
     @property
     def packed(self) -> Tensor:
         """All sections in one int64 buffer."""
+        ...
+
+    def check_logits(self, side: Side, argument: str, shape: Sequence[int]) -> None:
+        """Raise if logits or hidden states of a shape do not hold what the index reads."""
         ...
 
     def normalizer(self, reduction: str, candidates: str) -> int:

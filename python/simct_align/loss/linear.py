@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +84,8 @@ class LinearSimCTLoss(LossBase):
             weight and bias.
 
         Raises:
-            ValueError: shapes, devices or widths do not fit, or a soft-cap is not positive.
+            ValueError: shapes, devices or widths do not fit one another or the index, or a soft-cap
+                is not positive.
         """
         sides = (
             ("student", student_hidden, student_weight, student_bias, student_softcap),
@@ -104,11 +106,15 @@ class LinearSimCTLoss(LossBase):
                 raise ValueError(
                     f"{side}_bias: expected {tuple(weight.shape[:1])}, got {tuple(bias.shape)}"
                 )
-            if softcap is not None and softcap <= 0.0:
-                raise ValueError(f"{side}_softcap: expected a positive number, got {softcap}")
+            if softcap is not None and not 0.0 < softcap < math.inf:
+                raise ValueError(
+                    f"{side}_softcap: expected a positive number, or None for none, got {softcap}"
+                )
             self._check_devices(**{f"{side}_hidden": hidden, f"{side}_weight": weight})
             self.tables.check_columns(weight.shape[0], side, f"{side}_weight")
         index = self._index(index, student_hidden, teacher_hidden)
+        index.check_logits("student", "student_hidden", student_hidden.shape)
+        index.check_logits("teacher", "teacher_hidden", teacher_hidden.shape)
         packed = self._packed(index, student_hidden.device)
         self._check_devices(index=packed)
         weight = self._weight(index, normalizer, student_hidden)

@@ -244,6 +244,8 @@ class LossBase(torch.nn.Module):
             self.metrics != "none" and self.candidates != "shared",
         )
         metrics = make_metrics(per_unit, stats, kind, index, measured)
+        # MULTI units that take no part are still units of the index.
+        per_unit = torch.nn.functional.pad(per_unit, (0, n_units - per_unit.shape[0]))
         return LossOutput(per_unit if self.reduction == "none" else loss, per_unit, metrics)
 
 
@@ -320,8 +322,8 @@ class SimCTLoss(LossBase):
             ``loss``, ``per_unit`` and ``metrics``.
 
         Raises:
-            ValueError: shapes, devices or widths do not fit, or a normalizer came with a reduction
-                that has none.
+            ValueError: shapes, devices or widths do not fit one another or the index, or a
+                normalizer came with a reduction that has none.
         """
         for name, logits in (
             ("student_logits", student_logits),
@@ -336,6 +338,8 @@ class SimCTLoss(LossBase):
         self.tables.check_columns(student_logits.shape[-1], "student", "student_logits")
         self.tables.check_columns(teacher_logits.shape[-1], "teacher", "teacher_logits")
         index = self._index(index, student_logits, teacher_logits)
+        index.check_logits("student", "student_logits", student_logits.shape)
+        index.check_logits("teacher", "teacher_logits", teacher_logits.shape)
         packed = self._packed(index, student_logits.device)
         self._check_devices(index=packed)
         weight = self._weight(index, normalizer, student_logits)

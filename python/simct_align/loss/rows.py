@@ -34,7 +34,7 @@ def fresh_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
     Returns:
         The tensor.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     itemsize = torch.finfo(dtype).bits // 8
     flat = torch.from_numpy(np.zeros(math.prod(shape) * itemsize, dtype=np.uint8))

@@ -257,7 +257,8 @@ class Objective(torch.nn.Module, ABC):
             ``loss`` and ``per_unit``.
 
         Raises:
-            ValueError: widths do not fit, or ids came or are missing against ``reads_ids``.
+            ValueError: shapes do not fit one another or the index, or ids came or are missing
+                against ``reads_ids``.
         """
         for name, ids in (("student_ids", student_ids), ("teacher_ids", teacher_ids)):
             if (ids is not None) != self.reads_ids:
@@ -265,6 +266,8 @@ class Objective(torch.nn.Module, ABC):
                 raise ValueError(f"{name}: {type(self).__name__} {what} token ids")
         self.tables.check_columns(student_logits.shape[-1], "student", "student_logits")
         self.tables.check_columns(teacher_logits.shape[-1], "teacher", "teacher_logits")
+        index.check_logits("student", "student_logits", student_logits.shape)
+        index.check_logits("teacher", "teacher_logits", teacher_logits.shape)
         with torch.no_grad():
             job = self._job(
                 student_logits, teacher_logits, index, normalizer, (student_ids, teacher_ids)

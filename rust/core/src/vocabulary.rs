@@ -333,7 +333,8 @@ impl Vocabulary {
         &self.settings
     }
 
-    /// SHA-256 of all that the vocabulary holds but its stops: equal digests, equal tokens.
+    /// SHA-256 of all that the vocabulary holds but its stops and the unused ids behind its last
+    /// token: equal digests, equal tokens. (Models have rows of padding; tokenizers do not.)
     #[must_use]
     pub fn digest(&self) -> &[u8; 32] {
         &self.digest
@@ -366,10 +367,14 @@ impl Vocabulary {
     fn compute_digest(&self) -> [u8; 32] {
         let mut hasher = Sha256::new();
         hasher.update(b"simct-align vocabulary 1");
+        let used = self.kinds.iter().rposition(|&kind| kind != TokenKind::Unused);
+        let used = used.map_or(0, |last| last + 1);
         hasher.update([u8::from(self.settings.dummy_prefix)]);
-        hasher.update((self.len() as u64).to_le_bytes());
-        hasher.update(self.kinds.iter().map(|&kind| kind as u8).collect::<Vec<_>>());
-        hasher.update(self.offsets.iter().flat_map(|o| o.to_le_bytes()).collect::<Vec<_>>());
+        hasher.update((used as u64).to_le_bytes());
+        hasher.update(self.kinds[..used].iter().map(|&kind| kind as u8).collect::<Vec<_>>());
+        hasher.update(
+            self.offsets[..=used].iter().flat_map(|o| o.to_le_bytes()).collect::<Vec<_>>(),
+        );
         hasher.update(&self.bytes);
         for (id, name) in &self.settings.special_names {
             hasher.update(id.to_le_bytes());
@@ -446,6 +451,17 @@ mod tests {
         assert_eq!(base, build([Token::normal("ab"), Token::special("</s>")], vec![1])?);
         assert_ne!(base, build([Token::normal("ab"), Token::special("<s>")], vec![])?);
         assert_ne!(base, build([Token::normal("aB"), Token::special("</s>")], vec![])?);
+        Ok(())
+    }
+
+    #[test]
+    fn digests_ignore_padding_behind_the_last_token_only() -> Result<()> {
+        let unused = || Token { bytes: vec![], kind: TokenKind::Unused, name: None };
+        let digest = |tokens: Vec<Token>| Ok(*Vocabulary::from_tokens(tokens)?.digest());
+        let base = digest(vec![Token::normal("a"), Token::normal("b")])?;
+        assert_eq!(base, digest(vec![Token::normal("a"), Token::normal("b"), unused(), unused()])?);
+        assert_ne!(base, digest(vec![Token::normal("a"), unused(), Token::normal("b")])?);
+        assert_eq!(digest(vec![])?, digest(vec![unused()])?);
         Ok(())
     }
 
