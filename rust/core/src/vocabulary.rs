@@ -372,9 +372,8 @@ impl Vocabulary {
         hasher.update([u8::from(self.settings.dummy_prefix)]);
         hasher.update((used as u64).to_le_bytes());
         hasher.update(self.kinds[..used].iter().map(|&kind| kind as u8).collect::<Vec<_>>());
-        hasher.update(
-            self.offsets[..=used].iter().flat_map(|o| o.to_le_bytes()).collect::<Vec<_>>(),
-        );
+        hasher
+            .update(self.offsets[..=used].iter().flat_map(|o| o.to_le_bytes()).collect::<Vec<_>>());
         hasher.update(&self.bytes);
         for (id, name) in &self.settings.special_names {
             hasher.update(id.to_le_bytes());
