@@ -159,7 +159,7 @@ def test_padded_logits_need_a_stride_for_ragged_ids():
     [
         ({"student_stride": 1}, "student_stride: expected at least 3"),
         ({"teacher_stride": 1}, "teacher_stride: expected at least 2"),
-        ({"student_stride": -5}, "student_stride: expected a number of rows"),
+        ({"student_stride": -5}, "student_stride is -5, expected at least 0"),
         ({"student_row_starts": [0, -9]}, "student_row_starts: the index would read row -9"),
         ({"student_row_starts": np.array([0, 2**63], np.uint64)}, "student_row_starts"),
         ({"threads": 0}, "threads is 0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +10,7 @@ import numpy as np
 from simct_align import _native, ablations
 from simct_align.continuations import checked_max_path
 from simct_align.index import AlignedIndex
-from simct_align.inputs import RaggedIds, same_dtype, thread_count
+from simct_align.inputs import RaggedIds, integer, same_dtype, thread_count
 from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
 
 if TYPE_CHECKING:
@@ -324,9 +323,9 @@ class AlignedBatch:
         self, index: AlignedIndex, side: Side, starts: NDArray[np.int64], stride: int | None
     ) -> int:
         """How many rows of logits there must be; checks that each row of the batch has its own."""
-        needed, row_of_unit = 0, None
+        needed, begins = 0, starts[:0]
         if stride:
-            row_of_unit = np.searchsorted(self.row_offsets, index.unit, side="right") - 1
+            begins = np.repeat(starts, np.diff(self.row_offsets))[index.unit]
         for units, rows in index.rows_read(side):
             if not len(rows):
                 continue
@@ -335,13 +334,11 @@ class AlignedBatch:
                 raise ValueError(
                     f"{side}_row_starts: the index would read row {rows.min()} of the logits"
                 )
-            if row_of_unit is not None and stride:
-                width = int((rows - starts[row_of_unit[units]]).max()) + 1
-                if width > stride:
-                    raise ValueError(
-                        f"{side}_stride: expected at least {width}, so many rows of logits are "
-                        f"read for one row of the batch, got {stride}"
-                    )
+            if stride and (width := int((rows - begins[units]).max()) + 1) > stride:
+                raise ValueError(
+                    f"{side}_stride: expected at least {width}, so many rows of logits are read "
+                    f"for one row of the batch, got {stride}"
+                )
         return needed
 
     def coarsen(
@@ -447,9 +444,7 @@ def _layout(
     if row_starts is not None and stride is not None:
         raise ValueError(f"give {name}_row_starts or {name}_stride, not both")
     if stride is not None:
-        stride = operator.index(stride)
-        if stride < 0:
-            raise ValueError(f"{name}_stride: expected a number of rows, got {stride}")
+        stride = integer(f"{name}_stride", stride, at_least=0)
         # Without any row of logits there is no distance; what reads one is told so by its shape.
         return np.arange(len(side), dtype=np.int64) * stride, stride or None
     if row_starts is None:
