@@ -265,9 +265,10 @@ def measure(
     return Row(name, timing.p50 * times, timing, extra, value)
 
 
-def products(case: Case, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> float:
+def products(
+    case: Case, setting: Setting, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
+) -> float:
     """Seconds for the products of (d): student forward and backward, teacher forward."""
-    setting = Setting(device=student[0].device)
 
     def seconds_of(a: Tensor, b: Tensor, out: Tensor) -> float:
         def product() -> None:
@@ -439,10 +440,10 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="where the losses run (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of logits and weights")
-    parser.add_argument("--units", type=int, default=500, help="(default: 500; 50 with --quick)")
+    parser.add_argument("--units", type=int, help="(default: 500; 50 with --quick)")
     arguments = parser.parse_args()
     setting = Setting(
-        50 if arguments.quick else arguments.units,
+        arguments.units or (50 if arguments.quick else 500),
         torch.device(arguments.device),
         DTYPES[arguments.dtype],
     )
@@ -470,7 +471,7 @@ def main() -> int:
         setting.randn(columns, width) * width**-0.5
         for columns, width in zip((case.student_columns, case.teacher_columns), widths, strict=True)
     ]
-    unavoidable = products(case, (hidden[0], weight[0]), (hidden[1], weight[1]))
+    unavoidable = products(case, setting, (hidden[0], weight[0]), (hidden[1], weight[1]))
     leaves = [hidden[0].requires_grad_(), weight[0].requires_grad_()]
     linear = LinearSimCTLoss(case.aligner).to(setting.device)
     rows.append(

@@ -109,17 +109,24 @@ def logged(trainer: SimCTTrainer) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+def logged_comparisons(trainer: SimCTTrainer, steps: int) -> list[dict[str, float]]:
+    """The log of so many steps, in each of which units were compared."""
+    entries = logged(trainer)
+    assert len(entries) == steps
+    for entry in entries:
+        assert math.isfinite(entry["loss"])
+        assert entry["loss"] > 0.0
+        assert entry["simct/units_shared"] + entry["simct/units_multi"] > 0
+    return entries
+
+
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("rows", [MESSAGES, TEXTS], ids=["messages", "texts"])
 def test_trains_on_policy_and_logs_what_was_compared(tmp_path, turned, rows):
     trainer = make_trainer(tmp_path, turned=turned, rows=rows, extra=300)
     trainer.train()
-    entries = logged(trainer)
-    assert len(entries) == 2
+    entries = logged_comparisons(trainer, 2)
     for entry in entries:
-        assert math.isfinite(entry["loss"])
-        assert entry["loss"] > 0.0
-        assert entry["simct/units_shared"] + entry["simct/units_multi"] > 0
         assert entry["simct/turns"] == 2
         for part in ("generation", "alignment", "student", "teacher", "loss"):
             assert entry[f"simct/seconds_{part}"] > 0.0

@@ -59,13 +59,11 @@ def keep_units(batch: AlignedBatch, keep: NDArray[np.bool_]) -> AlignedBatch:
 
 def without(batch: AlignedBatch, kind: UnitKind | str) -> AlignedBatch:
     """See :meth:`simct_align.AlignedBatch.without`."""
+    by_name = {known.name.lower(): known for known in UnitKind}
     if isinstance(kind, str):
-        names = [known.name for known in UnitKind]
-        if kind.upper() not in names:
-            raise ValueError(f"kind: expected one of {', '.join(names).lower()}, got {kind!r}")
-        kind = UnitKind[kind.upper()]
-    elif kind not in list(UnitKind):
-        raise ValueError(f"kind: expected a UnitKind or its name, got {kind!r}")
+        kind = by_name.get(kind.lower(), kind)
+    if kind not in list(UnitKind):
+        raise ValueError(f"kind: expected one of {', '.join(by_name)}, got {kind!r}")
     return keep_units(batch, batch.kind != kind)
 
 
