@@ -194,12 +194,12 @@ def by_hand(
         realized.add(tuple(t_ids[t : int(batch.teacher_end[unit])]))
     on_path = set(realized)
     for token in aligner.spellings.teacher.leaves.one_sided_token.tolist():
-        path = aligner.spelling(token, of="teacher")
+        path = aligner.spelling(token, side="teacher")
         assert path is not None
         if 1 < len(path) <= MAX_PATH + 1 and list(path[:-1]) == s_ids[s : s + len(path) - 1]:
             on_path.add((token,))
     for token in aligner.spellings.student.leaves.one_sided_token.tolist():
-        path = aligner.spelling(token, of="student")
+        path = aligner.spelling(token, side="student")
         assert path is not None
         if 1 < len(path) <= MAX_PATH + 1 and list(path[:-1]) == t_ids[t : t + len(path) - 1]:
             on_path.add(tuple(path))

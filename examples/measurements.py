@@ -199,7 +199,7 @@ class Measurer:
             }
         )
         counts = batch.counts
-        left_out = counts.rollouts.as_dict() | {"turns_left_out": counts.turns_left_out}
+        left_out = counts.retokenized.as_dict() | {"turns_left_out": counts.turns_left_out}
         del left_out["specials"]
         return Measured(
             {name: figures[name] for name in LABELS},

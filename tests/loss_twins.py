@@ -88,7 +88,7 @@ def simct_twin(
     divergence=reverse_kl,
     temperature=1.0,
     candidates="realized",
-    min_teacher_coverage=0.0,
+    min_teacher_mass=0.0,
 ):
     """Divergence, teacher coverage and student coverage of every unit, in the order of `units`."""
     per_unit, coverage = [], []
@@ -104,7 +104,7 @@ def simct_twin(
             score, temperature,
         )  # fmt: skip
         value = divergence(torch.log_softmax(s, -1), torch.log_softmax(t, -1))
-        kept = t_cover >= min_teacher_coverage
+        kept = t_cover >= min_teacher_mass
         per_unit.append(value if kept else 0.0 * value)
         coverage.append((t_cover.detach(), s_cover.detach()))
     return (torch.stack(per_unit) if per_unit else student.reshape(-1)[:0]), coverage

@@ -169,7 +169,7 @@ def side_scores(logits, padding, unit, side, score, temperature):
 
 
 def on_path_twin(student, teacher, aligner, units, *, score, divergence, temperature=1.0,
-                 min_teacher_coverage=0.0):  # fmt: skip
+                 min_teacher_mass=0.0):  # fmt: skip
     """Divergence of every unit, and both sides' coverage."""
     per_unit, coverage = [], []
     flat = {"teacher": teacher, "student": student}
@@ -186,6 +186,6 @@ def on_path_twin(student, teacher, aligner, units, *, score, divergence, tempera
         value = divergence(
             torch.log_softmax(scores["student"], -1), torch.log_softmax(scores["teacher"], -1)
         )
-        per_unit.append(value if covered["teacher"] >= min_teacher_coverage else 0.0 * value)
+        per_unit.append(value if covered["teacher"] >= min_teacher_mass else 0.0 * value)
         coverage.append((covered["teacher"].detach(), covered["student"].detach()))
     return torch.stack(per_unit), torch.tensor(coverage)

@@ -151,7 +151,7 @@ def test_only_the_last_turn():
 
 def test_length_limits_and_padding_ids():
     tokenizers = demo_chat_tokenizers()
-    batch = collator_of(max_length=16, teacher_max_length=18)(ROWS)
+    batch = collator_of(student_max_length=16, teacher_max_length=18)(ROWS)
     assert batch["input_ids"].shape[1] == 16
     assert batch["teacher_input_ids"].shape[1] <= 18
     assert batch["counts"]["student_tokens_cut"] > 0

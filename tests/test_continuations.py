@@ -119,7 +119,7 @@ def test_both_directions_and_their_paths() -> None:
     assert pair.continuations_after([0]) == [("ab", (0, 1), 0)]
     assert pair.continuations_after([2], side="teacher") == [("bc", (2, 3), 3)]
     assert pair.continuations_after([]) == pair.continuations_after([-1, 0]) == []
-    assert (pair.spelling(0), pair.spelling(1), pair.spelling(3, of="student")) == (
+    assert (pair.spelling(0), pair.spelling(1), pair.spelling(3, side="student")) == (
         (0, 1),
         (0,),
         (2, 3),
@@ -127,7 +127,7 @@ def test_both_directions_and_their_paths() -> None:
     with pytest.raises(IndexError):
         pair.spelling(4)
     with pytest.raises(ValueError, match="'teacher' or 'student'"):
-        pair.spelling(0, of="both")  # type: ignore[arg-type]
+        pair.spelling(0, side="both")  # type: ignore[arg-type]
     assert [unit.continuations for unit in batch.units(0, max_path=2)] == [(), ("ab",), ("bc",)]
     assert [unit.continuations for unit in batch.units(0)] == [()] * 3
 

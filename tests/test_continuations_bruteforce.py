@@ -131,7 +131,7 @@ def test_spellings_are_what_the_tokenizers_write(teacher: str, student: str) -> 
         assert sum(table.by_length.values()) + len(table.unspelled) == len(texts)
         sample = random.Random(1).sample(texts, min(1500, len(texts)))
         for text, path in zip(sample, spell(other, sample), strict=True):
-            assert aligner.spelling(ids_by_bytes(own)[text], of=of) == path
+            assert aligner.spelling(ids_by_bytes(own)[text], side=of) == path
 
 
 def test_spellings_have_the_lengths_that_were_counted() -> None:
@@ -145,7 +145,7 @@ def test_spellings_have_the_lengths_that_were_counted() -> None:
         lengths = [
             len(path)
             for text, path in zip(valid, written, strict=True)
-            if aligner.spelling(ids_by_bytes(own)[text], of=of) == tuple(path)
+            if aligner.spelling(ids_by_bytes(own)[text], side=of) == tuple(path)
         ]
         return lengths.count(2), lengths.count(3), len(texts) - len(valid), len(texts)
 

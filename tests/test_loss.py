@@ -55,8 +55,8 @@ def compare(case_, keywords, twin_keywords, chunk_bytes=None):
     torch.testing.assert_close(s1.grad, s2.grad, rtol=1e-8, atol=1e-11)
     if coverage:
         means = torch.stack([torch.stack(c) for c in coverage]).mean(0)
-        torch.testing.assert_close(out.metrics.teacher_coverage_candidates, means[0])
-        torch.testing.assert_close(out.metrics.student_coverage_candidates, means[1])
+        torch.testing.assert_close(out.metrics.teacher_mass_candidates, means[0])
+        torch.testing.assert_close(out.metrics.student_mass_candidates, means[1])
     return out
 
 
@@ -86,7 +86,7 @@ def test_equals_its_twin_under_every_divergence(name, score):
 @pytest.mark.parametrize("candidates", ["shared", "realized"])
 @pytest.mark.parametrize("minimum", [0.0, 0.4, 1.0])
 def test_equals_its_twin_with_the_coverage_filter(candidates, minimum):
-    keywords = {"candidates": candidates, "min_teacher_coverage": minimum}
+    keywords = {"candidates": candidates, "min_teacher_mass": minimum}
     for seed in range(4):
         compare(case(seed), keywords, keywords)
 
@@ -179,7 +179,7 @@ def test_reductions_and_union_of_micro_batches():
                 cases[0].pair,
                 reduction=reduction,
                 candidates=candidates,
-                min_teacher_coverage=0.5,
+                min_teacher_mass=0.5,
             )
             total = sum(c.index.normalizer(reduction, candidates) for c in cases)
             parts = [loss_fn(c.student, c.teacher, c.index, normalizer=total).loss for c in cases]
@@ -197,7 +197,7 @@ KEYWORDS = {
     "score": "sum",
     "divergence": "tvd",
     "temperature": 2.0,
-    "min_teacher_coverage": 0.6,
+    "min_teacher_mass": 0.6,
     "reduction": "token",
 }
 
@@ -214,8 +214,8 @@ def test_metrics_keyword():
     c = case(6)
     outs = {m: SimCTLoss(c.pair, metrics=m)(c.student, c.teacher, c.index) for m in
             ("none", "multi", "full")}  # fmt: skip
-    assert outs["none"].metrics.teacher_coverage_shared.isnan()
-    multi, full = (outs[m].metrics.teacher_coverage_shared for m in ("multi", "full"))
+    assert outs["none"].metrics.teacher_mass_shared.isnan()
+    multi, full = (outs[m].metrics.teacher_mass_shared for m in ("multi", "full"))
     assert not torch.isclose(multi, full)
     assert outs["none"].loss == outs["full"].loss
     counts = outs["full"].metrics
@@ -346,7 +346,7 @@ def test_module_can_be_copied_and_pickled():
         ({"score": "max"}, "score"),
         ({"divergence": "kl"}, "divergence"),
         ({"temperature": 0.0}, "temperature"),
-        ({"min_teacher_coverage": 1.5}, "min_teacher_coverage"),
+        ({"min_teacher_mass": 1.5}, "min_teacher_mass"),
         ({"metrics": "all"}, "metrics"),
         ({"reduction": "mean"}, "reduction"),
         ({"chunk_bytes": 0}, "chunk_bytes"),

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 ON_PATH = [
     {"score": score, **more}
     for score in ("mean", "sum", "event")
-    for more in ({}, {"metrics": "full", "chunk_bytes": 2_000}, {"min_teacher_coverage": 0.5})
+    for more in ({}, {"metrics": "full", "chunk_bytes": 2_000}, {"min_teacher_mass": 0.5})
 ]
 
 

@@ -114,8 +114,8 @@ def compare(c, *, score, divergence="reverse_kl", chunk_bytes=None, **keywords):
     out.loss.backward()
     expected.mean().backward()
     torch.testing.assert_close(s1.grad, s2.grad, rtol=1e-7, atol=1e-11)
-    torch.testing.assert_close(out.metrics.teacher_coverage_candidates, coverage[:, 0].mean())
-    torch.testing.assert_close(out.metrics.student_coverage_candidates, coverage[:, 1].mean())
+    torch.testing.assert_close(out.metrics.teacher_mass_candidates, coverage[:, 0].mean())
+    torch.testing.assert_close(out.metrics.student_mass_candidates, coverage[:, 1].mean())
     return out
 
 
@@ -147,7 +147,7 @@ def test_equals_its_twin_over_many_vocabularies(score):
     "keywords",
     [
         {"temperature": 1.7},
-        {"min_teacher_coverage": 0.7},
+        {"min_teacher_mass": 0.7},
         {"chunk_bytes": 1},
         {"chunk_bytes": 3_000},
     ],
@@ -179,7 +179,7 @@ class OneCopy(Strict):
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("keywords", [{}, {"metrics": "full"}, {"metrics": "none"},
-                                      {"min_teacher_coverage": 0.5, "chunk_bytes": 2_000}],
+                                      {"min_teacher_mass": 0.5, "chunk_bytes": 2_000}],
                          ids=str)  # fmt: skip
 def test_nothing_waits_for_the_device(score, device, keywords):
     c = case(3)
@@ -357,8 +357,8 @@ def test_continuations_appear_in_the_metrics():
         for candidates in ("realized", "on_path")
     ]
     for side in ("teacher", "student"):
-        candidates = [getattr(out.metrics, f"{side}_coverage_candidates") for out in outs]
-        added = [getattr(out.metrics, f"{side}_coverage_continuations") for out in outs]
+        candidates = [getattr(out.metrics, f"{side}_mass_candidates") for out in outs]
+        added = [getattr(out.metrics, f"{side}_mass_continuations") for out in outs]
         assert added[0] == 0
         assert added[1] > 0
         torch.testing.assert_close(candidates[1] - candidates[0], added[1])

@@ -109,7 +109,7 @@ def test_loss_equals_its_twin(teacher, student):
     expected, coverage = loss_twins.simct_twin(plain, logits[0], pair, units, score=score)
     torch.testing.assert_close(out.per_unit, expected, rtol=1e-9, atol=1e-12)
     means = torch.tensor([[float(c) for c in both] for both in coverage]).mean(0)
-    measured = out.metrics.teacher_coverage_candidates, out.metrics.student_coverage_candidates
+    measured = out.metrics.teacher_mass_candidates, out.metrics.student_mass_candidates
     torch.testing.assert_close(torch.stack(measured).float(), means)
     out.loss.backward()
     expected.mean().backward()

@@ -25,7 +25,7 @@ KEYWORDS = [{"score": score} for score in SCORES] + [
     {"metrics": "full"},
     {"metrics": "none"},
     {"candidates": "shared"},
-    {"min_teacher_coverage": 0.5},
+    {"min_teacher_mass": 0.5},
     {"divergence": "tvd", "temperature": 2.0, "chunk_bytes": 2_000},
 ]
 REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "item", "unique", "equal.default")
@@ -279,7 +279,7 @@ def _model(pair):
 def _gradients(pair, parts, wrap, total, scale):
     model = _model(pair)
     wrapped = wrap(model)
-    loss_fn = SimCTLoss(pair, min_teacher_coverage=0.3)
+    loss_fn = SimCTLoss(pair, min_teacher_mass=0.3)
     for hidden, c in parts:
         (scale * loss_fn(wrapped(hidden), c.teacher, c.index, normalizer=total).loss).backward()
     return [p.grad for p in model.parameters()]

@@ -129,12 +129,17 @@ def test_arrow_values_are_read_without_a_copy(aligner, rows, monkeypatch):
 
 def test_masks(aligner, rows):
     masks = [[place % 3 > 0 for place in range(len(ids))] for ids in rows["student_ids"]]
-    made = RetokenizeRows(aligner, mask_column="mask", teacher_column="t")(rows | {"mask": masks})
-    again = RetokenizeRows(aligner, mask_column="mask", teacher_column="t")(
+    made = RetokenizeRows(aligner, student_mask_column="mask", teacher_column="t")(
+        rows | {"mask": masks}
+    )
+    again = RetokenizeRows(aligner, student_mask_column="mask", teacher_column="t")(
         pa.table(rows | {"mask": masks})
     )
     assert [ids.tolist() for ids in made["t"]] == again["t"].to_pylist()
-    assert again["t"].to_pylist() == aligner.retokenize(rows["student_ids"], mask=masks).tolist()
+    assert (
+        again["t"].to_pylist()
+        == aligner.retokenize(rows["student_ids"], student_mask=masks).tolist()
+    )
     function = AlignRows(
         aligner, teacher_mask_column="mask", student_mask_column="mask", prefix="p_"
     )

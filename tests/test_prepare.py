@@ -10,7 +10,7 @@ import pytest
 from chat_tokenizers import demo_aligner, demo_chat_tokenizers, real_aligner, real_chat_tokenizer
 from simct_align import Aligner, UnitKind, Vocabulary
 from simct_align.chat import check_end_of_turn, content_text, prompt_ids
-from simct_align.rollouts import TextEncoder
+from simct_align.retokenize import TextEncoder
 
 CONVERSATION = [
     {"role": "user", "content": "What is 2 + 2?"},
@@ -199,7 +199,7 @@ def test_turns_that_one_side_lacks_take_no_part(aligner):
         truncated=[[True, True, True]],
     )
     assert batch.counts.turns_left_out == 1
-    assert batch.counts.rollouts.specials_left_out == 1
+    assert batch.counts.retokenized.specials_left_out == 1
     assert "".join(unit.text for unit in batch.aligned.units(0)).strip() == "second"
     assert unmapped in batch.student.input_ids[0]
 
@@ -230,7 +230,7 @@ def test_random_rollouts_are_prepared_and_counted(aligner):
     coverage = batch.aligned.coverage()
     counts = batch.counts
     unmatched = sum(coverage.student_unmatched.values())
-    assert unmatched == counts.rollouts.specials_left_out + counts.rollouts.empty_left_out
+    assert unmatched == counts.retokenized.specials_left_out + counts.retokenized.empty_left_out
     assert coverage.teacher_tokens_in_units == coverage.teacher_tokens
 
 
@@ -389,7 +389,7 @@ def test_real_templates(teacher, student):
         [answers], teacher_prompt_ids=[prompts[0]], student_prompt_ids=[prompts[1]]
     )
     coverage = batch.aligned.coverage()
-    left_out = batch.counts.rollouts.specials_left_out + batch.counts.rollouts.empty_left_out
+    left_out = batch.counts.retokenized.specials_left_out + batch.counts.retokenized.empty_left_out
     assert sum(coverage.student_unmatched.values()) == left_out
     assert coverage.units["special"] == 2
     for side, tokenizer, stops in zip(

@@ -180,7 +180,7 @@ def test_masks_make_regions_that_are_tokenized_apart(aligners):
     one, two = aligner.student.encode_batch(["alpha beta", "gamma"])
     rows = [[*one, 5, *two], [7, 7], [*two]]
     mask = [[1] * len(one) + [0] + [1] * len(two), [0, 0], [1] * len(two)]
-    teacher_ids = aligner.retokenize(rows, mask=mask)
+    teacher_ids = aligner.retokenize(rows, student_mask=mask)
     assert teacher_ids.row_regions.tolist() == [0, 2, 2, 3]
     regions = [
         teacher_ids.values[start:end].tolist()
@@ -201,7 +201,7 @@ def test_dense_ids_with_masks_and_padding_of_either_side(aligners):
     dense = np.array([[*row, *[4095] * (width - len(row))] for row in rows], np.int32)
     mask = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows], bool)
     for side in ("left", "right"):
-        ids, taken = aligner.retokenize(dense, mask=mask, padding=side, pad_id=9)
+        ids, taken = aligner.retokenize(dense, student_mask=mask, padding_side=side, pad_id=9)
         assert ids.shape == taken.shape == (3, max(map(len, ragged.tolist())))
         assert [row[keep == 1].tolist() for row, keep in zip(ids, taken, strict=True)] == (
             ragged.tolist()
@@ -210,15 +210,15 @@ def test_dense_ids_with_masks_and_padding_of_either_side(aligners):
         edge = taken[:, -1] if side == "left" else taken[:, 0]
         assert edge.tolist() == [1, 1, len(rows[2]) > 0]
     with pytest.raises(ValueError, match="'left' or 'right', got 'up'"):
-        aligner.retokenize(rows, padding="up")
+        aligner.retokenize(rows, padding_side="up")
 
 
 def test_no_rows_and_empty_rows(aligners):
     aligner = aligner_of(aligners, "demo_byte_level", "demo_byte_fallback")
     assert aligner.retokenize([]).tolist() == []
     assert aligner.retokenize([[], []]).tolist() == [[], []]
-    assert aligner.retokenize([[], [3]], mask=[[], [0]]).tolist() == [[], []]
-    ids, mask = aligner.retokenize([[]], padding="left")
+    assert aligner.retokenize([[], [3]], student_mask=[[], [0]]).tolist() == [[], []]
+    ids, mask = aligner.retokenize([[]], padding_side="left")
     assert ids.shape == mask.shape == (1, 0)
 
 
@@ -227,8 +227,8 @@ def test_wrong_ids_are_named_with_their_place(aligners):
     with pytest.raises(ValueError, match="row 1, position 2: student id 4096 is not in"):
         aligner.retokenize([[1], [1, 2, 4096]])
     with pytest.raises(ValueError, match="row 1, position 2: student id -1 is not in"):
-        aligner.retokenize([[1], [1, 2, -1]], mask=[[1], [0, 0, 1]])
-    assert aligner.retokenize([[9, -100]], mask=[[1, 0]]).tolist() != [[]]
+        aligner.retokenize([[1], [1, 2, -1]], student_mask=[[1], [0, 0, 1]])
+    assert aligner.retokenize([[9, -100]], student_mask=[[1, 0]]).tolist() != [[]]
 
 
 def test_a_teacher_without_a_tokenizer_is_named(tmp_path):

@@ -306,7 +306,7 @@ def test_log_ratio_is_the_difference_of_whole_log_likelihoods(tmp_path, turned):
     trainer = make_trainer(tmp_path, turned=turned, lmbda=0.0, per_device_train_batch_size=4)
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.compute_loss(trainer.model, inputs)
-    found = trainer._figures.collect()["log_ratio_per_byte"]
+    found = trainer._metric_sums.collect()["log_ratio_per_byte"]
 
     ready, ratio, size = inputs["_simct"], 0.0, 0
     labels = inputs["labels"]
@@ -488,7 +488,7 @@ def test_logits_of_prompts_are_not_made_and_not_missed(tmp_path, monkeypatch, ke
         left_out = side.ids.shape[1] - outputs.logits.shape[1]
         assert left_out == (0 if all_of_them else prompts.min() - 1)
         gradient = [parameter.grad.clone() for parameter in trainer.model.parameters()]
-        figures = trainer._figures.collect()
+        figures = trainer._metric_sums.collect()
         ratio, divergence = figures["log_ratio_per_byte"], figures.get("initial_kl", 0.0)
         found.append((loss, gradient, ratio, divergence))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)

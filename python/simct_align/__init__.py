@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from simct_align._native import AlignmentError, __version__
 from simct_align.aligner import Aligner, SharedVocabulary
-from simct_align.batch import AlignedBatch, Coverage, UnmatchedSpans
+from simct_align.batch import AlignedBatch, AlignmentCounts, UnmatchedSpans
 from simct_align.collator import SimCTCollator
 from simct_align.continuations import Continuation, Continuations, PairSpellings, Spellings
 from simct_align.errors import MissingTokenizerError, UnsupportedTokenizerError
 from simct_align.index import AlignedIndex
 from simct_align.inputs import RaggedIds
 from simct_align.prepare import PreparedBatch
-from simct_align.rollouts import Rollouts
+from simct_align.retokenize import RetokenizedIds
 from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
 from simct_align.vocabulary import Difference, TokenKind, VerifyReport, Vocabulary
 
@@ -39,17 +39,17 @@ __all__ = [
     "AlignedBatch",
     "AlignedIndex",
     "Aligner",
+    "AlignmentCounts",
     "AlignmentError",
     "Continuation",
     "Continuations",
-    "Coverage",
     "Difference",
     "LinearSimCTLoss",
     "MissingTokenizerError",
     "PairSpellings",
     "PreparedBatch",
     "RaggedIds",
-    "Rollouts",
+    "RetokenizedIds",
     "SharedVocabulary",
     "SimCTCollator",
     "SimCTLoss",

@@ -13,7 +13,7 @@ from simct_align.continuations import enumerate_continuations, make_spellings
 from simct_align.errors import MissingTokenizerError
 from simct_align.inputs import integer, read_side, same_dtype, thread_count
 from simct_align.prepare import PreparedBatch, prepare
-from simct_align.rollouts import PaddingSide, Rollouts, retokenize
+from simct_align.retokenize import PaddingSide, RetokenizedIds, retokenize
 from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -230,13 +230,13 @@ class Aligner:
         return make_spellings(self._pair, self._teacher, self._student)
 
     def spelling(
-        self, token_id: int, *, of: Literal["teacher", "student"] = "teacher"
+        self, token_id: int, *, side: Literal["teacher", "student"] = "teacher"
     ) -> tuple[int, ...] | None:
         """How the other side writes one token.
 
         Args:
-            token_id: A token of the side ``of``.
-            of: The side that has the token.
+            token_id: A token of ``side``.
+            side: The side that has the token.
 
         Returns:
             Ids of the other side: one for a shared token, the spelling of a one-sided one;
@@ -251,10 +251,10 @@ class Aligner:
             >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
             >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
             >>> aligner = Aligner(teacher, student)
-            >>> aligner.spelling(0), aligner.spelling(1), aligner.spelling(0, of="student")
+            >>> aligner.spelling(0), aligner.spelling(1), aligner.spelling(0, side="student")
             ((0, 1), (2,), None)
         """
-        own, other = self._sides(of)
+        own, other = self._sides(side)
         text = own.token_bytes(token_id)
         if not text:
             return None
@@ -264,7 +264,7 @@ class Aligner:
         canonical = own._native.find(text)
         assert canonical is not None  # it is a token with bytes
         teacher, student = self.spellings
-        return (teacher if of == "teacher" else student).spelling(canonical)
+        return (teacher if side == "teacher" else student).spelling(canonical)
 
     def continuations_after(
         self, path: Sequence[int], *, side: Literal["teacher", "student"] = "student"
@@ -384,19 +384,19 @@ class Aligner:
         self,
         student_ids: object,
         *,
-        mask: object | None = ...,
-        padding: None = ...,
+        student_mask: object | None = ...,
+        padding_side: None = ...,
         pad_id: int = ...,
         threads: int | None = ...,
-    ) -> Rollouts: ...
+    ) -> RetokenizedIds: ...
 
     @overload
     def retokenize(
         self,
         student_ids: object,
         *,
-        mask: object | None = ...,
-        padding: PaddingSide,
+        student_mask: object | None = ...,
+        padding_side: PaddingSide,
         pad_id: int = ...,
         threads: int | None = ...,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
@@ -405,11 +405,11 @@ class Aligner:
         self,
         student_ids: object,
         *,
-        mask: object | None = None,
-        padding: PaddingSide | None = None,
+        student_mask: object | None = None,
+        padding_side: PaddingSide | None = None,
         pad_id: int = 0,
         threads: int | None = None,
-    ) -> Rollouts | tuple[NDArray[np.int64], NDArray[np.int64]]:
+    ) -> RetokenizedIds | tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Makes the teacher's ids of what the student sampled, byte for byte.
 
         Use it on rollouts: sampled ids may be cut as no encoder cuts, end inside a character, or
@@ -421,14 +421,14 @@ class Aligner:
 
         Args:
             student_ids: The sampled ids, in any form that :meth:`align_batch` takes.
-            mask: The positions to take, in the shape of the ids; all without it. Each contiguous
-                run is tokenized for itself.
-            padding: ``"left"`` or ``"right"``: return a dense array and its mask.
+            student_mask: The positions to take, in the shape of the ids; all without it. Each
+                contiguous run is tokenized for itself.
+            padding_side: ``"left"`` or ``"right"``: return a dense array and its mask.
             pad_id: What fills it.
             threads: How many threads look whether the bytes agree; all cores without it.
 
         Returns:
-            Ragged ids with counts of what took another way; with ``padding``, ``(ids, mask)``,
+            Ragged ids with counts of what took another way; with ``padding_side``, ``(ids, mask)``,
             int64 ``[rows, longest row]`` each.
 
         Raises:
@@ -446,8 +446,10 @@ class Aligner:
             >>> aligner.teacher.decode_bytes(teacher_ids.row(0)), teacher_ids.counts.specials
             (b' x = 12', 1)
         """
-        rollouts = retokenize(self, student_ids, mask=mask, threads=thread_count(threads))
-        return rollouts if padding is None else rollouts.padded(padding, pad_id=pad_id)
+        made = retokenize(
+            self, student_ids, student_mask=student_mask, threads=thread_count(threads)
+        )
+        return made if padding_side is None else made.padded(padding_side, pad_id=pad_id)
 
     def prepare(
         self,

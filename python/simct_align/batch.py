@@ -46,7 +46,7 @@ class UnmatchedSpans:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class AlignmentCounts:
     """Counts over a batch.
 
     Attributes:
@@ -221,7 +221,7 @@ class AlignedBatch:
     def _decode(vocabulary: _native.Vocabulary, ids: NDArray[Any]) -> bytes:
         return vocabulary.decode_bytes(ids.astype(np.int64))
 
-    def coverage(self) -> Coverage:
+    def coverage(self) -> AlignmentCounts:
         """Counts what is in units and what is not.
 
         Complexity:
@@ -230,7 +230,7 @@ class AlignedBatch:
         spans = self.unmatched
         no_prefix = (self.teacher_start == 0) | (self.student_start == 0)
         by_kind = np.bincount(self.kind, minlength=len(UnitKind))
-        return Coverage(
+        return AlignmentCounts(
             rows=len(self),
             teacher_tokens=_tokens(self.teacher),
             student_tokens=_tokens(self.student),

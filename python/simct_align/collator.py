@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from simct_align.chat import ChatTokenizer, Message, check_end_of_turn, content_text, prompt_ids
-from simct_align.rollouts import TextEncoder
+from simct_align.retokenize import TextEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from simct_align.aligner import Aligner
     from simct_align.prepare import PreparedBatch, PreparedSide
-    from simct_align.rollouts import PaddingSide
+    from simct_align.retokenize import PaddingSide
 
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ class SimCTCollator:
         student_tokenizer: The student's.
         turns: ``"all"`` assistant turns of ``messages``, or the ``"last"``.
         padding_side: ``"right"`` or ``"left"``.
-        max_length: Cut the student's rows at so many tokens.
+        student_max_length: Cut the student's rows at so many tokens.
         teacher_max_length: Cut the teacher's rows at so many tokens.
         pad_to_multiple_of: Round the widths up to a multiple of this.
         max_path: As in :meth:`AlignedBatch.index`; not 0 for on-path continuations.
@@ -84,7 +84,7 @@ class SimCTCollator:
         *,
         turns: Literal["all", "last"] = "all",
         padding_side: PaddingSide = "right",
-        max_length: int | None = None,
+        student_max_length: int | None = None,
         teacher_max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         max_path: int = 0,
@@ -100,7 +100,7 @@ class SimCTCollator:
         self.student_tokenizer = student_tokenizer
         self.turns = turns
         self.padding_side = padding_side
-        self.max_length = max_length
+        self.student_max_length = student_max_length
         self.teacher_max_length = teacher_max_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_path = max_path
@@ -176,7 +176,7 @@ class SimCTCollator:
             teacher_pad_id=pad_id(self.teacher_tokenizer),
             student_pad_id=pad_id(self.student_tokenizer),
             teacher_max_length=self.teacher_max_length,
-            student_max_length=self.max_length,
+            student_max_length=self.student_max_length,
             pad_to_multiple_of=self.pad_to_multiple_of,
             threads=threads,
         )

@@ -178,7 +178,7 @@ class CoverageSum:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, coverage: dict[str, Any]) -> None:
-        """Add one batch's ``Coverage.as_dict()``."""
+        """Add one batch's ``AlignmentCounts.as_dict()``."""
         _add_counts(self.counts, coverage)
 
 

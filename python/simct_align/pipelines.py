@@ -139,7 +139,8 @@ class RetokenizeRows(_RowFunction):
     Args:
         aligner: The pair, with the teacher's tokenizer.
         student_column: The sampled ids, lists of integers.
-        mask_column: Which of them to take, lists of as many booleans or integers; all without it.
+        student_mask_column: Which of them to take, lists of as many booleans or integers; all
+            without it.
         teacher_column: The teacher's ids, int64 lists.
         threads: See :class:`AlignRows`.
 
@@ -158,13 +159,13 @@ class RetokenizeRows(_RowFunction):
         aligner: Aligner,
         *,
         student_column: str = "student_ids",
-        mask_column: str | None = None,
+        student_mask_column: str | None = None,
         teacher_column: str = "teacher_ids",
         threads: int | None = None,
     ) -> None:
         options = {
             "student_column": student_column,
-            "mask_column": mask_column,
+            "student_mask_column": student_mask_column,
             "teacher_column": teacher_column,
             "threads": threads,
         }
@@ -173,7 +174,7 @@ class RetokenizeRows(_RowFunction):
     def _columns(self, batch: Any) -> dict[str, _Column]:
         made = self._aligner.retokenize(
             _read(batch, self._options["student_column"]),
-            mask=_read(batch, self._options["mask_column"]),
+            student_mask=_read(batch, self._options["student_mask_column"]),
             threads=self._threads,
         )
         return {self._options["teacher_column"]: (made.values, made.offsets)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.inputs import RaggedIds, integer, read_side
-from simct_align.rollouts import PaddingSide, RolloutCounts, pad_rows
+from simct_align.retokenize import PaddingSide, RetokenizeCounts, pad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ class PrepareCounts:
         stops_added: Ends of turn that the student's ids did not have.
         student_tokens_cut: Student tokens, prompt included, beyond its length limit.
         teacher_tokens_cut: Teacher tokens beyond its length limit.
-        rollouts: What did not go through the teacher's encoder.
+        retokenized: What did not go through the teacher's encoder.
     """
 
     turns: int
@@ -62,13 +62,13 @@ class PrepareCounts:
     stops_added: int
     student_tokens_cut: int
     teacher_tokens_cut: int
-    rollouts: RolloutCounts
+    retokenized: RetokenizeCounts
 
     def as_dict(self) -> dict[str, int]:
         """All counts as plain integers, ready for a log."""
         counts: dict[str, int] = asdict(self)
-        del counts["rollouts"]
-        return counts | self.rollouts.as_dict()
+        del counts["retokenized"]
+        return counts | self.retokenized.as_dict()
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,9 @@ def prepare(
     for turn, tokens in enumerate(limited):
         cut_short[turn] |= tokens > 0
 
-    rollouts = aligner.retokenize(_ragged(completions.ids), threads=threads)
+    retokenized = aligner.retokenize(_ragged(completions.ids), threads=threads)
     answers = _Turns(
-        [rollouts.row(turn).copy() for turn in range(len(rollouts))], completions.starts
+        [retokenized.row(turn).copy() for turn in range(len(retokenized))], completions.starts
     )
     _drop_repeated_stops(teacher_prompts, answers, teacher_stops)
     teacher_tokens_cut = sum(_limit(teacher_prompts, answers, teacher_max_length))
@@ -184,7 +184,7 @@ def prepare(
         stops_added=stops_added,
         student_tokens_cut=student_tokens_cut,
         teacher_tokens_cut=teacher_tokens_cut,
-        rollouts=rollouts.counts,
+        retokenized=retokenized.counts,
     )
     return PreparedBatch(teacher, student, aligned, counts)
 

@@ -21,7 +21,7 @@ from simct_align import objectives
 from simct_align.aligner import Aligner
 from simct_align.collator import SimCTCollator, pad_id
 from simct_align.divergence import JSD
-from simct_align.integrations._trl_figures import Figures
+from simct_align.integrations._trl_metrics import MetricSums
 from simct_align.integrations._trl_side import Side, log_likelihood
 from simct_align.loss import SimCTLoss
 
@@ -253,7 +253,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             if teacher_tokenizer is not None:
                 args.teacher_tokenizer_name_or_path = named
                 self.teacher_tokenizer = teacher_tokenizer
-        self._figures = Figures(self.accelerator)
+        self._metric_sums = MetricSums(self.accelerator)
         self.aligner = aligner or Aligner(self.teacher_tokenizer, self._tokenizer)
         self._max_path = _MAX_PATH if args.candidates == "on_path" else 0
         self._rows = _Collator(
@@ -289,9 +289,9 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         return dataset
 
     def _fill_buffer(self, generation_batch: Any, buffer_steps: int) -> None:
-        with self._figures.timed("generation"):
+        with self._metric_sums.timed("generation"):
             super()._fill_buffer(generation_batch, buffer_steps)
-        with self._figures.timed("alignment"):
+        with self._metric_sums.timed("alignment"):
             slices = self._align(self._buffered_inputs)
         for inputs, ready in zip(self._buffered_inputs, slices, strict=True):
             inputs["_simct"] = ready
@@ -355,7 +355,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             teacher_max_length=self.args.teacher_max_length,
             student_max_length=self.args.max_length,
         )
-        self._figures.count(
+        self._metric_sums.count(
             {"tokens_behind_unknown_ids": int(behind.sum()), "student_prompt_tokens_cut": cut}
             | batch.counts.as_dict()
         )
@@ -384,19 +384,19 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         ready = inputs.get("_simct")
         if ready is None:
             (ready,) = self._align([inputs])
-        with self._figures.timed("student"):
+        with self._metric_sums.timed("student"):
             outputs = ready.student.forward(model)
         self.teacher_model.eval()
-        with self._figures.timed("teacher"), torch.no_grad():
+        with self._metric_sums.timed("teacher"), torch.no_grad():
             teacher = ready.teacher.forward(self.teacher_model)
         ids = {}
         if getattr(self.loss_fn, "reads_ids", False):
             ids = {"student_ids": ready.student.kept_ids, "teacher_ids": ready.teacher.kept_ids}
-        with self._figures.timed("loss"):
+        with self._metric_sums.timed("loss"):
             out = self.loss_fn(
                 outputs.logits, teacher.logits, ready.aligned, normalizer=ready.normalizer, **ids
             )
-        self._figures.metrics(getattr(out, "metrics", None))
+        self._metric_sums.metrics(getattr(out, "metrics", None))
         self._compare_log_likelihoods(outputs.logits, teacher.logits, ready)
         loss = out.loss
         if self.args.initial_kl_weight:
@@ -407,14 +407,14 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
     @torch.no_grad()
     def _compare_log_likelihoods(self, student: Tensor, teacher: Tensor, ready: _Slice) -> None:
         """Notes log p_S(y|x) − log p_T(y|x) of the completions, each over its own tokens."""
-        with self._figures.timed("log_ratio"):
+        with self._metric_sums.timed("log_ratio"):
             ratio = log_likelihood(student, ready.student)
             ratio -= log_likelihood(teacher, ready.teacher)
-        self._figures.ratio("log_ratio_per_byte", ratio, ready.size)
+        self._metric_sums.ratio("log_ratio_per_byte", ratio, ready.size)
 
     def _divergence_from_initial(self, model: nn.Module, logits: Tensor, ready: _Slice) -> Tensor:
         """KL(student ‖ student before training), summed over the completions' tokens."""
-        with self._figures.timed("initial"), torch.no_grad():
+        with self._metric_sums.timed("initial"), torch.no_grad():
             if self._initial_model is not None:
                 initial = ready.student.forward(self._initial_model).logits
             else:
@@ -425,7 +425,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             for each in (initial, logits)
         )
         divergence = torch.nn.functional.kl_div(before, now, reduction="sum", log_target=True)
-        self._figures.ratio("initial_kl", divergence, len(ready.student.predicting))
+        self._metric_sums.ratio("initial_kl", divergence, len(ready.student.predicting))
         return divergence
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -436,7 +436,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             start_time: The trainer's.
         """
         prefix = "simct/" if self.model.training else "eval_simct/"
-        logs |= {prefix + name: value for name, value in self._figures.collect().items()}
+        logs |= {prefix + name: value for name, value in self._metric_sums.collect().items()}
         super().log(logs, start_time)
 
 

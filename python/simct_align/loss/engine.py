@@ -51,7 +51,7 @@ class Options:
         score: one of `SCORES`.
         divergence: value and derivative.
         multi: whether MULTI units take part.
-        min_teacher_coverage: units below this add 0.
+        min_teacher_mass: units below this add 0.
         coverage_multi: coverage is wanted at MULTI units.
         coverage_shared: and at SHARED and SPECIAL units.
         chunk_bytes: workspace to aim for.
@@ -62,7 +62,7 @@ class Options:
     score: str
     divergence: Divergence
     multi: bool
-    min_teacher_coverage: float
+    min_teacher_mass: float
     coverage_multi: bool
     coverage_shared: bool
     chunk_bytes: int
@@ -137,7 +137,7 @@ class Engine:
         self._n_shared_tokens = student.table.ids.shape[0] - student.table.n_extra
         # Stops but the first have columns behind the shared ones, as many as the side with more.
         self._columns = max(student.table.ids.shape[0], teacher.table.ids.shape[0])
-        self._filters = options.min_teacher_coverage > 0.0
+        self._filters = options.min_teacher_mass > 0.0
         self._item = torch.finfo(dtype).bits // 8
 
     def run(self, student_rows: StudentRows) -> Result:
@@ -188,9 +188,7 @@ class Engine:
     def _keep(self, units: slice) -> None:
         if self._filters:
             coverage = self._stats[TEACHER_CANDIDATES, units]
-            self._stats[KEPT, units] = (coverage >= self._options.min_teacher_coverage).to(
-                self._dtype
-            )
+            self._stats[KEPT, units] = (coverage >= self._options.min_teacher_mass).to(self._dtype)
         else:
             self._stats[KEPT, units] = 1.0
 

@@ -57,7 +57,7 @@ class LossBase(torch.nn.Module):
         score: how a path is scored.
         divergence: name or object.
         temperature: both sides' logits are divided by it.
-        min_teacher_coverage: units below it are left out.
+        min_teacher_mass: units below it are left out.
         metrics: where coverage is measured.
         reduction: what the sum is divided by.
         chunk_bytes: workspace to aim for, None for the device's default.
@@ -76,7 +76,7 @@ class LossBase(torch.nn.Module):
         score: str = "mean",
         divergence: str | Divergence = "reverse_kl",
         temperature: float = 1.0,
-        min_teacher_coverage: float = 0.0,
+        min_teacher_mass: float = 0.0,
         metrics: str = "multi",
         reduction: str = "unit",
         chunk_bytes: int | None = None,
@@ -91,14 +91,12 @@ class LossBase(torch.nn.Module):
         self.divergence = as_divergence(divergence)
         if not (temperature > 0.0 and math.isfinite(temperature)):
             raise ValueError(f"temperature: expected a positive number, got {temperature}")
-        if not 0.0 <= min_teacher_coverage <= 1.0:
-            raise ValueError(
-                f"min_teacher_coverage: expected a probability, got {min_teacher_coverage}"
-            )
+        if not 0.0 <= min_teacher_mass <= 1.0:
+            raise ValueError(f"min_teacher_mass: expected a probability, got {min_teacher_mass}")
         if chunk_bytes is not None and chunk_bytes <= 0:
             raise ValueError(f"chunk_bytes: expected a positive number, got {chunk_bytes}")
         self.temperature = float(temperature)
-        self.min_teacher_coverage = float(min_teacher_coverage)
+        self.min_teacher_mass = float(min_teacher_mass)
         self.chunk_bytes = chunk_bytes
         self.tables = Tables(aligner, continuations=candidates == "on_path")
         self._divergence = divergence_handle(self.divergence)
@@ -143,7 +141,7 @@ class LossBase(torch.nn.Module):
             gradient=gradient,
             chunk_bytes=chunk_bytes,
             temperature=self.temperature,
-            min_teacher_coverage=self.min_teacher_coverage,
+            min_teacher_mass=self.min_teacher_mass,
             gradient_scale=1.0,
         )
 
@@ -271,7 +269,7 @@ class SimCTLoss(LossBase):
         divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"``, ``"jsd"``, or an object such as
             ``JSD(beta=0.1)``.
         temperature: both sides' logits are divided by it; there is no factor T^2.
-        min_teacher_coverage: units at which the teacher puts less probability than this on the
+        min_teacher_mass: units at which the teacher puts less probability than this on the
             candidate set add 0; they stay in the normalizer.
         metrics: coverage over MULTI units (``"multi"``), over all (``"full"``, which needs the full
             normalizers everywhere), or not at all (``"none"``).

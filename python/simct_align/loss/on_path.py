@@ -47,7 +47,7 @@ def wanted_of_prefixes(options: Options) -> Wanted:
         The answer for either side.
     """
     everyone = {"student": options.coverage_shared}
-    everyone["teacher"] = options.coverage_shared or options.min_teacher_coverage > 0.0
+    everyone["teacher"] = options.coverage_shared or options.min_teacher_mass > 0.0
     others = "multi" if options.coverage_multi else "none"
     return Wanted(
         measured={side: "all" if asked else others for side, asked in everyone.items()},

@@ -73,7 +73,7 @@ class Scalars(NamedTuple):
     gradient: bool
     chunk_bytes: int
     temperature: float
-    min_teacher_coverage: float
+    min_teacher_mass: float
     gradient_scale: float
 
 
@@ -142,7 +142,7 @@ def _run(
         score=SCORES[scalars.score],
         divergence=_divergences[scalars.divergence],
         multi=scalars.multi,
-        min_teacher_coverage=scalars.min_teacher_coverage,
+        min_teacher_mass=scalars.min_teacher_mass,
         coverage_multi=scalars.coverage_multi,
         coverage_shared=scalars.coverage_shared,
         chunk_bytes=scalars.chunk_bytes,

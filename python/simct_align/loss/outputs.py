@@ -33,21 +33,21 @@ class LossMetrics(NamedTuple):
         units_shared: SHARED units that took part.
         units_special: SPECIAL units that took part.
         units_multi: MULTI units that took part.
-        left_out_shared: SHARED and SPECIAL units below ``min_teacher_coverage``.
+        left_out_shared: SHARED and SPECIAL units below ``min_teacher_mass``.
         left_out_multi: MULTI units below it, or all of them with ``candidates="shared"``.
         dropped_no_prefix: units that start their row, which no logits predict.
         dropped_dummy_prefix: units with a trimmed dummy prefix.
         divergence_shared: mean divergence of the SHARED and SPECIAL units that took part.
         divergence_multi: the same for MULTI units.
-        teacher_coverage_shared: mean probability that the teacher puts on the shared vocabulary.
-        teacher_coverage_candidates: the same for the candidate set.
-        teacher_recovered: the difference of the two.
-        teacher_coverage_continuations: what the on-path continuations alone add, beside the shared
+        teacher_mass_shared: mean probability that the teacher puts on the shared vocabulary.
+        teacher_mass_candidates: the same for the candidate set.
+        teacher_mass_recovered: the difference of the two.
+        teacher_mass_continuations: what the on-path continuations alone add, beside the shared
             vocabulary and the realized unit; 0 for other candidates.
-        student_coverage_shared: mean probability that the student puts on the shared vocabulary.
-        student_coverage_candidates: the same for the candidate set.
-        student_recovered: the difference of the two.
-        student_coverage_continuations: what the on-path continuations alone add, beside the shared
+        student_mass_shared: mean probability that the student puts on the shared vocabulary.
+        student_mass_candidates: the same for the candidate set.
+        student_mass_recovered: the difference of the two.
+        student_mass_continuations: what the on-path continuations alone add, beside the shared
             vocabulary and the realized unit; 0 for other candidates.
     """
 
@@ -60,14 +60,14 @@ class LossMetrics(NamedTuple):
     dropped_dummy_prefix: Tensor
     divergence_shared: Tensor
     divergence_multi: Tensor
-    teacher_coverage_shared: Tensor
-    teacher_coverage_candidates: Tensor
-    teacher_recovered: Tensor
-    teacher_coverage_continuations: Tensor
-    student_coverage_shared: Tensor
-    student_coverage_candidates: Tensor
-    student_recovered: Tensor
-    student_coverage_continuations: Tensor
+    teacher_mass_shared: Tensor
+    teacher_mass_candidates: Tensor
+    teacher_mass_recovered: Tensor
+    teacher_mass_continuations: Tensor
+    student_mass_shared: Tensor
+    student_mass_candidates: Tensor
+    student_mass_recovered: Tensor
+    student_mass_continuations: Tensor
 
 
 class LossOutput(NamedTuple):
@@ -131,12 +131,12 @@ def make_metrics(
         dropped_dummy_prefix=count(index.dropped_dummy_prefix),
         divergence_shared=per_unit[:n_shared].sum() / kept_shared,
         divergence_multi=per_unit[n_shared:].sum() / kept_multi,
-        teacher_coverage_shared=means[TEACHER_SHARED],
-        teacher_coverage_candidates=means[TEACHER_CANDIDATES],
-        teacher_recovered=means[TEACHER_CANDIDATES] - means[TEACHER_SHARED],
-        teacher_coverage_continuations=means[TEACHER_CANDIDATES] - means[TEACHER_REALIZED],
-        student_coverage_shared=means[STUDENT_SHARED],
-        student_coverage_candidates=means[STUDENT_CANDIDATES],
-        student_recovered=means[STUDENT_CANDIDATES] - means[STUDENT_SHARED],
-        student_coverage_continuations=means[STUDENT_CANDIDATES] - means[STUDENT_REALIZED],
+        teacher_mass_shared=means[TEACHER_SHARED],
+        teacher_mass_candidates=means[TEACHER_CANDIDATES],
+        teacher_mass_recovered=means[TEACHER_CANDIDATES] - means[TEACHER_SHARED],
+        teacher_mass_continuations=means[TEACHER_CANDIDATES] - means[TEACHER_REALIZED],
+        student_mass_shared=means[STUDENT_SHARED],
+        student_mass_candidates=means[STUDENT_CANDIDATES],
+        student_mass_recovered=means[STUDENT_CANDIDATES] - means[STUDENT_SHARED],
+        student_mass_continuations=means[STUDENT_CANDIDATES] - means[STUDENT_REALIZED],
     )

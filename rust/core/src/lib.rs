@@ -39,7 +39,7 @@ pub mod continuation;
 pub mod error;
 pub mod index;
 pub mod pair;
-pub mod rollout;
+pub mod retokenize;
 pub mod segment;
 pub mod spelling;
 pub mod storage;

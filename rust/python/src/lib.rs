@@ -10,7 +10,7 @@ mod errors;
 mod ids;
 mod index;
 mod pair;
-mod rollout;
+mod retokenize;
 mod vocabulary;
 
 use pyo3::prelude::*;
@@ -28,7 +28,7 @@ mod _native {
     #[pymodule_export]
     use super::pair::Pair;
     #[pymodule_export]
-    use super::rollout::{Retokenizer, RolloutIds, RolloutPlan};
+    use super::retokenize::{RetokenizePlan, RetokenizedIds, Retokenizer};
     #[pymodule_export]
     use super::vocabulary::Vocabulary;
 

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use simct_align::batch::RaggedIds;
 use simct_align::error::Side;
-use simct_align::rollout::{Counts, Plan, Retokenized, Retokenizer as CoreRetokenizer, Stretch};
+use simct_align::retokenize::{Counts, Plan, Retokenized, Retokenizer as CoreRetokenizer, Stretch};
 
 use crate::arrays::IdArray;
 use crate::errors::to_py_err;
@@ -19,13 +19,13 @@ pub(crate) struct Retokenizer {
 
 /// Regions of sampled ids, taken apart.
 #[pyclass(frozen, module = "simct_align._native")]
-pub(crate) struct RolloutPlan {
+pub(crate) struct RetokenizePlan {
     core: Plan,
 }
 
 /// The teacher's ids of regions, whose bytes need not be the student's yet.
 #[pyclass(frozen, module = "simct_align._native")]
-pub(crate) struct RolloutIds {
+pub(crate) struct RetokenizedIds {
     core: Retokenized,
 }
 
@@ -45,7 +45,7 @@ impl Retokenizer {
         py: Python<'_>,
         values: &Bound<'_, PyAny>,
         offsets: Longs<'_>,
-    ) -> PyResult<RolloutPlan> {
+    ) -> PyResult<RetokenizePlan> {
         let offsets = offsets.as_slice()?;
         macro_rules! split {
             ($values:ident) => {{
@@ -58,23 +58,23 @@ impl Retokenizer {
             IdArray::I32(values) => split!(values),
             IdArray::U32(values) => split!(values),
         };
-        Ok(RolloutPlan { core: plan.map_err(to_py_err)? })
+        Ok(RetokenizePlan { core: plan.map_err(to_py_err)? })
     }
 
     /// Puts regions together from what the teacher's encoder made of the plan's texts.
     fn assemble(
         &self,
         py: Python<'_>,
-        plan: &RolloutPlan,
+        plan: &RetokenizePlan,
         values: Longs<'_>,
         offsets: Longs<'_>,
-    ) -> PyResult<RolloutIds> {
+    ) -> PyResult<RetokenizedIds> {
         let (values, offsets) = (values.as_slice()?, offsets.as_slice()?);
         let made = py.detach(|| {
             let encoded = RaggedIds::new(Side::Teacher, values, offsets)?;
             self.core.assemble(&plan.core, encoded)
         });
-        Ok(RolloutIds { core: made.map_err(to_py_err)? })
+        Ok(RetokenizedIds { core: made.map_err(to_py_err)? })
     }
 
     /// Gives stretches, as (region, teacher start, teacher end, student start, student end),
@@ -82,11 +82,11 @@ impl Retokenizer {
     fn repair(
         &self,
         py: Python<'_>,
-        draft: &RolloutIds,
+        draft: &RetokenizedIds,
         values: &Bound<'_, PyAny>,
         offsets: Longs<'_>,
         stretches: Vec<(usize, usize, usize, usize, usize)>,
-    ) -> PyResult<RolloutIds> {
+    ) -> PyResult<RetokenizedIds> {
         let offsets = offsets.as_slice()?;
         let stretches: Vec<Stretch> = stretches
             .into_iter()
@@ -110,12 +110,12 @@ impl Retokenizer {
             IdArray::I32(values) => repair!(values),
             IdArray::U32(values) => repair!(values),
         };
-        Ok(RolloutIds { core: made.map_err(to_py_err)? })
+        Ok(RetokenizedIds { core: made.map_err(to_py_err)? })
     }
 }
 
 #[pymethods]
-impl RolloutPlan {
+impl RetokenizePlan {
     /// What the teacher's encoder must make ids of.
     fn texts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         PyList::new(py, self.core.texts())
@@ -123,7 +123,7 @@ impl RolloutPlan {
 }
 
 #[pymethods]
-impl RolloutIds {
+impl RetokenizedIds {
     /// The ids as (values, offsets).
     fn arrays<'py>(
         &self,

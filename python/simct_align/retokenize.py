@@ -24,7 +24,7 @@ PaddingSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
-class RolloutCounts:
+class RetokenizeCounts:
     """What crossed from student to teacher otherwise than through the teacher's encoder.
 
     Attributes:
@@ -50,7 +50,7 @@ class RolloutCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollouts(RaggedIds):
+class RetokenizedIds(RaggedIds):
     """The teacher's ids of a batch of rollouts, from :meth:`Aligner.retokenize`.
 
     Row ``i`` is ``values[offsets[i]:offsets[i + 1]]``. :meth:`Aligner.align_batch` takes it as it
@@ -66,7 +66,7 @@ class Rollouts(RaggedIds):
 
     region_offsets: NDArray[np.int64]
     row_regions: NDArray[np.int64]
-    counts: RolloutCounts
+    counts: RetokenizeCounts
 
     def tolist(self) -> list[list[int]]:
         """The ids as lists, one for each row."""
@@ -92,10 +92,10 @@ class Rollouts(RaggedIds):
 
 
 def retokenize(
-    aligner: Aligner, student_ids: object, *, mask: object | None, threads: int | None
-) -> Rollouts:
+    aligner: Aligner, student_ids: object, *, student_mask: object | None, threads: int | None
+) -> RetokenizedIds:
     """Makes the teacher's ids; documented at :meth:`Aligner.retokenize`."""
-    student = read_side("student", student_ids, mask)
+    student = read_side("student", student_ids, student_mask)
     _check_ids(student, len(aligner.student))
     regions, row_regions = _regions(student)
     if aligner.teacher.digest == aligner.student.digest:
@@ -103,8 +103,8 @@ def retokenize(
     else:
         made = _cross(aligner, regions, threads)
         values, region_offsets = made.arrays()
-        counts = RolloutCounts(**made.counts())
-    return Rollouts(
+        counts = RetokenizeCounts(**made.counts())
+    return RetokenizedIds(
         values=values,
         offsets=region_offsets[row_regions],
         region_offsets=region_offsets,
@@ -140,7 +140,7 @@ class TextEncoder:
             vocabulary, Vocabulary.from_token_bytes([bytes([byte]) for byte in range(256)])
         )
 
-    def encode(self, texts: Sequence[str], *, threads: int | None) -> Rollouts:
+    def encode(self, texts: Sequence[str], *, threads: int | None) -> RetokenizedIds:
         """Tokenizes texts.
 
         Args:
@@ -197,7 +197,7 @@ def pad_rows(
     return dense, taken.astype(np.int64)
 
 
-def _cross(aligner: Aligner, regions: RaggedIds, threads: int | None) -> _native.RolloutIds:
+def _cross(aligner: Aligner, regions: RaggedIds, threads: int | None) -> _native.RetokenizedIds:
     retokenizer = aligner._retokenizer
     plan = retokenizer.split(regions.values, regions.offsets)
     encoded = _native.ids_from_lists("encoded", aligner.teacher.encode_batch(plan.texts()))
@@ -239,7 +239,7 @@ def _differing_stretches(aligned: AlignedBatch) -> list[tuple[int, int, int, int
 
 def _same_vocabulary(
     aligner: Aligner, regions: RaggedIds
-) -> tuple[NDArray[np.int64], NDArray[np.int64], RolloutCounts]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], RetokenizeCounts]:
     """Ids cross as they are: the sampled cut is the teacher's own too."""
     shared, kinds = aligner.shared, aligner.student.kinds
     partner = np.full(len(kinds), -1, np.int64)
@@ -253,7 +253,7 @@ def _same_vocabulary(
     crossed = values >= 0
     special = kinds[regions.values] == TokenKind.SPECIAL
     offsets = np.concatenate([[0], np.cumsum(crossed)])[regions.offsets]
-    counts = RolloutCounts(
+    counts = RetokenizeCounts(
         specials=int(np.count_nonzero(special & crossed)),
         specials_left_out=int(np.count_nonzero(special & ~crossed)),
         empty_left_out=int(np.count_nonzero(~special & ~crossed)),

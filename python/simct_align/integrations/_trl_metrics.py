@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from simct_align.loss.outputs import LossMetrics
 
-#: Figures of a micro-batch that are counts; the others are means over units.
+#: MetricSums of a micro-batch that are counts; the others are means over units.
 _COUNTS = (
     "units_shared",
     "units_special",
@@ -27,7 +27,7 @@ _COUNTS = (
 )
 
 
-class Figures:
+class MetricSums:
     """Gathers figures between two logs; nothing waits for a device before :meth:`collect`.
 
     Args:
