@@ -32,13 +32,13 @@ class Divergence(Protocol):
     Use it to add your own: a frozen dataclass with one method of about ten lines.
     """
 
-    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
-        """Return the divergence of every row and leave its derivative in ``out``.
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """Return the divergence of every row and leave its derivative in ``grad``.
 
         Args:
-            log_student: ``[rows, candidates]`` log-probabilities, finite; may be overwritten.
-            log_teacher: the same for the teacher; may be overwritten.
-            out: ``[rows, candidates]``, receives the derivative by the student's scores.
+            log_teacher: ``[rows, candidates]`` log-probabilities, finite; may be overwritten.
+            log_student: the same for the student; may be overwritten.
+            grad: ``[rows, candidates]``, receives the derivative by the student's scores.
 
         Returns:
             ``[rows]`` divergences in nats.
@@ -55,10 +55,10 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-def _through_softmax(prob: Tensor, slope: Tensor, out: Tensor) -> None:
-    """Write ``prob * (slope - sum(prob * slope))`` to ``out``, which may be either argument."""
-    mean = _dot(prob, slope).unsqueeze(1)
-    torch.mul(prob, slope - mean, out=out)
+def _through_softmax(prob: Tensor, by_prob: Tensor, out: Tensor) -> None:
+    """Write ``prob * (by_prob - sum(prob * by_prob))`` to ``out``, which may be either argument."""
+    mean = _dot(prob, by_prob).unsqueeze(1)
+    torch.mul(prob, by_prob - mean, out=out)
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class ReverseKL:
     Example:
         >>> import torch
         >>> s, t = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5]]).log()
-        >>> ReverseKL()(s, t, torch.empty_like(s)).item()
+        >>> ReverseKL()(log_teacher=t, log_student=s, grad=torch.empty_like(s)).item()
         0.0
     """
 
-    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. With ``d = log q_S - log q_T``: ``dD/da = q_S * (d - D)``."""
-        prob = torch.exp(log_student, out=out)
+        prob = torch.exp(log_student, out=grad)
         difference = log_student.sub_(log_teacher)
         value = _dot(prob, difference)
         prob.mul_(difference.sub_(value.unsqueeze(1)))
@@ -85,25 +85,25 @@ class ReverseKL:
 class ForwardKL:
     """``KL(T || S)``: mass-covering, the divergence of ordinary distillation."""
 
-    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. ``dD/da = q_S - q_T``."""
-        torch.exp(log_student, out=out)
+        torch.exp(log_student, out=grad)
         teacher = log_teacher.exp()
         value = _dot(teacher, log_teacher.sub_(log_student))
-        out.sub_(teacher)
+        grad.sub_(teacher)
         return value
 
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """``sum(|q_S - q_T|) / 2``; its slope is taken as 0 where the two are equal."""
+    """``sum(|q_S - q_T|) / 2``; its derivative is taken as 0 where the two are equal."""
 
-    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. ``e = sign(q_S - q_T) / 2``."""
         prob = log_student.exp_()
         gap = log_teacher.exp_().neg_().add_(prob)
         value = gap.abs().sum(1).mul_(0.5)
-        _through_softmax(prob, gap.sign_().mul_(0.5), out)
+        _through_softmax(prob, gap.sign_().mul_(0.5), grad)
         return value
 
 
@@ -127,20 +127,20 @@ class JSD:
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"JSD: beta must be in [0, 1], got {self.beta}")
 
-    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. ``e = (1 - beta) (log q_S - log m)``: the rest of e is constant."""
         if self.beta == 0.0:
-            return ForwardKL()(log_student, log_teacher, out)
+            return ForwardKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         if self.beta == 1.0:
-            return ReverseKL()(log_student, log_teacher, out)
+            return ReverseKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         mixed = torch.logaddexp(
             log_student + math.log1p(-self.beta), log_teacher + math.log(self.beta)
         )
         teacher = _dot(log_teacher.exp(), log_teacher.sub_(mixed))
-        prob = torch.exp(log_student, out=out)
-        slope = log_student.sub_(mixed).mul_(1.0 - self.beta)
-        value = _dot(prob, slope).add_(teacher, alpha=self.beta)
-        _through_softmax(prob, slope, out)
+        prob = torch.exp(log_student, out=grad)
+        by_prob = log_student.sub_(mixed).mul_(1.0 - self.beta)
+        value = _dot(prob, by_prob).add_(teacher, alpha=self.beta)
+        _through_softmax(prob, by_prob, grad)
         return value
 
 
@@ -161,17 +161,17 @@ class SkewedForwardKL:
         if not 0.0 <= self.alpha < 1.0:
             raise ValueError(f"SkewedForwardKL: alpha must be in [0, 1), got {self.alpha}")
 
-    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. ``q_S e = -q_T (1 - alpha) q_S / m``, written without dividing."""
         if self.alpha == 0.0:
-            return ForwardKL()(log_student, log_teacher, out)
+            return ForwardKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         scaled_student = log_student + math.log1p(-self.alpha)
         mixed = torch.logaddexp(log_teacher + math.log(self.alpha), scaled_student)
         teacher = log_teacher.exp()
         weighted = scaled_student.sub_(mixed).exp_().mul_(teacher)
         value = _dot(teacher, log_teacher.sub_(mixed))
-        torch.mul(log_student.exp_(), weighted.sum(1, keepdim=True), out=out)
-        out.sub_(weighted)
+        torch.mul(log_student.exp_(), weighted.sum(1, keepdim=True), out=grad)
+        grad.sub_(weighted)
         return value
 
 
@@ -192,17 +192,17 @@ class SkewedReverseKL:
         if not 0.0 <= self.alpha < 1.0:
             raise ValueError(f"SkewedReverseKL: alpha must be in [0, 1), got {self.alpha}")
 
-    def __call__(self, log_student: Tensor, log_teacher: Tensor, out: Tensor) -> Tensor:
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. ``e = log q_S - log m - alpha q_S / m``, up to a constant."""
         if self.alpha == 0.0:
-            return ReverseKL()(log_student, log_teacher, out)
+            return ReverseKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         mixed = torch.logaddexp(
             log_student + math.log(self.alpha), log_teacher + math.log1p(-self.alpha)
         )
-        prob = torch.exp(log_student, out=out)
+        prob = torch.exp(log_student, out=grad)
         ratio = log_student.sub_(mixed)
         value = _dot(prob, ratio)
-        _through_softmax(prob, ratio - ratio.exp().mul_(self.alpha), out)
+        _through_softmax(prob, ratio - ratio.exp().mul_(self.alpha), grad)
         return value
 
 

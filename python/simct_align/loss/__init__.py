@@ -1,7 +1,18 @@
-"""The SimCT loss: from logits (`SimCTLoss`) or from hidden states (`LinearSimCTLoss`)."""
+"""The losses: from logits (`SimCTLoss`) or from hidden states (`LinearSimCTLoss`), and baselines."""
 
+from .backends import Backend, TorchBackend, register_backend
+from .contract import Loss, LossOutput
 from .linear import LinearSimCTLoss
-from .module import SimCTLoss
-from .outputs import LossMetrics, LossOutput
+from .metrics import LossMetrics
+from .simct import SimCTLoss
 
-__all__ = ["LinearSimCTLoss", "LossMetrics", "LossOutput", "SimCTLoss"]
+__all__ = [
+    "Backend",
+    "LinearSimCTLoss",
+    "Loss",
+    "LossMetrics",
+    "LossOutput",
+    "SimCTLoss",
+    "TorchBackend",
+    "register_backend",
+]

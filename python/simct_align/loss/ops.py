@@ -1,57 +1,95 @@
-"""The loss as `torch.library` operators: tensors and numbers in, tensors out, nothing in between.
+"""The losses as `torch.library` operators: schema, fake, autograd, and nothing else.
 
 An operator is opaque to `torch.compile`, whose graph therefore stays whole, and its shapes follow
 from its integer arguments, so that a batch of another size needs no new graph once those are
 symbolic. The forward pass computes the gradient; the backward pass only scales it. A second
 backward pass through the same graph, or one that starts at ``per_unit``, computes it anew from the
 inputs, with the incoming derivatives as weights.
+
+Tensors are positional arguments and numbers are keyword-only ones. Both are declared once, as the
+fields of the classes below, and travel in objects of these classes.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import torch
+from torch import Tensor
 
-from .engine import N_STATS, Engine, Options, Side
-from .index_view import view_index
-from .linear_rows import LinearRows, StudentLinearRows
-from .on_path import OnPathEngine, reordered, wanted_of_prefixes
-from .plan import SIDES, make_plan
-from .realized import SCORES
-from .rows import LogitsRows, StudentLogitsRows, Workspace
-from .tables import SideTable
+from .backends import TorchBackend
+from .backends.protocol import Head, Logits, Problem, Settings, SideProblem
+from .backends.torch.on_path import Continuations, LeafTokens, OnPathEngine
+from .columns import SideColumns
+from .engine import Engine
+from .handles import Handles
+from .layout import IndexSizes, view_index
+from .metrics import UnitStat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from torch import Tensor
-
     from ..divergence import Divergence
-    from .rows import StudentRows
+    from .backends.protocol import Backend, StudentSide
+    from .engine import Result
 
-_divergences: list[Divergence] = []
+_LOG = logging.getLogger(__name__)
+
+DIVERGENCES: Handles[Divergence] = Handles("divergence")
+BACKENDS: Handles[Backend] = Handles("back end")
 
 
-def divergence_handle(divergence: Divergence) -> int:
-    """Return the number by which the operators know a divergence; equal objects share one.
+class LogitsTensors(NamedTuple):
+    """Ready-made logits."""
 
-    Args:
-        divergence: the object.
+    teacher_logits: Tensor
+    student_logits: Tensor
 
-    Returns:
-        A number that is valid in this process.
+
+class LinearTensors(NamedTuple):
+    """Hidden states and output embeddings."""
+
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+    teacher_bias: Tensor | None
+    student_hidden: Tensor
+    student_weight: Tensor
+    student_bias: Tensor | None
+
+
+class PairTensors(NamedTuple):
+    """The index, and the pair's columns.
+
+    Attributes:
+        packed: The index.
+        weight: ``[]`` or ``[units]``, what every unit's divergence is multiplied by.
+        column_of_shared: See `PairColumns`, also for all others.
+        host: The index on the host, where continuations are compared; else empty.
     """
-    if divergence not in _divergences:
-        _divergences.append(divergence)
-    return _divergences.index(divergence)
+
+    packed: Tensor
+    weight: Tensor
+    column_of_shared: Tensor
+    teacher_ids: Tensor
+    teacher_column_of_id: Tensor
+    teacher_unused: Tensor
+    student_ids: Tensor
+    student_column_of_id: Tensor
+    student_unused: Tensor
+    host: Tensor
+    teacher_spellings: Tensor
+    student_spellings: Tensor
+    teacher_last_token: Tensor
+    teacher_one_sided_token: Tensor
+    student_last_token: Tensor
+    student_one_sided_token: Tensor
 
 
-class Scalars(NamedTuple):
-    """The numbers that both operators take, in the order of their schema."""
+class Numbers(NamedTuple):
+    """The numbers of both operators; the names of the first seven are those of `IndexSizes`."""
 
     n_shared: int
     n_multi: int
@@ -59,117 +97,62 @@ class Scalars(NamedTuple):
     n_student_steps: int
     n_teacher_entries: int
     n_student_entries: int
+    groups: str
     stop_column: int
     teacher_needed: int
-    student_needed: int
     teacher_extra: int
+    student_needed: int
     student_extra: int
-    score: int
-    divergence: int
+    score: str
+    divergence: str
+    backend: str
     multi: bool
     on_path: bool
-    coverage_multi: bool
-    coverage_shared: bool
+    mass_multi: bool
+    mass_shared: bool
     gradient: bool
     chunk_bytes: int
     temperature: float
     min_teacher_mass: float
     gradient_scale: float
 
+    @property
+    def sizes(self) -> IndexSizes:
+        """The index's sizes."""
+        return IndexSizes(**{name: getattr(self, name) for name in IndexSizes._fields})
 
-_TENSORS = (
-    "Tensor packed, Tensor weight, Tensor column_of_shared, "
-    "Tensor teacher_ids, Tensor teacher_column_of_id, Tensor teacher_unused, "
-    "Tensor student_ids, Tensor student_column_of_id, Tensor student_unused, "
-    # Of continuations, all empty without: the index and the tables of spellings on the host, and
-    # the leaves on the device.
-    "Tensor host, Tensor teacher_spellings, Tensor student_spellings, "
-    "Tensor teacher_leaves, Tensor student_leaves, "
-)
-_N_TENSORS = 14
-_SYMBOLIC = {
-    "n_shared",
-    "n_multi",
-    "n_teacher_steps",
-    "n_student_steps",
-    "n_teacher_entries",
-    "n_student_entries",
-}
-_SCALARS = ", ".join(
-    f"{'SymInt' if name in _SYMBOLIC else kind.__name__} {name}"
-    for name, kind in get_type_hints(Scalars).items()
-)
+    @property
+    def n_units(self) -> int:
+        """How many units take part."""
+        return self.n_shared + (self.n_multi if self.multi else 0)
+
+
+class LinearNumbers(NamedTuple):
+    """What only the operator from hidden states takes; a soft-cap of 0 is none."""
+
+    teacher_softcap: float
+    teacher_scale: float
+    student_softcap: float
+    student_scale: float
+    weight_gradient: bool
+    bias_gradient: bool
+
+
+class OperatorOutput(NamedTuple):
+    """What both operators return, before the gradients."""
+
+    loss: Tensor
+    per_unit: Tensor
+    stats: Tensor
 
 
 def compute_dtype(student: Tensor) -> torch.dtype:
     """Return float64 for float64 inputs and float32 for all others.
 
     Args:
-        student: a student input.
-
-    Returns:
-        What the loss computes in.
+        student: A student input.
     """
     return torch.float64 if student.dtype == torch.float64 else torch.float32
-
-
-def _n_units(scalars: Scalars) -> int:
-    return scalars.n_shared + (scalars.n_multi if scalars.multi else 0)
-
-
-def _tables(tensors: Sequence[Tensor], scalars: Scalars) -> tuple[SideTable, SideTable]:
-    t_ids, t_columns, t_unused, s_ids, s_columns, s_unused = tensors[:6]
-    return (
-        SideTable(t_ids, scalars.teacher_extra, t_columns, t_unused, scalars.teacher_needed),
-        SideTable(s_ids, scalars.student_extra, s_columns, s_unused, scalars.student_needed),
-    )
-
-
-def _run(
-    rows: tuple[StudentRows, Any],
-    tables: tuple[SideTable, SideTable],
-    packed: Tensor,
-    weight: Tensor,
-    column_of_shared: Tensor,
-    continuations: Sequence[Tensor],
-    scalars: Scalars,
-    work: Workspace,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    index = view_index(packed, *scalars[:4])
-    index = replace(index, realized_column=column_of_shared[index.realized_column])
-    options = Options(
-        score=SCORES[scalars.score],
-        divergence=_divergences[scalars.divergence],
-        multi=scalars.multi,
-        min_teacher_mass=scalars.min_teacher_mass,
-        coverage_multi=scalars.coverage_multi,
-        coverage_shared=scalars.coverage_shared,
-        chunk_bytes=scalars.chunk_bytes,
-        gradient=scalars.gradient,
-        stop_column=scalars.stop_column,
-    )
-    plan = None
-    if scalars.on_path:
-        host, *spellings = continuations[:3]
-        counts = (scalars.n_shared, scalars.n_multi, scalars[2:4], scalars[4:6])
-        wanted = wanted_of_prefixes(options)
-        plan = make_plan(host, counts, (spellings[0], spellings[1]), wanted, packed.device)
-        plan = replace(plan, realized_column=column_of_shared[plan.realized_column])
-        index = reordered(index, plan)
-    student = Side(rows[0], tables[1], index.student_row, index.student, is_student=True)
-    teacher = Side(rows[1], tables[0], index.teacher_row, index.teacher, is_student=False)
-    weight = weight.to(dtype)
-    scaled = weight * scalars.gradient_scale
-    common = (student, teacher, index, options, scaled, work, dtype)
-    if plan is None:
-        engine = Engine(*common)
-    else:
-        leaves = dict(zip(SIDES, continuations[3:], strict=True))
-        engine = OnPathEngine(*common, plan, leaves)
-    result = engine.run(rows[0])
-    loss = (result.per_unit * weight).sum()
-    return loss, result.per_unit, result.stats, rows[0].gradients()
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -179,198 +162,288 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def logits_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the loss from logits; the arguments are those of ``simct_align::logits_loss``.
-
-    Args:
-        *args: student logits, teacher logits, the index and table tensors, then `Scalars`.
-
-    Returns:
-        Loss, divergence per unit, statistics per unit, and the student's gradient (empty if it was
-        not asked for).
-    """
-    student, teacher, packed, weight, column_of_shared, *tables = args[: 2 + _N_TENSORS]
-    scalars = Scalars(*args[2 + _N_TENSORS :])
-    dtype = compute_dtype(student)
-    with torch.no_grad(), _without_autocast(student.device.type):
-        work = Workspace(student.device)
-        side_tables = _tables(tables, scalars)
-        teacher_rows = LogitsRows(teacher, side_tables[0], work, dtype, scalars.temperature)
-        student_rows = StudentLogitsRows(
-            student, side_tables[1], work, dtype, scalars.temperature, scalars.gradient
-        )
-        loss, per_unit, stats, gradients = _run(
-            (student_rows, teacher_rows),
-            side_tables,
-            packed,
-            weight,
-            column_of_shared,
-            tables[6:],
-            scalars,
-            work,
-            dtype,
-        )
-        gradient = gradients[0] if gradients else student.new_empty(0)
-    return loss, per_unit, stats, gradient
-
-
-def linear_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute the loss from hidden states; arguments as of ``simct_align::linear_loss``.
-
-    Args:
-        *args: student hidden states, weight and bias, the same for the teacher, the index and table
-            tensors, `Scalars`, then soft-caps (0 for none), scales, and whether the weight and the
-            bias need a gradient.
-
-    Returns:
-        Loss, divergence per unit, statistics per unit, and the gradients by the student's hidden
-        states, weight and bias (empty where not asked for).
-    """
-    s_hidden, s_weight, s_bias, t_hidden, t_weight, t_bias = args[:6]
-    packed, weight, column_of_shared, *tables = args[6 : 6 + _N_TENSORS]
-    end = 6 + _N_TENSORS + len(Scalars._fields)
-    scalars = Scalars(*args[6 + _N_TENSORS : end])
-    s_softcap, t_softcap, s_scale, t_scale, need_weight, need_bias = args[end:]
-    dtype = compute_dtype(s_hidden)
-    with torch.no_grad(), _without_autocast(s_hidden.device.type):
-        work = Workspace(s_hidden.device)
-        side_tables = _tables(tables, scalars)
-        common = (work, dtype, scalars.temperature, scalars.chunk_bytes)
-        teacher_rows = LinearRows(
-            t_hidden, t_weight, t_bias, t_softcap, t_scale, side_tables[0], *common
-        )
-        student_rows = StudentLinearRows(
-            s_hidden,
-            s_weight,
-            s_bias,
-            s_softcap,
-            s_scale,
-            side_tables[1],
-            *common,
-            gradients=(scalars.gradient, need_weight, need_bias),
-        )
-        loss, per_unit, stats, gradients = _run(
-            (student_rows, teacher_rows),
-            side_tables,
-            packed,
-            weight,
-            column_of_shared,
-            tables[6:],
-            scalars,
-            work,
-            dtype,
-        )
-    hidden_grad, weight_grad, bias_grad = gradients
-    return loss, per_unit, stats, hidden_grad, weight_grad, bias_grad
-
-
-logits_loss = torch.library.custom_op(
-    "simct_align::logits_loss",
-    logits_forward,
-    mutates_args=(),
-    schema=f"(Tensor student_logits, Tensor teacher_logits, {_TENSORS}{_SCALARS})"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-linear_loss = torch.library.custom_op(
-    "simct_align::linear_loss",
-    linear_forward,
-    mutates_args=(),
-    schema="(Tensor student_hidden, Tensor student_weight, Tensor? student_bias, "
-    f"Tensor teacher_hidden, Tensor teacher_weight, Tensor? teacher_bias, {_TENSORS}{_SCALARS}, "
-    "float student_softcap, float teacher_softcap, float student_scale, float teacher_scale, "
-    "bool weight_gradient, bool bias_gradient)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-
-
-def _fake_head(student: Tensor, scalars: Scalars) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, units = compute_dtype(student), _n_units(scalars)
-    return (
-        student.new_empty((), dtype=dtype),
-        student.new_empty(units, dtype=dtype),
-        student.new_empty((N_STATS, units), dtype=dtype),
+def _problem(
+    teacher: Logits | Head, student: Logits | Head, pair: PairTensors, numbers: Numbers
+) -> Problem:
+    index = view_index(pair.packed, numbers.sizes)
+    teacher_columns = SideColumns(
+        ids=pair.teacher_ids,
+        n_extra=numbers.teacher_extra,
+        column_of_id=pair.teacher_column_of_id,
+        unused=pair.teacher_unused,
+        needed=numbers.teacher_needed,
+    )
+    student_columns = SideColumns(
+        ids=pair.student_ids,
+        n_extra=numbers.student_extra,
+        column_of_id=pair.student_column_of_id,
+        unused=pair.student_unused,
+        needed=numbers.student_needed,
+    )
+    student_input = student.logits if isinstance(student, Logits) else student.hidden
+    settings = Settings(
+        score=numbers.score,
+        divergence=DIVERGENCES[numbers.divergence].value,
+        multi=numbers.multi,
+        min_teacher_mass=numbers.min_teacher_mass,
+        mass_multi=numbers.mass_multi,
+        mass_shared=numbers.mass_shared,
+        on_path=numbers.on_path,
+        temperature=numbers.temperature,
+        chunk_bytes=numbers.chunk_bytes,
+        gradient=numbers.gradient,
+        dtype=compute_dtype(student_input),
+    )
+    return Problem(
+        teacher=SideProblem(teacher, teacher_columns, index.teacher),
+        student=SideProblem(student, student_columns, index.student),
+        n_shared=index.n_shared,
+        n_multi=index.n_multi,
+        realized_column=pair.column_of_shared[index.realized_column],
+        stop_column=numbers.stop_column,
+        settings=settings,
     )
 
 
-def _fake_gradient(tensor: Tensor | None, student: Tensor, wanted: bool) -> Tensor:
-    if tensor is None or not wanted:
-        return student.new_empty(0)
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+def _continuations(pair: PairTensors, numbers: Numbers) -> Continuations:
+    return Continuations(
+        host=pair.host,
+        sizes=numbers.sizes,
+        spellings={"teacher": pair.teacher_spellings, "student": pair.student_spellings},
+        leaves={
+            "teacher": LeafTokens(pair.teacher_last_token, pair.teacher_one_sided_token),
+            "student": LeafTokens(pair.student_last_token, pair.student_one_sided_token),
+        },
+        column_of_shared=pair.column_of_shared,
+    )
 
 
-@logits_loss.register_fake
-def _(*args: Any) -> tuple[Tensor, ...]:
-    scalars = Scalars(*args[2 + _N_TENSORS :])
-    gradient = _fake_gradient(args[0], args[0], scalars.gradient)
-    return (*_fake_head(args[0], scalars), gradient)
+def _compute(
+    teacher: Logits | Head, student: Logits | Head, pair: PairTensors, numbers: Numbers
+) -> tuple[OperatorOutput, list[Tensor]]:
+    with torch.no_grad(), _without_autocast(pair.packed.device.type):
+        problem = _problem(teacher, student, pair, numbers)
+        weight = pair.weight.to(problem.settings.dtype)
+        result, side = _run(problem, pair, numbers, weight * numbers.gradient_scale)
+        loss = (result.per_unit * weight).sum()
+        return OperatorOutput(loss, result.per_unit, result.stats), side.gradients()
 
 
-@linear_loss.register_fake
-def _(*args: Any) -> tuple[Tensor, ...]:
-    scalars = Scalars(*args[6 + _N_TENSORS : 6 + _N_TENSORS + len(Scalars._fields)])
-    wanted = (True, args[-2], args[-1])
-    gradients = [
-        _fake_gradient(tensor, args[0], scalars.gradient and bool(want))
-        for tensor, want in zip(args[:3], wanted, strict=True)
+def _run(
+    problem: Problem, pair: PairTensors, numbers: Numbers, weight: Tensor
+) -> tuple[Result, StudentSide]:
+    """Run the engine on a back end, and on the reference what that refuses."""
+    backend = BACKENDS[numbers.backend].value
+    if numbers.on_path:
+        if not isinstance(backend, TorchBackend):
+            _log_fallback(backend.name, "on-path continuations are PyTorch operations")
+        on_path = OnPathEngine(problem, _continuations(pair, numbers), weight)
+        return on_path.run(), on_path.computation.student
+    if (reason := backend.refuses(problem)) is not None:
+        _log_fallback(backend.name, reason)
+        backend = TorchBackend()
+    computation = backend.start(problem)
+    return Engine(problem, computation, weight).run(), computation.student
+
+
+@functools.cache
+def _log_fallback(name: str, reason: str) -> None:
+    """Say once that the reference computes a loss."""
+    _LOG.warning("backend=%r computes with torch: %s", name, reason)
+
+
+def _compute_logits(
+    inputs: LogitsTensors, pair: PairTensors, numbers: Numbers, _: None
+) -> tuple[Tensor, ...]:
+    teacher, student = Logits(inputs.teacher_logits), Logits(inputs.student_logits)
+    output, gradients = _compute(teacher, student, pair, numbers)
+    return (*output, *(gradients or [inputs.student_logits.new_empty(0)]))
+
+
+def _compute_linear(
+    inputs: LinearTensors, pair: PairTensors, numbers: Numbers, linear: LinearNumbers
+) -> tuple[Tensor, ...]:
+    teacher = Head(
+        hidden=inputs.teacher_hidden,
+        weight=inputs.teacher_weight,
+        bias=inputs.teacher_bias,
+        softcap=linear.teacher_softcap,
+        scale=linear.teacher_scale,
+    )
+    student = Head(
+        hidden=inputs.student_hidden,
+        weight=inputs.student_weight,
+        bias=inputs.student_bias,
+        softcap=linear.student_softcap,
+        scale=linear.student_scale,
+        weight_gradient=linear.weight_gradient,
+        bias_gradient=linear.bias_gradient,
+    )
+    output, gradients = _compute(teacher, student, pair, numbers)
+    return (*output, *gradients)
+
+
+_SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"}
+
+
+def _schema(tensors: list[type], numbers: list[type], n_results: int) -> str:
+    """Return an operator's schema, made of the fields of its argument classes."""
+    arguments = [
+        f"Tensor{'?' if hint != Tensor else ''} {name}"
+        for kind in tensors
+        for name, hint in get_type_hints(kind).items()
     ]
-    return (*_fake_head(args[0], scalars), *gradients)
+    keywords = [
+        f"{'SymInt' if name in _SYMBOLIC else hint.__name__} {name}"
+        for kind in numbers
+        for name, hint in get_type_hints(kind).items()
+    ]
+    results = ", ".join(["Tensor"] * n_results)
+    return f"({', '.join(arguments)}, *, {', '.join(keywords)}) -> ({results})"
 
 
-_GRADIENT_AT = Scalars._fields.index("gradient")
-_SCALE_AT = Scalars._fields.index("gradient_scale")
-
-
-def _register_autograd(op: Any, n_inputs: int, n_gradients: int) -> None:
-    """Give an operator its backward pass.
+class _Operator:
+    """One of the operators.
 
     Args:
-        op: the operator.
-        n_inputs: data tensors ahead of the index.
-        n_gradients: how many of the first of them get a gradient.
+        name: Its name.
+        inputs: The class of its input tensors.
+        extra: The class of the numbers beside `Numbers`, None without any.
+        compute: What it computes.
+        student: The input whose device and dtype the results have.
+        differentiable: The inputs that get a gradient, in the order of the results; each with the
+            number, None without one, that says whether it is wanted.
     """
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[2:])
-        tensors = inputs[: n_inputs + _N_TENSORS]
-        ctx.save_for_backward(*tensors)
-        ctx.rest = inputs[n_inputs + _N_TENSORS :]
-        # Not saved as a tensor: it is handed on in the backward pass, which may happen once.
-        ctx.gradients = output[3:] if ctx.rest[_GRADIENT_AT] else None
+    def __init__(
+        self,
+        name: str,
+        inputs: type[Any],
+        extra: type[Any] | None,
+        compute: Any,
+        student: str,
+        differentiable: dict[str, str | None],
+    ) -> None:
+        self._inputs, self._extra, self._compute = inputs, extra, compute
+        self._student, self._differentiable = student, differentiable
+        self._names = (*inputs._fields, *PairTensors._fields)
+        n_results = len(OperatorOutput._fields) + len(differentiable)
+        numbers = [Numbers, *([] if extra is None else [extra])]
+        self._op = torch.library.custom_op(
+            f"simct_align::{name}",
+            self._forward,
+            mutates_args=(),
+            schema=_schema([inputs, PairTensors], numbers, n_results),
+        )
+        self._op.register_fake(self._fake)
+        self._op.register_autograd(self._backward, setup_context=self._setup_context)
 
-    def backward(
-        ctx: Any, d_loss: Tensor | None, d_per_unit: Tensor | None, *_: Any
+    def __call__(
+        self, inputs: Any, pair: PairTensors, numbers: Numbers, extra: Any = None
+    ) -> OperatorOutput:
+        """Run the operator."""
+        keywords = numbers._asdict() | ({} if extra is None else extra._asdict())
+        results = self._op(*inputs, *pair, **keywords)
+        return OperatorOutput(*results[: len(OperatorOutput._fields)])
+
+    def _read(self, tensors: tuple[Any, ...], numbers: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the arguments in their classes, by their names."""
+        by_name = dict(zip(self._names, tensors, strict=True)) | numbers
+        kinds = (self._inputs, PairTensors, Numbers, self._extra)
+        return tuple(
+            None if kind is None else kind(**{name: by_name[name] for name in kind._fields})
+            for kind in kinds
+        )
+
+    def _forward(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = self._compute(*self._read(tensors, numbers))
+        return results
+
+    def _fake(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
+        inputs, _, of_loss, extra = self._read(tensors, numbers)
+        student = getattr(inputs, self._student)
+        dtype, units = compute_dtype(student), of_loss.n_units
+
+        def gradient(name: str, wanted: str | None) -> Tensor:
+            tensor = getattr(inputs, name)
+            skip = tensor is None or (wanted is not None and not getattr(extra, wanted))
+            if skip or not of_loss.gradient:
+                return torch.empty(0, dtype=student.dtype, device=student.device)
+            # Contiguous, whatever the strides of the input are.
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+        return (
+            student.new_empty((), dtype=dtype),
+            student.new_empty(units, dtype=dtype),
+            student.new_empty((len(UnitStat), units), dtype=dtype),
+            *(gradient(name, wanted) for name, wanted in self._differentiable.items()),
+        )
+
+    def _setup_context(
+        self, ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
+    ) -> None:
+        n_outputs = len(OperatorOutput._fields)
+        result, gradients = OperatorOutput(*output[:n_outputs]), output[n_outputs:]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(result.stats, *gradients)
+        ctx.save_for_backward(*inputs)
+        ctx.numbers = keyword_only_inputs
+        # A second backward pass may outlive the loss that made the handles.
+        numbers = Numbers(**{name: keyword_only_inputs[name] for name in Numbers._fields})
+        ctx.handles = (DIVERGENCES[numbers.divergence], BACKENDS[numbers.backend])
+        # Not saved as tensors: they are handed on in the backward pass, which may happen once.
+        ctx.gradients = gradients if numbers.gradient else None
+
+    def _backward(
+        self, ctx: Any, d_loss: Tensor | None, d_per_unit: Tensor | None, *_: Any
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the SimCT losses have no second derivative: call backward without create_graph"
             )
-        n_arguments = n_inputs + _N_TENSORS + len(ctx.rest)
         gradients, ctx.gradients = ctx.gradients, None
         if d_loss is None and d_per_unit is None:
-            return (None,) * n_arguments
+            return (None,) * len(self._names)
         if gradients is not None and d_per_unit is None:
             assert d_loss is not None
-            factor = d_loss / ctx.rest[_SCALE_AT]
+            factor = d_loss / ctx.numbers["gradient_scale"]
             gradients = [gradient.mul_(factor) for gradient in gradients]
         else:
-            tensors, rest = list(ctx.saved_tensors), list(ctx.rest)
-            weight = (
-                torch.zeros_like(tensors[n_inputs + 1])
-                if d_loss is None
-                else (tensors[n_inputs + 1] * d_loss)
-            )
-            tensors[n_inputs + 1] = weight if d_per_unit is None else weight + d_per_unit
-            rest[_GRADIENT_AT], rest[_SCALE_AT] = True, 1.0
-            gradients = op(*tensors, *rest)[3:]
-        needed = [
-            gradient if ctx.needs_input_grad[place] else None
-            for place, gradient in enumerate(gradients[:n_gradients])
-        ]
-        return (*needed, *(None,) * (n_arguments - n_gradients))
+            gradients = self._again(ctx, d_loss, d_per_unit)
+        by_name = dict(zip(self._differentiable, gradients, strict=True))
+        needed = zip(self._names, ctx.needs_input_grad[: len(self._names)], strict=True)
+        return tuple(by_name.get(name) if wanted else None for name, wanted in needed)
 
-    op.register_autograd(backward, setup_context=setup_context)
+    def _again(
+        self, ctx: Any, d_loss: Tensor | None, d_per_unit: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Compute the gradients from the inputs, with the incoming derivatives as weights."""
+        tensors = dict(zip(self._names, ctx.saved_tensors, strict=True))
+        weight = tensors["weight"]
+        weight = torch.zeros_like(weight) if d_loss is None else weight * d_loss
+        tensors["weight"] = weight if d_per_unit is None else weight + d_per_unit
+        numbers = ctx.numbers | {"gradient": True, "gradient_scale": 1.0}
+        results: tuple[Tensor, ...] = self._op(*tensors.values(), **numbers)
+        return results[len(OperatorOutput._fields) :]
 
 
-_register_autograd(logits_loss, n_inputs=2, n_gradients=1)
-_register_autograd(linear_loss, n_inputs=6, n_gradients=3)
+logits_loss = _Operator(
+    "logits_loss",
+    inputs=LogitsTensors,
+    extra=None,
+    compute=_compute_logits,
+    student="student_logits",
+    differentiable={"student_logits": None},
+)
+linear_loss = _Operator(
+    "linear_loss",
+    inputs=LinearTensors,
+    extra=LinearNumbers,
+    compute=_compute_linear,
+    student="student_hidden",
+    differentiable={
+        "student_hidden": None,
+        "student_weight": "weight_gradient",
+        "student_bias": "bias_gradient",
+    },
+)

@@ -1,25 +1,17 @@
-"""Scores of paths beside the shared columns: the realized unit and on-path continuations.
+"""Scores of on-path continuations and of the realized unit among them; formulas as in `formulas`.
 
-A row of scores holds logits ``z`` instead of ``log p = z - L`` (the row's softmax does not see the
-difference), so all else in it is shifted by the prefix row's log-normalizer ``L`` as well. With
-``pre_b`` the logit of the first realized token and the log-probabilities of the next ``b - 1``, and
-``q`` the log-probability of a continuation's last token, its path has
+With ``prefix_b`` the logit of the first realized token plus the log-probabilities of the next
+``b - 1``, and ``q`` the log-probability of a continuation's last token, a continuation that leaves
+the realized tokens after ``b`` of them has ``J = prefix_b + q`` and ``k = b + 1``.
 
-    sum, event   J = pre_b + q
-    mean         (J - L) / (b + 1) + L
+Only ``R_j``, the first j realized tokens, can be the beginning of another candidate. With ``S_b``
+the probability of all continuations that leave after b tokens, and ``p_b`` that of the b-th token,
+both given the tokens before it,
 
-"event" takes from a text what a longer candidate says. Only ``R_j``, the first j realized tokens,
-can be the beginning of another candidate. With ``S_b`` the probability of all continuations that
-leave after b tokens, and ``p_b`` that of the b-th token, both behind what comes before,
+    M_b = S_b + p_{b+1} (M_{b+1} if R_{b+1} is not a candidate, 1 if R_{b+1} is the realized unit)
 
-    M_b = S_b + p_{b+1} (M_{b+1} if R_{b+1} is no candidate, 1 if it is the realized unit alone)
-
-is what candidates take of ``R_b`` (a continuation ``R_{b+1}`` is in ``S_b`` already, and keeps what
-lies behind it to itself), and ``log(1 - M_j)`` is added to the score of every candidate ``R_j``.
-
-C(h) is a set of texts: where the realized text is a shared column or a continuation (its *target*),
-"mean" lets the realized path stand for it and leaves the target out; "sum" and "event" add the
-path's probability to the target's, unless both are the same path.
+is what longer candidates take of ``R_b``. Where ``R_{b+1}`` is a continuation, ``S_b`` holds it
+already, with all candidates that begin with it.
 """
 
 from __future__ import annotations
@@ -29,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .realized import EVENT_FLOOR
+from .formulas import RealizedText, Remainder, mean_of_extended_path, mean_of_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +82,7 @@ class Leaves:
 
 
 @dataclass
-class PathSlopes:
+class PathGradient:
     """Derivatives by what the scores of a group of ``c`` units were made of.
 
     Attributes:
@@ -162,9 +154,7 @@ class PathScores:
         self._spelled = spelled
         self._single = single
         self._is_path = units.length > 0
-        self._listed = units.target >= 0
-        self._adds = self._listed & ~units.same
-        self._target = units.target.clamp_min(0).unsqueeze(1)
+        self._text = RealizedText(self._averages, slot, units.target, units.same)
         self._depth = units.steps.shape[1]
         level = torch.arange(1, self._depth + 1, device=units.length.device)
         self._ends_here = units.length.unsqueeze(1) == level
@@ -182,20 +172,14 @@ class PathScores:
         else:
             norm = units.log_norm
             assert norm is not None
-            at_entry = norm[entries.unit]
             self._per_token = (entries.depth + 1).to(norm.dtype).reciprocal_()
-            prefix = (prefix - at_entry) * self._per_token + at_entry
-            self._joint = entries.spread(prefix).addcmul_(
-                spelled.value, entries.spread(self._per_token)
+            self._joint = mean_of_extended_path(
+                prefix, norm[entries.unit], self._per_token, entries.entry, spelled.value
             )
-            self._own = (self._own - norm) / units.length.clamp_min(1) + norm
+            self._own = mean_of_path(self._own, norm, units.length.clamp_min(1))
         self._own.masked_fill_(~self._is_path, -torch.inf)
         if self._event:
-            stays = 1.0 - self._taken
-            self._floored = stays <= EVENT_FLOOR
-            self._stays = stays.clamp_min(EVENT_FLOOR)
-            self._factor = self._stays.log().masked_fill(~self._is_node, 0.0)
-        self._share = torch.zeros_like(self._own)
+            self._remainder = Remainder(1.0 - self._taken, self._is_node)
         # What `collect` finds, for all chunks of the group.
         self._d_spelled = torch.zeros_like(spelled.value)
         self._d_single = torch.zeros_like(single.value)
@@ -248,22 +232,9 @@ class PathScores:
             z[:, self._slot] = self._own[part]
         if self._event:
             # No column is twice a node of its row, except those that are none.
-            z.scatter_add_(1, self._node[part], self._factor[part])
-        if not has_paths:
-            return
-        target, listed, adds = self._target[part], self._listed[part], self._adds[part]
-        at_target = z.gather(1, target).squeeze(1)
-        if self._averages:
-            at_target = at_target.masked_fill(listed, -torch.inf)
-            z.scatter_(1, target, at_target.unsqueeze(1))
-            return
-        own = z[:, self._slot]
-        merged = torch.where(adds, torch.logaddexp(at_target, own), at_target)
-        # The path's share of its text; where neither has probability there is nothing to share.
-        share = (own - merged).exp_().nan_to_num_(0.0)
-        self._share[part] = torch.where(adds, share, 0.0)
-        z.scatter_(1, target, merged.unsqueeze(1))
-        z[:, self._slot] = own.masked_fill(listed, -torch.inf)
+            z.scatter_add_(1, self._node[part], self._remainder.log[part])
+        if has_paths:
+            self._text.insert(z, z[:, self._slot], part)
 
     def collect(self, gradient: Tensor, part: slice, *, has_paths: bool) -> None:
         """Take the derivative by a chunk's scores but for the shared columns, which stay in place.
@@ -274,23 +245,18 @@ class PathScores:
             has_paths: whether some of them are MULTI.
         """
         if has_paths:
-            own = gradient[:, self._slot]
-            if not self._averages:
-                at_target = gradient.gather(1, self._target[part]).squeeze(1)
-                own = own + self._share[part] * at_target
-                at_target = (1 - self._share[part]) * at_target
-                gradient.scatter_(1, self._target[part], at_target.unsqueeze(1))
-                gradient[:, self._slot] = own
+            own = self._text.backward(gradient, part)
+            gradient[:, self._slot] = own
             self._d_own[part] = own
         if self._event:
             self._d_node[part] = gradient.gather(1, self._node[part])
-        for leaves, slope in ((self._spelled, self._d_spelled), (self._single, self._d_single)):
+        for leaves, grad in ((self._spelled, self._d_spelled), (self._single, self._d_single)):
             here = leaves.entries.of(part)
             if here.stop > here.start:
                 place = leaves.entries.place[here]
-                torch.index_select(gradient.view(-1), 0, place, out=slope[here])
+                torch.index_select(gradient.view(-1), 0, place, out=grad[here])
 
-    def pull_back(self) -> PathSlopes:
+    def backward(self) -> PathGradient:
         """Turn what `collect` took of the whole group into the derivatives of its parts."""
         units, entries = self._units, self._spelled.entries
         log_norm = torch.zeros_like(units.first)
@@ -305,25 +271,22 @@ class PathScores:
         at_prefix = torch.zeros_like(units.steps)
         at_prefix.view(-1).index_add_(0, self._level, entries.sums(joint))
         steps = at_prefix.flip(1).cumsum(1).flip(1)
-        slopes = PathSlopes(steps[:, 0] + own, log_norm, steps, own.clone(), joint, self._d_single)
+        grads = PathGradient(steps[:, 0] + own, log_norm, steps, own.clone(), joint, self._d_single)
         if self._event:
-            by_taken = (-self._d_node / self._stays).masked_fill_(
-                self._floored | ~self._is_node, 0.0
-            )
-            self._through_taken(by_taken, slopes)
-        slopes.steps[:, 0] = 0.0
-        return slopes
+            self._through_taken(self._remainder.backward(self._d_node), grads)
+        grads.steps[:, 0] = 0.0
+        return grads
 
-    def _through_taken(self, by_taken: Tensor, slopes: PathSlopes) -> None:
+    def _through_taken(self, by_taken: Tensor, grads: PathGradient) -> None:
         """Add the derivatives through ``M_1 .. M_d``, given those of the candidates by them."""
         units = self._units
         for b in range(1, self._depth):
             above = by_taken[:, b - 1]
-            slopes.steps[:, b] += above * self._weights[:, b]
+            grads.steps[:, b] += above * self._weights[:, b]
             passed = above * units.steps[:, b].exp()
             by_taken[:, b] += passed.masked_fill(self._is_node[:, b], 0.0)
         beyond = by_taken[:, -1] * self._beyond
-        slopes.rest += beyond
-        slopes.steps[:, 1:] -= beyond.unsqueeze(1)
+        grads.rest += beyond
+        grads.steps[:, 1:] -= beyond.unsqueeze(1)
         at_entry = by_taken.reshape(-1)[self._level]
-        slopes.spelled += self._spelled.entries.spread(at_entry) * self._probs
+        grads.spelled += self._spelled.entries.spread(at_entry) * self._probs

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ...columns import SideColumns
+    from ..protocol import Head, RowSettings
     from .rows import Workspace
-    from .tables import SideTable
 
 _BLOCK_SHARE = 8  # a block of gathered weights takes this fraction of the workspace
 
@@ -77,46 +78,30 @@ class LinearRows:
     """Rows of ``hidden @ weight.T + bias``, scaled and soft-capped.
 
     Args:
-        hidden: ``[..., width]``.
-        weight: ``[columns, width]``.
-        bias: ``[columns]`` or None.
-        softcap: 0 for none.
-        scale: what the product is multiplied by.
-        table: this side's ids.
-        work: scratch buffers.
-        dtype: compute dtype.
-        temperature: what logits are divided by.
-        chunk_bytes: workspace to aim for.
+        head: Hidden states and output embedding.
+        table: This side's ids.
+        work: Scratch buffers.
+        settings: Compute dtype, temperature, and the workspace to aim for.
     """
 
     def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        softcap: float,
-        scale: float,
-        table: SideTable,
-        work: Workspace,
-        dtype: torch.dtype,
-        temperature: float,
-        chunk_bytes: int,
+        self, head: Head, table: SideColumns, work: Workspace, settings: RowSettings
     ) -> None:
-        self.columns, self._width = weight.shape
-        self._hidden = hidden.reshape(-1, self._width)
-        self._weight = weight
-        self._bias = bias
-        self._softcap = softcap
-        self._scale = scale
+        self.columns, self._width = head.weight.shape
+        self._hidden = head.hidden.reshape(-1, self._width)
+        self._weight = head.weight
+        self._bias = head.bias
+        self._softcap = head.softcap
+        self._scale = head.scale
         self._table = table
         self._work = work
-        self._dtype = dtype
-        self._inverse_temperature = 1.0 / temperature
-        itemsize = torch.finfo(dtype).bits // 8
-        self._block = max(1, chunk_bytes // (_BLOCK_SHARE * itemsize * self._width))
-        self._narrow = dtype == torch.float32 and multiplies_narrow(hidden, weight)
+        self._dtype = settings.dtype
+        self._inverse_temperature = 1.0 / settings.temperature
+        itemsize = torch.finfo(self._dtype).bits // 8
+        self._block = max(1, settings.chunk_bytes // (_BLOCK_SHARE * itemsize * self._width))
+        self._narrow = self._dtype == torch.float32 and multiplies_narrow(head.hidden, head.weight)
         #: The dtype of factors.
-        self._factor = weight.dtype if self._narrow else dtype
+        self._factor = head.weight.dtype if self._narrow else self._dtype
 
     def _rows(self, rows: Tensor) -> Tensor:
         return self._hidden.index_select(0, rows).to(self._factor)
@@ -207,35 +192,21 @@ class StudentLinearRows(LinearRows):
     """
 
     def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        softcap: float,
-        scale: float,
-        table: SideTable,
-        work: Workspace,
-        dtype: torch.dtype,
-        temperature: float,
-        chunk_bytes: int,
-        *,
-        gradients: tuple[bool, bool, bool],
+        self, head: Head, table: SideColumns, work: Workspace, settings: RowSettings
     ) -> None:
-        super().__init__(
-            hidden, weight, bias, softcap, scale, table, work, dtype, temperature, chunk_bytes
-        )
-        wanted, wants_weight, wants_bias = gradients
-        self._wanted = wanted
-        self._shape, self._native = hidden.shape, hidden.dtype
-        device = hidden.device
-        empty = torch.empty(0, dtype=hidden.dtype, device=device)
-        self._hidden_grad = torch.zeros_like(self._hidden, dtype=dtype) if wanted else empty
+        super().__init__(head, table, work, settings)
+        self._wanted = settings.gradient
+        self._shape, self._native = head.hidden.shape, head.hidden.dtype
+        dtype, device = self._dtype, head.hidden.device
+        self._hidden_grad = torch.empty(0, dtype=head.hidden.dtype, device=device)
         self._weight_grad: Tensor | None = None
         self._bias_grad: Tensor | None = None
-        if wanted and wants_weight:
-            self._weight_grad = fresh_zeros(weight.shape, dtype, device)
-        if wanted and wants_bias and bias is not None:
-            self._bias_grad = torch.zeros(bias.shape, dtype=dtype, device=device)
+        if self._wanted:
+            self._hidden_grad = torch.zeros_like(self._hidden, dtype=dtype)
+        if self._wanted and head.weight_gradient:
+            self._weight_grad = fresh_zeros(head.weight.shape, dtype, device)
+        if self._wanted and head.bias_gradient and head.bias is not None:
+            self._bias_grad = torch.zeros(head.bias.shape, dtype=dtype, device=device)
         self._tanh: Tensor | None = None
 
     def _remember(self, tanh: Tensor) -> None:
@@ -252,7 +223,7 @@ class StudentLinearRows(LinearRows):
         if factor != 1.0:
             gradient.mul_(factor)
 
-    def add_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
+    def accumulate_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
         factor = self._scale * self._inverse_temperature
         gradient = gradient * factor
@@ -260,20 +231,20 @@ class StudentLinearRows(LinearRows):
             tanh = self.pick(rows, ids) / (self._softcap * self._inverse_temperature)
             gradient = gradient * (1.0 - tanh.square())
         for part in self._blocks(rows.shape[0]):
-            slope = gradient[part].unsqueeze(1)  # in the compute dtype, and so are its products
-            by_hidden = slope * self._gathered(ids[part])
+            by_logits = gradient[part].unsqueeze(1)  # in the compute dtype, and so are its products
+            by_hidden = by_logits * self._gathered(ids[part])
             self._hidden_grad.index_add_(0, rows[part], by_hidden)
             if self._weight_grad is not None:
-                self._weight_grad.index_add_(0, ids[part], slope * self._rows(rows[part]))
+                self._weight_grad.index_add_(0, ids[part], by_logits * self._rows(rows[part]))
         if self._bias_grad is not None:
             self._bias_grad.index_add_(0, ids, gradient)
 
-    def add_full(self, rows: Tensor, gradient: Tensor) -> None:
+    def accumulate_full(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
         by_hidden = self._full_gradient(rows, gradient)
         self._hidden_grad.index_add_(0, rows, by_hidden)
 
-    def put_full(self, rows: Tensor, gradient: Tensor) -> None:
+    def write_full(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
         by_hidden = self._full_gradient(rows, gradient)
         self._hidden_grad.index_copy_(0, rows, by_hidden)
@@ -283,34 +254,34 @@ class StudentLinearRows(LinearRows):
         self._through_finish(gradient)
         if self._bias_grad is not None:
             self._bias_grad.add_(gradient.sum(0))
-        hidden, slope = self._rows(rows), self._as_factor(gradient)
+        hidden, by_logits = self._rows(rows), self._as_factor(gradient)
         by_hidden = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
         for block, weight in self._contiguous():
-            add_product(by_hidden, slope[:, block], weight)
+            add_product(by_hidden, by_logits[:, block], weight)
         if self._weight_grad is not None:
             # In one piece where the product needs no memory of its own.
             whole = [slice(0, self.columns)]
             for block in self._blocks(self.columns) if self._narrow else whole:
-                add_product(self._weight_grad[block], slope[:, block].t(), hidden)
+                add_product(self._weight_grad[block], by_logits[:, block].t(), hidden)
         return by_hidden
 
     def _as_factor(self, gradient: Tensor) -> Tensor:
         if gradient.dtype == self._factor:
             return gradient
         rows, columns = gradient.shape
-        return self._work.take("slope", rows, columns, self._factor).copy_(gradient)
+        return self._work.take("by_logits", rows, columns, self._factor).copy_(gradient)
 
-    def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
+    def write_chosen(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
         self._through_finish(gradient)
-        hidden, slope = self._rows(rows), self._as_factor(gradient)
+        hidden, by_logits = self._rows(rows), self._as_factor(gradient)
         by_hidden = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
         for block in self._blocks(self._table.ids.shape[0]):
             ids = self._table.ids[block]
-            add_product(by_hidden, slope[:, block], self._gathered(ids))
+            add_product(by_hidden, by_logits[:, block], self._gathered(ids))
             if self._weight_grad is not None:
                 by_weight = self._work.take("weight_grad", ids.shape[0], self._width, self._dtype)
-                product(slope[:, block].t(), hidden, by_weight)
+                product(by_logits[:, block].t(), hidden, by_weight)
                 self._weight_grad.index_add_(0, ids, by_weight)
             if self._bias_grad is not None:
                 self._bias_grad.index_add_(0, ids, gradient[:, block].sum(0))

@@ -1,10 +1,10 @@
 """The chunk loop over units with on-path continuations, and over MULTI units beside them.
 
-A unit's candidates reach into the rows of the tokens behind it, and a row takes gradients of many
-units, so the work is split by what it touches:
+A unit's candidates reach into the rows of later tokens, and a row takes gradients of many units, so
+the work is split by what it touches:
 
-1. log-normalizers of all rows that a path reads, the realized tokens' log-probabilities, and what
-   the shared tokens have where that is wanted;
+1. log-normalizers of all rows that a path reads, the realized tokens' log-probabilities, and the
+   mass of the shared tokens where it is wanted;
 2. units by descending student row: shared columns, paths, divergence, and their derivatives. A
    unit's own row is written before units in front of it add to single places of it;
 3. rows again, for the part that goes through their log-normalizers: a multiple of the softmax.
@@ -14,173 +14,194 @@ The other units take the loop of `Engine`, which is the first to write.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from .engine import STUDENT_SHARED, TEACHER_SHARED, Engine, Options, Result, Side
-from .path_scores import Entries, Leaves, PathScores, RealizedUnits
-from .plan import Wanted
+from ...engine import Engine, Result
+from ...metrics import STUDENT_MASS, TEACHER_MASS
+from ...scores.on_path import Entries, Leaves, PathScores, RealizedUnits
+from ...scores.on_path_plan import OTHER, SIDES, Wanted, make_plan
+from .computation import TorchComputation, rows_per_chunk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .index_view import IndexView
-    from .plan import DirectionPlan, Plan, SidePlan
-    from .rows import StudentRows, Workspace
+    from simct_align.index import Side
 
+    from ...layout import IndexSizes
+    from ...scores.on_path_plan import DirectionPlan, Plan, SidePlan
+    from ..protocol import Problem, Settings
+    from .computation import TorchSide
 
 _GROUP = 64
 """Units whose paths are handled at once on the CPU: enough for the small operations to be few, and
 few enough for the cache. Elsewhere every operation is a launch, and memory alone bounds a group."""
 
 
-def wanted_of_prefixes(options: Options) -> Wanted:
-    """Return what a loss asks of prefix rows.
+@dataclass(frozen=True)
+class LeafTokens:
+    """The leaves of one direction.
+
+    Attributes:
+        last_token: ``[leaves]`` last token of the spelling, of the side that spells.
+        one_sided_token: ``[leaves]`` the one-sided token, of the other side.
+    """
+
+    last_token: Tensor
+    one_sided_token: Tensor
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What the loss over on-path continuations reads beside the problem.
+
+    Attributes:
+        host: The packed index, on the host.
+        sizes: Its sizes.
+        spellings: By direction, from `pack_spellings`; on the host.
+        leaves: By direction, the tokens of the leaves.
+        column_of_shared: ``[shared + 1]`` column of every entry of the shared vocabulary.
+    """
+
+    host: Tensor
+    sizes: IndexSizes
+    spellings: dict[Side, Tensor]
+    leaves: dict[Side, LeafTokens]
+    column_of_shared: Tensor
+
+    def plan(self, settings: Settings, device: torch.device) -> Plan:
+        """Return the plan of the batch, its realized columns as the loss numbers them."""
+        wanted = wanted_of_prefixes(settings)
+        plan = make_plan(self.host, self.sizes, self.spellings, wanted, device)
+        column = self.column_of_shared[plan.units.realized_column]
+        return replace(plan, units=replace(plan.units, realized_column=column))
+
+
+def wanted_of_prefixes(settings: Settings) -> Wanted:
+    """Return what a loss needs of prefix rows.
 
     Args:
-        options: what the caller chose.
-
-    Returns:
-        The answer for either side.
+        settings: What the caller chose.
     """
-    everyone = {"student": options.coverage_shared}
-    everyone["teacher"] = options.coverage_shared or options.min_teacher_mass > 0.0
-    others = "multi" if options.coverage_multi else "none"
+    all_units = {"student": settings.mass_shared}
+    all_units["teacher"] = settings.mass_shared or settings.min_teacher_mass > 0.0
+    others = "multi" if settings.mass_multi else "none"
     return Wanted(
-        measured={side: "all" if asked else others for side, asked in everyone.items()},
-        log_norm=options.score == "mean",
+        measured={side: "all" if all_units[side] else others for side in SIDES},
+        log_norm=settings.score == "mean",
     )
 
 
-def reordered(index: IndexView, plan: Plan) -> IndexView:
-    """Return the index in the plan's order, its planned units in the place of MULTI ones.
+def _reordered(problem: Problem, plan: Plan) -> Problem:
+    """Return the problem in the plan's order, its planned units in the place of MULTI ones.
 
-    Args:
-        index: the view of the index as it came.
-        plan: the plan.
-
-    Returns:
-        A view whose ``realized_column`` and paths nobody reads.
+    The paths and realized columns of the result are those of the problem as it came: the plan has
+    its own.
     """
-    planned = plan.host.planned
-    return replace(
-        index,
-        n_shared=plan.order.shape[0] - planned,
-        n_multi=planned,
-        kind=index.kind[plan.order],
-        teacher_row=index.teacher_row[plan.order],
-        student_row=index.student_row[plan.order],
-    )
+    order, planned = plan.units.order, plan.host.planned
+    sides = {
+        side: replace(model, units=replace(model.units, row=model.units.row[order]))
+        for side, model in (("teacher", problem.teacher), ("student", problem.student))
+    }
+    return replace(problem, **sides, n_shared=order.shape[0] - planned, n_multi=planned)
 
 
 class _SidePaths:
     """Step 1 on one side, and what the other steps keep about its rows."""
 
-    def __init__(self, engine: OnPathEngine, name: str, side: Side) -> None:
+    def __init__(self, engine: OnPathEngine, name: Side, side: TorchSide) -> None:
         self.name = name
-        self.other = "student" if name == "teacher" else "teacher"
+        self.other = OTHER[name]
         self.side = side
-        self.plan: SidePlan = engine.plan.sides[name]
-        plan, rows = self.plan, side.rows
-        self.log_norm = torch.empty(plan.norm_row.shape, dtype=engine.dtype, device=engine.device)
-        # What the shared tokens have, in prefix rows for which that is wanted.
+        self.plan: SidePlan[Tensor] = engine.plan.sides[name]
+        plan, rows, dtype = self.plan, side.rows, engine.settings.dtype
+        self.log_norm = torch.empty(plan.norm_row.shape, dtype=dtype, device=engine.device)
+        # The mass of the shared tokens in prefix rows for which it is wanted.
         self.shared_mass = torch.zeros_like(self.log_norm)
         measured = engine.plan.host.measured[name]
-        for part in engine.chunks(plan.norm_row.shape[0], rows.row_values(True)):
+        for part in side.chunks(plan.norm_row.shape[0], rows.row_values(True)):
             probs = rows.softmax(plan.norm_row[part], self.log_norm[part])
             inside = slice(max(part.start, measured.start), part.stop)
             if inside.start < inside.stop:
                 probs = probs[inside.start - part.start :]
-                self.shared_mass[inside] = engine.shared_mass(side, probs)
+                self.shared_mass[inside] = side.shared_mass(probs)
         self.next_log_prob = rows.pick(plan.norm_row, plan.norm_next).sub_(self.log_norm)
         n = plan.row.shape[0]
-        self.rest = torch.zeros(n, dtype=engine.dtype, device=engine.device)
+        self.rest = torch.zeros(n, dtype=dtype, device=engine.device)
         self.rest.index_add_(0, plan.rest_unit, self.next_log_prob[plan.rest_at])
-        self.first_column = side.table.column_of_id[plan.first_id]
-        # Units whose first token nobody asks for have no paths here.
+        self.first_column = side.model.columns.column_of_id[plan.first_id]
+        # Units whose first token is not known have no paths here.
         self.is_column = (
             (plan.length == 1)
             & (self.first_column >= 0)
-            & (self.first_column == engine.plan.realized_column)
+            & (self.first_column == engine.plan.units.realized_column)
         )
 
 
 class OnPathEngine(Engine):
-    """`Engine` for ``candidates="on_path"``.
+    """`Engine` for ``candidates="on_path"``, in PyTorch operations.
 
     Args:
-        student: the student's side, its units in the plan's order.
-        teacher: the teacher's side, likewise.
-        index: the index from `reordered`.
-        options: what the caller chose.
-        weight: ``[]`` or ``[units]``, in the order of the index as it came.
-        work: scratch buffers.
-        dtype: compute dtype.
-        plan: what to do.
-        leaves: the leaf tables ``[2, leaves]`` (last tokens, one-sided tokens) of the teacher's
-            and the student's direction.
+        problem: The problem.
+        continuations: What it reads beside the problem.
+        weight: ``[]`` or ``[units]``, in the order of the index.
     """
 
-    def __init__(
-        self,
-        student: Side,
-        teacher: Side,
-        index: IndexView,
-        options: Options,
-        weight: Tensor,
-        work: Workspace,
-        dtype: torch.dtype,
-        plan: Plan,
-        leaves: dict[str, Tensor],
-    ) -> None:
+    def __init__(self, problem: Problem, continuations: Continuations, weight: Tensor) -> None:
+        self.plan = continuations.plan(problem.settings, weight.device)
+        problem = _reordered(problem, self.plan)
         if weight.dim():
-            weight = weight[plan.order]
-        super().__init__(student, teacher, index, options, weight, work, dtype)
-        self.plan = plan
-        self.dtype = dtype
+            weight = weight[self.plan.units.order]
+        self.computation = TorchComputation(problem)
+        super().__init__(problem, self.computation, weight)
         self.device = weight.device
-        self._leaves = leaves
-        self._wanted = wanted_of_prefixes(options)
+        self._leaves = continuations.leaves
+        self._columns = self.computation.student.columns
+        self._needs_log_norm = wanted_of_prefixes(problem.settings).log_norm
 
-    def run(self, student_rows: StudentRows) -> Result:
-        """See `Engine.run`; the result is in the order of the index as it came."""
-        result = super().run(student_rows)
-        back = torch.empty_like(self.plan.order)
-        back[self.plan.order] = torch.arange(back.shape[0], device=back.device)
+    def run(self) -> Result:
+        """See `Engine.run`; the result is in the order of the index."""
+        result = super().run()
+        order = self.plan.units.order
+        back = torch.empty_like(order)
+        back[order] = torch.arange(back.shape[0], device=back.device)
         return Result(result.per_unit[back], result.stats[:, back])
 
-    def _multi_units(self, student_rows: StudentRows) -> None:
-        teacher = _SidePaths(self, "teacher", self._teacher)
-        student = _SidePaths(self, "student", self._student)
+    def compare_multi(self) -> None:
+        """Compare the planned units."""
+        self.computation.work.release()
+        student_rows = self.computation.student.rows
+        teacher = _SidePaths(self, "teacher", self.computation.teacher)
+        student = _SidePaths(self, "student", self.computation.student)
         d_next = torch.zeros_like(student.log_norm)
         d_norm = torch.zeros_like(student.log_norm)
         d_rest = torch.zeros_like(student.rest)
         for group, chunks in self._groups():
             paths = self._paths((teacher, student), group, chunks)
             for part in chunks:
-                self._units_of(part, group, (teacher, student), paths, student_rows)
-            if not self._options.gradient:
+                self._units_of(part, group, (teacher, student), paths)
+            if not self.settings.gradient:
                 continue
             scores, spelled, single = paths["student"]
-            slopes, plan = scores.pull_back(), student.plan
-            student_rows.add_at(plan.row[group], plan.first_id[group], slopes.first)
-            student_rows.add_at(spelled.row, spelled.token, slopes.spelled)
-            student_rows.add_at(single.row, single.token, slopes.single)
-            d_rest[group] = slopes.rest
+            grads, plan = scores.backward(), student.plan
+            student_rows.accumulate_at(plan.row[group], plan.first_id[group], grads.first)
+            student_rows.accumulate_at(spelled.row, spelled.token, grads.spelled)
+            student_rows.accumulate_at(single.row, single.token, grads.single)
+            d_rest[group] = grads.rest
             if d_next.shape[0]:
                 entries = spelled.entries
-                d_norm.index_add_(0, entries.norm_at, entries.sums(slopes.spelled), alpha=-1)
+                d_norm.index_add_(0, entries.norm_at, entries.sums(grads.spelled), alpha=-1)
                 step_at = plan.step_at[group]
-                steps = slopes.steps.masked_fill(step_at < 0, 0.0)
+                steps = grads.steps.masked_fill(step_at < 0, 0.0)
                 d_next.index_add_(0, step_at.clamp_min(0).view(-1), steps.view(-1))
-            if self._wanted.log_norm:
-                d_norm.index_add_(0, plan.prefix_at[group], slopes.log_norm)
-        if self._options.gradient:
+            if self._needs_log_norm:
+                d_norm.index_add_(0, plan.prefix_at[group], grads.log_norm)
+        if self.settings.gradient:
             d_next.index_add_(0, student.plan.rest_at, d_rest[student.plan.rest_unit])
-            self._softmax_part(student_rows, student, d_next, d_norm - d_next)
+            self._softmax_part(student, d_next, d_norm - d_next)
 
     def _groups(self) -> list[tuple[slice, list[slice]]]:
         """Cut the planned units into groups whose paths are scored at once, and those into chunks.
@@ -190,12 +211,13 @@ class OnPathEngine(Engine):
         """
         leaves = self.plan.host.leaves
         widest = self._columns + 1 + int(leaves.max(initial=0))
-        row_values = max(side.rows.row_values(False) for side in (self._student, self._teacher))
-        size = self._chunk(2 * widest + row_values)
+        sides = (self.computation.teacher, self.computation.student)
+        row_values = max(side.rows.row_values(False) for side in sides)
+        size = rows_per_chunk(self.settings, 2 * widest + row_values)
         total = self.plan.host.planned
         before = np.concatenate([[0], np.cumsum(leaves)])
         # A leaf takes about 16 numbers.
-        room = self._options.chunk_bytes // (16 * 8)
+        room = self.settings.chunk_bytes // (16 * 8)
         most = _GROUP if self.device.type == "cpu" else total
         groups = []
         start = 0
@@ -216,51 +238,50 @@ class OnPathEngine(Engine):
         part: slice,
         group: slice,
         sides: tuple[_SidePaths, _SidePaths],
-        paths: dict[str, tuple[PathScores, Leaves, Leaves]],
-        student_rows: StudentRows,
+        paths: dict[Side, tuple[PathScores, Leaves, Leaves]],
     ) -> None:
-        """Divergences and derivatives of a chunk."""
+        """Compute divergences and derivatives of a chunk."""
         rows = part.stop - part.start
         columns = self._width(part)
-        units = slice(self._index.n_shared + part.start, self._index.n_shared + part.stop)
+        units = slice(self.problem.n_shared + part.start, self.problem.n_shared + part.stop)
         here = slice(part.start - group.start, part.stop - group.start)
         first, last = np.searchsorted(self.plan.host.multi, [part.start, part.stop]).tolist()
         has_paths = last > first
         z, stops = {}, {}
-        for side in sides:
-            name = side.name
-            z[name] = self._work.take(f"z_{name}", rows, columns, self._dtype)
-            ids = side.side.table.ids
-            side.side.rows.chosen(side.plan.row[part], z[name][:, : ids.shape[0]])
-            z[name][:, ids.shape[0] :] = -torch.inf
-            stops[name] = self._stops(side.side)
+        for paths_of_side in sides:
+            name, side = paths_of_side.name, paths_of_side.side
+            z[name] = self.computation.work.take(f"z_{name}", rows, columns, self.settings.dtype)
+            n_ids = side.model.columns.ids.shape[0]
+            side.rows.chosen(paths_of_side.plan.row[part], z[name][:, :n_ids])
+            z[name][:, n_ids:] = -torch.inf
+            stops[name] = side.merged_stops()
             stops[name].merge(z[name])
             paths[name][0].insert(z[name], here, has_paths=has_paths)
             if name == "teacher":
-                self._keep(units)
-        self._divergence(z["student"], z["teacher"], units)
-        if self._options.gradient:
+                self.decide(units)
+        divergence = self.computation.divergence(z["teacher"], z["student"], self.grad(units))
+        self.record(units, divergence)
+        if self.settings.gradient:
             paths["student"][0].collect(z["student"], here, has_paths=has_paths)
-            stops["student"].pull_back(z["student"])
-            n_ids = self._student.table.ids.shape[0]
-            student_rows.put_chosen(sides[1].plan.row[part], z["student"][:, :n_ids])
+            stops["student"].backward(z["student"])
+            student = self.computation.student
+            n_ids = student.model.columns.ids.shape[0]
+            row = self.plan.sides["student"].row[part]
+            student.rows.write_chosen(row, z["student"][:, :n_ids])
 
-    def _softmax_part(
-        self, student_rows: StudentRows, student: _SidePaths, d_next: Tensor, d_norm: Tensor
-    ) -> None:
-        self._work.release()
-        plan = student.plan
-        total = self.plan.host.gradient_rows
-        for part in self.chunks(total, student_rows.row_values(True)):
-            rows = plan.norm_row[part]
-            z = student_rows.softmax(rows).mul_(d_norm[part].unsqueeze(1))
+    def _softmax_part(self, student: _SidePaths, d_next: Tensor, d_norm: Tensor) -> None:
+        self.computation.work.release()
+        plan, rows = student.plan, self.computation.student.rows
+        for part in student.side.chunks(self.plan.host.gradient_rows, rows.row_values(True)):
+            at = plan.norm_row[part]
+            z = rows.softmax(at).mul_(d_norm[part].unsqueeze(1))
             next_id = plan.norm_next[part].unsqueeze(1)
             z.scatter_add_(1, next_id, d_next[part].unsqueeze(1))
-            student_rows.add_full(rows, z)
+            rows.accumulate_full(at, z)
 
     # Paths of a group of units on one side
 
-    def _entries(self, name: str, group: slice, row_begin: Tensor) -> tuple[Entries, Tensor]:
+    def _entries(self, name: Side, group: slice, row_begin: Tensor) -> tuple[Entries, Tensor]:
         """Return the entries of a group in a direction, and their leaves' numbers in the table.
 
         Args:
@@ -271,7 +292,7 @@ class OnPathEngine(Engine):
         Returns:
             Both.
         """
-        plan: DirectionPlan = self.plan.directions[name]
+        plan: DirectionPlan[Tensor] = self.plan.directions[name]
         host = self.plan.host
         firsts = host.first_entry[name][group.start : group.stop + 1]
         before = host.entry_leaves[name][firsts]
@@ -289,23 +310,23 @@ class OnPathEngine(Engine):
         return Entries(unit, plan.depth[here], plan.norm_at[here], entry, place, bounds), leaf
 
     def _leaves_of(
-        self, paths: _SidePaths, group: slice, entries: dict[str, tuple[Entries, Tensor]]
+        self, paths: _SidePaths, group: slice, entries: dict[Side, tuple[Entries, Tensor]]
     ) -> tuple[Leaves, Leaves]:
         """Return the leaves of a group that a side spells, and those that are its own tokens."""
         prefix, rows = paths.plan.row[group], paths.side.rows
         at, leaf = entries[paths.other]
-        token = self._leaves[paths.other][0].index_select(0, leaf)
+        token = self._leaves[paths.other].last_token.index_select(0, leaf)
         row = at.spread(prefix[at.unit] + at.depth)
         value = rows.pick(row, token).sub_(at.spread(paths.log_norm[at.norm_at]))
         spelled = Leaves(at, token, row, value)
         at, leaf = entries[paths.name]
-        token = self._leaves[paths.name][1].index_select(0, leaf)
+        token = self._leaves[paths.name].one_sided_token.index_select(0, leaf)
         row = at.spread(prefix[at.unit])
         return spelled, Leaves(at, token, row, rows.pick(row, token))
 
     def _paths(
         self, sides: tuple[_SidePaths, _SidePaths], group: slice, chunks: list[slice]
-    ) -> dict[str, tuple[PathScores, Leaves, Leaves]]:
+    ) -> dict[Side, tuple[PathScores, Leaves, Leaves]]:
         """Score the paths of a group on either side."""
         widths = [(part.stop - part.start, self._width(part)) for part in chunks]
         row_begin = torch.cat(
@@ -328,9 +349,10 @@ class OnPathEngine(Engine):
         node = torch.where(continues, node + slot + 1, -1)
         first_column = paths.first_column[group]
         node[:, 0] = torch.where(first_column >= 0, first_column, node[:, 0])
-        column, leaf = self.plan.realized_column[group], self.plan.realized_leaf[group]
+        column = self.plan.units.realized_column[group]
+        leaf = self.plan.units.realized_leaf[group]
         step_at = plan.step_at[group]
-        steps = torch.zeros(step_at.shape, dtype=self._dtype, device=self.device)
+        steps = torch.zeros(step_at.shape, dtype=self.settings.dtype, device=self.device)
         log_norm = None
         if paths.log_norm.shape[0]:
             log_norm = paths.log_norm[plan.prefix_at[group].clamp_min(0)]
@@ -346,7 +368,7 @@ class OnPathEngine(Engine):
             first=first,
             log_norm=log_norm,
         )
-        scores = PathScores(self._options.score, slot, units, spelled, single)
+        scores = PathScores(self.settings.score, slot, units, spelled, single)
         if log_norm is not None:
             self._cover_paths(paths, group, scores, units, single, log_norm)
         return scores, spelled, single
@@ -370,8 +392,6 @@ class OnPathEngine(Engine):
         realized.masked_fill_((paths.first_column[group] >= 0) | (units.length == 0), 0.0)
         prefix_at = paths.plan.prefix_at[group]
         shared = paths.shared_mass[prefix_at.clamp_min(0)].masked_fill(prefix_at < 0, 0.0)
-        first = STUDENT_SHARED if paths.side.is_student else TEACHER_SHARED
-        at = slice(self._index.n_shared + group.start, self._index.n_shared + group.stop)
-        self._stats[first, at] = shared
-        self._stats[first + 1, at] = shared + realized
-        self._stats[first + 2, at] = shared + beyond
+        at = slice(self.problem.n_shared + group.start, self.problem.n_shared + group.stop)
+        mass = STUDENT_MASS if paths.name == "student" else TEACHER_MASS
+        self.keep_mass(at, mass, shared, shared + realized, shared + beyond)

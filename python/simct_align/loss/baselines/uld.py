@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .common import Objective, sorted_distance
+from .common import Baseline, sorted_distance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .common import UnitRows
 
 
-class Uld(Objective):
+class ULDLoss(Baseline):
     """Sorted-probability L1 at SHARED and SPECIAL units.
 
     Use it as the baseline that knows nothing of tokens.
@@ -27,7 +27,7 @@ class Uld(Objective):
     Args:
         aligner: the pair of vocabularies.
         top_k: compare the k largest probabilities and the sum of the rest; None for all.
-        **keywords: of `Objective`.
+        **keywords: Of `Baseline`.
 
     Raises:
         ValueError: ``top_k`` is not positive.
@@ -40,11 +40,14 @@ class Uld(Objective):
         >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
         >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
         >>> aligner = Aligner(teacher, student)
-        >>> Uld(aligner, top_k=10).top_k
+        >>> ULDLoss(aligner, top_k=10).top_k
         10
     """
 
-    uses_multi = False
+    @property
+    def uses_multi(self) -> bool:
+        """MULTI units take no part."""
+        return False
 
     def __init__(self, aligner: Any, *, top_k: int | None = None, **keywords: Any) -> None:
         super().__init__(aligner, **keywords)
@@ -52,8 +55,8 @@ class Uld(Objective):
             raise ValueError(f"top_k: expected a positive number, got {top_k}")
         self.top_k = top_k
 
-    def per_unit(self, student: UnitRows, teacher: UnitRows) -> Tensor:
-        """See `Objective`."""
+    def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
+        """See `Baseline`."""
         probs = [side.log_probs.exp() for side in (student, teacher)]
         if self.top_k is None:
             return sorted_distance(*probs)

@@ -1,27 +1,50 @@
-"""What a loss returns: the loss, the divergences per unit, and figures for the log."""
+"""Metrics for the log: what took part, how far apart the models are, what the candidates hold."""
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .engine import (
-    KEPT,
-    STUDENT_CANDIDATES,
-    STUDENT_REALIZED,
-    STUDENT_SHARED,
-    TEACHER_CANDIDATES,
-    TEACHER_REALIZED,
-    TEACHER_SHARED,
-)
+from ..units import UnitKind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .index_view import PackedIndex
+    from simct_align.index import AlignedIndex
 
-_SPECIAL_KIND = 2
+
+class UnitStat(IntEnum):
+    """Rows of the figures per unit that an engine keeps.
+
+    The masses are probabilities: what a model puts on the shared vocabulary, on it and the realized
+    unit, and on all candidates.
+    """
+
+    KEPT = 0
+    TEACHER_SHARED = 1
+    TEACHER_REALIZED = 2
+    TEACHER_CANDIDATES = 3
+    STUDENT_SHARED = 4
+    STUDENT_REALIZED = 5
+    STUDENT_CANDIDATES = 6
+
+
+class MassStats(NamedTuple):
+    """The masses of one side among the figures per unit."""
+
+    shared: UnitStat
+    realized: UnitStat
+    candidates: UnitStat
+
+
+TEACHER_MASS = MassStats(
+    UnitStat.TEACHER_SHARED, UnitStat.TEACHER_REALIZED, UnitStat.TEACHER_CANDIDATES
+)
+STUDENT_MASS = MassStats(
+    UnitStat.STUDENT_SHARED, UnitStat.STUDENT_REALIZED, UnitStat.STUDENT_CANDIDATES
+)
 
 
 class LossMetrics(NamedTuple):
@@ -70,57 +93,46 @@ class LossMetrics(NamedTuple):
     student_mass_continuations: Tensor
 
 
-class LossOutput(NamedTuple):
-    """What a loss returns.
-
-    Attributes:
-        loss: the reduced loss, or ``[units]`` with ``reduction="none"``.
-        per_unit: ``[units]`` divergences in nats, in index order (SHARED and SPECIAL units, then
-            MULTI), 0 where a unit is left out; differentiable, without reduction or normalizer.
-        metrics: figures for the log.
-    """
-
-    loss: Tensor
-    per_unit: Tensor
-    metrics: LossMetrics
-
-
 def make_metrics(
     per_unit: Tensor,
     stats: Tensor,
-    kind: Tensor,
-    index: PackedIndex,
-    coverage: tuple[bool, bool],
+    index: AlignedIndex,
+    *,
+    mass_shared: bool,
+    mass_multi: bool,
 ) -> LossMetrics:
-    """Sum up the per-unit figures, without waiting for the device.
+    """Sum up the figures per unit, without waiting for the device.
 
     Args:
         per_unit: ``[units]`` divergences.
-        stats: ``[N_STATS, units]`` of the engine.
-        kind: ``[units]`` unit kinds.
-        index: for the counts of what never reached the loss.
-        coverage: whether SHARED and MULTI units have their coverage in ``stats``.
+        stats: ``[len(UnitStat), units]`` of the engine.
+        index: The units, on the device of the others.
+        mass_shared: Whether SHARED and SPECIAL units have their masses in ``stats``.
+        mass_multi: Whether MULTI units have.
 
     Returns:
-        The figures.
+        The metrics.
     """
     per_unit, n_shared = per_unit.detach(), index.n_shared
-    kept = stats[KEPT]
-    special = (kind == _SPECIAL_KIND).to(kept.dtype)
+    kept = stats[UnitStat.KEPT]
+    special = (index.kind[: kept.shape[0]] == UnitKind.SPECIAL).to(kept.dtype)
     kept_shared, kept_multi = kept[:n_shared].sum(), kept[n_shared:].sum()
     kept_special = (kept * special).sum()
 
     def count(number: int) -> Tensor:
         return torch.full_like(kept_shared, number)
 
-    over_shared, over_multi = coverage
-    if over_shared:
-        covered = stats
-    elif over_multi:
-        covered = stats[:, n_shared:]
+    if mass_shared:
+        measured = stats
+    elif mass_multi:
+        measured = stats[:, n_shared:]
     else:
-        covered = stats[:, :0]
-    means = covered.mean(1)
+        measured = stats[:, :0]
+    mean = measured.mean(1)
+    teacher, student = (
+        MassStats(*(mean[stat] for stat in stats_of_side))
+        for stats_of_side in (TEACHER_MASS, STUDENT_MASS)
+    )
     return LossMetrics(
         units_shared=kept_shared - kept_special,
         units_special=kept_special,
@@ -131,12 +143,12 @@ def make_metrics(
         dropped_dummy_prefix=count(index.dropped_dummy_prefix),
         divergence_shared=per_unit[:n_shared].sum() / kept_shared,
         divergence_multi=per_unit[n_shared:].sum() / kept_multi,
-        teacher_mass_shared=means[TEACHER_SHARED],
-        teacher_mass_candidates=means[TEACHER_CANDIDATES],
-        teacher_mass_recovered=means[TEACHER_CANDIDATES] - means[TEACHER_SHARED],
-        teacher_mass_continuations=means[TEACHER_CANDIDATES] - means[TEACHER_REALIZED],
-        student_mass_shared=means[STUDENT_SHARED],
-        student_mass_candidates=means[STUDENT_CANDIDATES],
-        student_mass_recovered=means[STUDENT_CANDIDATES] - means[STUDENT_SHARED],
-        student_mass_continuations=means[STUDENT_CANDIDATES] - means[STUDENT_REALIZED],
+        teacher_mass_shared=teacher.shared,
+        teacher_mass_candidates=teacher.candidates,
+        teacher_mass_recovered=teacher.candidates - teacher.shared,
+        teacher_mass_continuations=teacher.candidates - teacher.realized,
+        student_mass_shared=student.shared,
+        student_mass_candidates=student.candidates,
+        student_mass_recovered=student.candidates - student.shared,
+        student_mass_continuations=student.candidates - student.realized,
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .common import Objective, sorted_distance
+from .common import Baseline, sorted_distance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LEAST = 1.0e-8
 
 
-class Gold(Objective):
+class GOLDLoss(Baseline):
     """JSD over shared tokens and sorted L1 over the others, path probabilities merged.
 
     Use it as the baseline that TRL users have.
@@ -37,7 +37,7 @@ class Gold(Objective):
         beta: of the JSD: 0 is KL(T || S), 1 is KL(S || T).
         matched_weight: of the matched part; None for the share of matched columns.
         unmatched_weight: of the other part; None exactly if ``matched_weight`` is.
-        **keywords: of `Objective`.
+        **keywords: Of `Baseline`.
 
     Raises:
         ValueError: ``beta`` outside [0, 1], or one weight without the other.
@@ -47,7 +47,7 @@ class Gold(Objective):
         >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
         >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
         >>> aligner = Aligner(teacher, student)
-        >>> Gold(aligner, beta=0.0).beta
+        >>> GOLDLoss(aligner, beta=0.0).beta
         0.0
     """
 
@@ -69,8 +69,8 @@ class Gold(Objective):
         self.matched_weight = matched_weight
         self.unmatched_weight = unmatched_weight
 
-    def per_unit(self, student: UnitRows, teacher: UnitRows) -> Tensor:
-        """See `Objective`."""
+    def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
+        """See `Baseline`."""
         merged = [
             side.log_probs.exp() * side.rest.exp().clamp_min(_LEAST).unsqueeze(1)
             for side in (student, teacher)

@@ -1,4 +1,4 @@
-"""What the loss keeps of a pair of vocabularies: index tensors, made once per module."""
+"""The logit columns of a pair of vocabularies: index tensors, made once per loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from .plan import pack_spellings
+from .scores.on_path_plan import SIDES, pack_spellings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from simct_align.aligner import SharedVocabulary
     from simct_align.continuations import PairSpellings
+    from simct_align.index import Side
 
 _UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED; that enumeration needs the native module
 
@@ -29,21 +30,37 @@ class VocabularyKinds(Protocol):
         ...
 
 
-class PairTables(Protocol):
-    """What the loss needs of an `Aligner`."""
+class PairOfVocabularies(Protocol):
+    """What a loss needs of an `Aligner`."""
 
     @property
-    def shared(self) -> SharedVocabulary: ...  # noqa: D102
+    def shared(self) -> SharedVocabulary:
+        """The shared vocabulary."""
+        ...
+
     @property
-    def teacher(self) -> VocabularyKinds: ...  # noqa: D102
+    def teacher(self) -> VocabularyKinds:
+        """The teacher's vocabulary."""
+        ...
+
     @property
-    def student(self) -> VocabularyKinds: ...  # noqa: D102
+    def student(self) -> VocabularyKinds:
+        """The student's vocabulary."""
+        ...
+
     @property
-    def spellings(self) -> PairSpellings: ...  # noqa: D102
+    def spellings(self) -> PairSpellings:
+        """How each side writes the other's one-sided tokens; for on-path continuations only."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """What an index must have as its ``pair_digest``."""
+        ...
 
 
 @dataclass(frozen=True)
-class SideTable:
+class SideColumns:
     """One side's ids: which logit columns are candidates, stops, or padding.
 
     Attributes:
@@ -87,7 +104,7 @@ def _side(
     return tensors, needed
 
 
-class Tables(torch.nn.Module):
+class PairColumns(torch.nn.Module):
     """The index tensors of both sides as non-persistent buffers, so that ``.to()`` moves them.
 
     The loss numbers the shared columns by ascending student id, and not as the shared vocabulary
@@ -113,11 +130,12 @@ class Tables(torch.nn.Module):
     student_ids: Tensor
     student_column_of_id: Tensor
     student_unused: Tensor
-    teacher_leaves: Tensor
-    student_leaves: Tensor
-    spellings: dict[str, Tensor]
+    teacher_last_token: Tensor
+    teacher_one_sided_token: Tensor
+    student_last_token: Tensor
+    student_one_sided_token: Tensor
 
-    def __init__(self, aligner: PairTables, *, continuations: bool = False) -> None:
+    def __init__(self, aligner: PairOfVocabularies, *, continuations: bool = False) -> None:
         super().__init__()
         shared = aligner.shared
         self.n_shared_tokens = len(shared.teacher_ids)
@@ -135,27 +153,45 @@ class Tables(torch.nn.Module):
                 np.asarray(getattr(shared, f"{side}_ids"))[order],
                 getattr(shared, f"{side}_stop_ids"),
             )
-            for side in ("teacher", "student")
+            for side in SIDES
         }
-        self.columns_needed: dict[str, int] = {}
+        self.pair_digest = aligner.digest
+        self.columns_needed: dict[Side, int] = {}
         for side, (kinds, ids, stops) in sides.items():
             tensors, needed = _side(kinds, ids, stops, self.stop_column, side)
             self.columns_needed[side] = needed
             for name, tensor in tensors.items():
                 self.register_buffer(f"{side}_{name}", tensor, persistent=False)
 
-        self.nothing = torch.empty(0, dtype=torch.int64)
-        self.spellings = dict.fromkeys(sides, self.nothing)
+        empty = torch.empty(0, dtype=torch.int64)
+        self.spellings: dict[Side, Tensor] = dict.fromkeys(SIDES, empty)
         for side, (kinds, _, _) in sides.items():
-            leaves = torch.empty((2, 0), dtype=torch.int64)
+            last_token = one_sided_token = empty
             if continuations:
                 spellings = getattr(aligner.spellings, side)
                 table = spellings.leaves
                 self.spellings[side] = pack_spellings(spellings, len(kinds))
-                leaves = torch.from_numpy(np.stack([table.last_token, table.one_sided_token]))
-            self.register_buffer(f"{side}_leaves", leaves, persistent=False)
+                last_token = torch.from_numpy(np.asarray(table.last_token, np.int64))
+                one_sided_token = torch.from_numpy(np.asarray(table.one_sided_token, np.int64))
+            self.register_buffer(f"{side}_last_token", last_token, persistent=False)
+            self.register_buffer(f"{side}_one_sided_token", one_sided_token, persistent=False)
 
-    def check_columns(self, columns: int, side: str, argument: str) -> None:
+    def side(self, side: Side) -> SideColumns:
+        """Return one side's columns.
+
+        Args:
+            side: ``"teacher"`` or ``"student"``.
+        """
+        ids: Tensor = getattr(self, f"{side}_ids")
+        return SideColumns(
+            ids=ids,
+            n_extra=ids.shape[0] - self.n_shared_tokens,
+            column_of_id=getattr(self, f"{side}_column_of_id"),
+            unused=getattr(self, f"{side}_unused"),
+            needed=self.columns_needed[side],
+        )
+
+    def check_columns(self, columns: int, side: Side, argument: str) -> None:
         """Raise if a model's output is narrower than the ids in use.
 
         Args:

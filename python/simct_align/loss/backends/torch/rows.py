@@ -1,7 +1,7 @@
 """Where rows of logits come from and where their gradient goes: here, ready-made logits.
 
-The engine asks a side for whole rows, or for chosen columns of rows, in its compute dtype and with
-the temperature applied; `linear.py` answers the same questions from hidden states.
+A side is read as whole rows, or as chosen columns of rows, in the compute dtype and with the
+temperature applied; `linear_rows` makes the same rows of hidden states.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .tables import SideTable
+    from ...columns import SideColumns
+    from ..protocol import RowSettings
 
 
 def fresh_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -111,24 +112,24 @@ class Rows(Protocol):
 class StudentRows(Rows, Protocol):
     """The student's side, which also takes the gradient by its logits over temperature.
 
-    `put_full` and `put_chosen` write a row at most once in one call: prefix rows and the inner
+    `write_full` and `write_chosen` write a row at most once in one call: prefix rows and the inner
     rows of paths are different token positions. On-path continuations reach into rows of other
     units; they add, after the row has been written.
     """
 
-    def put_full(self, rows: Tensor, gradient: Tensor) -> None:
+    def write_full(self, rows: Tensor, gradient: Tensor) -> None:
         """Take ``[c, columns]`` for rows last read by `full`; overwrites ``gradient``."""
         ...
 
-    def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
+    def write_chosen(self, rows: Tensor, gradient: Tensor) -> None:
         """Take ``[c, len(ids)]`` for rows last read by `chosen`; overwrites ``gradient``."""
         ...
 
-    def add_full(self, rows: Tensor, gradient: Tensor) -> None:
+    def accumulate_full(self, rows: Tensor, gradient: Tensor) -> None:
         """Add ``[c, columns]`` to rows last read by `full`, all different; overwrites it."""
         ...
 
-    def add_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
+    def accumulate_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
         """Add ``[n]`` to single tokens, each in a row; a pair may come more than once."""
         ...
 
@@ -141,35 +142,29 @@ class LogitsRows:
     """Rows of ``[tokens, columns]`` or ``[batch, length, columns]`` logits.
 
     Args:
-        logits: any floating dtype and any strides; a slice of a longer batch is not copied.
-        table: this side's ids.
-        work: scratch buffers.
-        dtype: compute dtype.
-        temperature: what logits are divided by.
+        logits: Any floating dtype and any strides; a slice of a longer batch is not copied.
+        table: This side's ids.
+        work: Scratch buffers.
+        settings: Compute dtype and temperature.
     """
 
     def __init__(
-        self,
-        logits: Tensor,
-        table: SideTable,
-        work: Workspace,
-        dtype: torch.dtype,
-        temperature: float,
+        self, logits: Tensor, table: SideColumns, work: Workspace, settings: RowSettings
     ) -> None:
         self.columns = logits.shape[-1]
         self._logits = logits
         self._table = table
         self._work = work
-        self._dtype = dtype
-        self._scale = 1.0 / temperature
+        self._dtype = settings.dtype
+        self._scale = 1.0 / settings.temperature
         mergeable = logits.dim() == 2 or logits.stride(0) == logits.shape[1] * logits.stride(1)
         self._flat = logits.view(-1, self.columns) if mergeable else None
         # Only the CPU can be asked for row numbers; there, rows need not be copied to be read.
         self._in_place = (
             mergeable
             and logits.device.type == "cpu"
-            and logits.dtype == dtype
-            and temperature == 1.0
+            and logits.dtype == self._dtype
+            and self._scale == 1.0
             and not table.unused.shape[0]
         )
 
@@ -239,18 +234,12 @@ class StudentLogitsRows(LogitsRows):
     """`LogitsRows` with the gradient, zero wherever no unit reads."""
 
     def __init__(
-        self,
-        logits: Tensor,
-        table: SideTable,
-        work: Workspace,
-        dtype: torch.dtype,
-        temperature: float,
-        gradient: bool,
+        self, logits: Tensor, table: SideColumns, work: Workspace, settings: RowSettings
     ) -> None:
-        super().__init__(logits, table, work, dtype, temperature)
+        super().__init__(logits, table, work, settings)
         self._gradient: Tensor | None = None
         self._spread: Tensor | None = None
-        if gradient:
+        if settings.gradient:
             self._gradient = fresh_zeros(logits.shape, logits.dtype, logits.device)
 
     def _write(self, rows: Tensor, gradient: Tensor) -> None:
@@ -262,11 +251,11 @@ class StudentLogitsRows(LogitsRows):
             gradient.mul_(self._scale)
         return gradient.to(self._logits.dtype)
 
-    def put_full(self, rows: Tensor, gradient: Tensor) -> None:
+    def write_full(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
         self._write(rows, self._unscaled(gradient))
 
-    def put_chosen(self, rows: Tensor, gradient: Tensor) -> None:
+    def write_chosen(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
         # Chunks write the same columns, so what is zero in the first chunk stays zero.
         if self._spread is None or self._spread.shape[0] < rows.shape[0]:
@@ -277,12 +266,12 @@ class StudentLogitsRows(LogitsRows):
         narrow = self._unscaled(gradient)
         self._write(rows, spread.scatter_(1, self._table.ids.expand(rows.shape[0], -1), narrow))
 
-    def add_full(self, rows: Tensor, gradient: Tensor) -> None:
+    def accumulate_full(self, rows: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
         assert self._gradient is not None
         self._gradient.view(-1, self.columns).index_add_(0, rows, self._unscaled(gradient))
 
-    def add_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
+    def accumulate_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
         """See `StudentRows`."""
         assert self._gradient is not None
         values = (gradient * self._scale).to(self._logits.dtype)
@@ -326,7 +315,7 @@ def softmax_(z: Tensor, log_norm: Tensor | None) -> Tensor:
 
     Args:
         z: ``[c, columns]`` logits.
-        log_norm: ``[c]``, receives their log-normalizers; None where nobody wants them.
+        log_norm: ``[c]``, receives their log-normalizers; None where they are not needed.
 
     Returns:
         ``z``.
@@ -337,7 +326,7 @@ def softmax_(z: Tensor, log_norm: Tensor | None) -> Tensor:
     return z
 
 
-def mask_padding(z: Tensor, table: SideTable) -> Tensor:
+def mask_padding(z: Tensor, table: SideColumns) -> Tensor:
     """Set the columns that are no tokens to -inf, in place.
 
     Args:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .common import Objective
+from .common import Baseline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 _SURE = -1.0e-6  # log-probabilities of certain units stay below this, where log(1 - p) is finite
 
 
-class Alm(Objective):
+class ALMLoss(Baseline):
     """Binarised divergence of the units' own log-probabilities.
 
-    Use it as the baseline that compares what the text took and nothing else. It reads the realized
-    tokens: pass ``student_ids`` and ``teacher_ids``.
+    Use it as the baseline that compares what the text took and nothing else. It reads the
+    realized tokens: make an index with ``first_ids=True``.
 
     Args:
         aligner: the pair of vocabularies.
         tau: flattens the unit probabilities; ``math.inf`` for the limit.
-        **keywords: of `Objective`.
+        **keywords: Of `Baseline`.
 
     Raises:
         ValueError: ``tau`` is not positive.
@@ -44,11 +44,11 @@ class Alm(Objective):
         >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
         >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
         >>> aligner = Aligner(teacher, student)
-        >>> Alm(aligner, tau=float("inf")).tau
+        >>> ALMLoss(aligner, tau=float("inf")).tau
         inf
     """
 
-    reads_ids = True
+    reads_first_ids = True
 
     def __init__(self, aligner: Any, *, tau: float = 100.0, **keywords: Any) -> None:
         super().__init__(aligner, **keywords)
@@ -56,8 +56,8 @@ class Alm(Objective):
             raise ValueError(f"tau: expected a positive number, got {tau}")
         self.tau = tau
 
-    def per_unit(self, student: UnitRows, teacher: UnitRows) -> Tensor:
-        """See `Objective`."""
+    def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
+        """See `Baseline`."""
         log_q, log_p = (side.realized().clamp_max(_SURE) for side in (student, teacher))
         if math.isinf(self.tau):
             return log_p - log_q - log_p * torch.log(log_p / log_q)

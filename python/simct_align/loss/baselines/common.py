@@ -1,0 +1,329 @@
+"""The base of the baselines, and the chunk loop that they share.
+
+A baseline says what a chunk of units costs, given the log-probabilities at their prefixes and those
+of their paths; its gradient comes from autograd, one chunk at a time, in the forward pass, so that
+memory is O(chunk x vocabulary) as in the loss proper. Nothing is a loop over units.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ..backends.protocol import RowSettings
+from ..backends.torch.rows import LogitsRows, StudentLogitsRows, Workspace
+from ..contract import Loss, refuse_positional
+from ..engine import chunks
+from ..layout import IndexSizes, view_index
+from ..metrics import UnitStat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simct_align.batch import AlignedBatch
+    from simct_align.index import AlignedIndex
+
+    from ..columns import PairOfVocabularies, SideColumns
+    from ..contract import LossOutput
+    from ..layout import IndexView, SideUnits
+
+_ARRAYS = 12  # [chunk, vocabulary] arrays that a baseline's autograd graph holds, about
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """One side of a chunk of c units.
+
+    Attributes:
+        log_probs: ``[c, columns]`` at the prefixes, temperature applied, padding at -inf.
+        rest: ``[c]`` summed log-probability of the path's steps after the first.
+        first_id: ``[c]`` first token of the path; None without ``reads_first_ids``.
+        shared_ids: ``[shared]`` columns of the shared vocabulary.
+    """
+
+    log_probs: Tensor
+    rest: Tensor
+    first_id: Tensor | None
+    shared_ids: Tensor
+
+    def realized(self) -> Tensor:
+        """Return the units' log-probabilities ``[c]``.
+
+        Raises:
+            ValueError: The baseline does not say that it reads the first tokens.
+        """
+        if self.first_id is None:
+            raise ValueError("realized probabilities need reads_first_ids = True in the class")
+        first = self.log_probs.gather(1, self.first_id.unsqueeze(1)).squeeze(1)
+        return first + self.rest
+
+
+def sorted_distance(left: Tensor, right: Tensor) -> Tensor:
+    """Return the L1 distance of sorted rows, the shorter ones padded with zeros.
+
+    Args:
+        left: ``[rows, m]`` probabilities.
+        right: ``[rows, n]`` probabilities.
+
+    Returns:
+        ``[rows]`` distances.
+    """
+    a, b = (x.sort(dim=1, descending=True).values for x in (left, right))
+    common = min(a.shape[1], b.shape[1])
+    distance = (a[:, :common] - b[:, :common]).abs().sum(1)
+    return distance + a[:, common:].sum(1) + b[:, common:].sum(1)
+
+
+@dataclass(frozen=True)
+class _Side:
+    rows: LogitsRows
+    columns: SideColumns
+    units: SideUnits
+
+    def rest(self, n_shared: int, size: int, dtype: torch.dtype) -> Tensor:
+        """Sum the log-probabilities of the steps after the first, for all units."""
+        total = torch.zeros(self.units.row.shape, dtype=dtype, device=self.units.row.device)
+        paths = self.units.paths
+        for steps in chunks(paths.rest_row.shape[0], size):
+            log_probs = self.rows.full(paths.rest_row[steps]).log_softmax(1)
+            picked = log_probs.gather(1, paths.rest_id[steps].unsqueeze(1)).squeeze(1)
+            total.index_add_(0, paths.rest_unit[steps] + n_shared, picked)
+        return total
+
+    def chunk(self, units: slice, log_probs: Tensor, rest: Tensor) -> UnitRows:
+        first_id = self.units.first_id
+        columns = self.columns
+        return UnitRows(
+            log_probs=log_probs,
+            rest=rest,
+            first_id=None if first_id is None else first_id[units],
+            shared_ids=columns.ids[: columns.ids.shape[0] - columns.n_extra],
+        )
+
+
+class _Computed(NamedTuple):
+    per_unit: Tensor
+    gradient: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of a baseline."""
+
+    baseline: Baseline
+    teacher_logits: Tensor
+    student_logits: Tensor
+    index: IndexView
+    settings: RowSettings
+
+    def run(self, weight: Tensor) -> _Computed:
+        """Compute all units.
+
+        Args:
+            weight: ``[]`` or ``[units]``, what every unit's gradient is multiplied by.
+        """
+        gradient = self.settings.gradient
+        columns, index, dtype = self.baseline.columns, self.index, self.settings.dtype
+        work = Workspace(weight.device)
+        teacher_columns, student_columns = columns.side("teacher"), columns.side("student")
+        teacher_rows = LogitsRows(self.teacher_logits, teacher_columns, work, self.settings)
+        rows = StudentLogitsRows(self.student_logits, student_columns, work, self.settings)
+        teacher = _Side(teacher_rows, teacher_columns, index.teacher)
+        student = _Side(rows, student_columns, index.student)
+        widest = max(self.teacher_logits.shape[-1], self.student_logits.shape[-1])
+        itemsize = torch.finfo(dtype).bits // 8
+        size = max(1, self.settings.chunk_bytes // (itemsize * _ARRAYS * widest))
+
+        n_multi = index.n_multi if self.baseline.uses_multi else 0
+        n_units = index.n_shared + n_multi
+        if n_multi:
+            rests = [side.rest(index.n_shared, size, dtype) for side in (teacher, student)]
+        else:
+            rests = [torch.zeros(n_units, dtype=dtype, device=weight.device)] * 2
+        teacher_rest, student_rest = rests
+        weight = weight.expand(n_units)
+        per_unit = torch.zeros(n_units, dtype=dtype, device=weight.device)
+        d_rest = torch.zeros_like(student_rest)
+        for units in chunks(n_units, size):
+            log_teacher = teacher.rows.full(index.teacher.row[units]).log_softmax(1)
+            with torch.set_grad_enabled(gradient):
+                z = rows.full(index.student.row[units]).detach().requires_grad_(gradient)
+                rest = student_rest[units].detach().requires_grad_(gradient)
+                value = self.baseline.per_unit(
+                    teacher=teacher.chunk(units, log_teacher, teacher_rest[units]),
+                    student=student.chunk(units, z.log_softmax(1), rest),
+                )
+            per_unit[units] = value.detach()
+            if gradient:
+                by_z, by_rest = torch.autograd.grad(
+                    value, (z, rest), weight[units], materialize_grads=True
+                )
+                rows.write_full(index.student.row[units], by_z)
+                d_rest[units] = by_rest
+        if not gradient:
+            return _Computed(per_unit, None)
+        if n_multi:
+            self._write_rest(rows, d_rest[index.n_shared :], size)
+        return _Computed(per_unit, rows.gradients()[0])
+
+    def _write_rest(self, rows: StudentLogitsRows, d_rest: Tensor, size: int) -> None:
+        paths = self.index.student.paths
+        for steps in chunks(paths.rest_row.shape[0], size):
+            at = paths.rest_row[steps]
+            grad = d_rest.index_select(0, paths.rest_unit[steps]).unsqueeze(1)
+            gradient = rows.full(at).softmax(1).mul_(-grad)
+            token = paths.rest_id[steps].unsqueeze(1)
+            gradient.scatter_(1, token, gradient.gather(1, token) + grad)
+            rows.write_full(at, gradient)
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """``sum(weight * per_unit)`` and its gradient, a chunk of units at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_logits: Tensor, weight: Tensor, job: _Job
+    ) -> tuple[Tensor, Tensor]:
+        del student_logits  # the job has it
+        computed = job.run(weight)
+        ctx.set_materialize_grads(False)
+        ctx.job, ctx.weight, ctx.gradient = job, weight, computed.gradient
+        return (computed.per_unit * weight).sum(), computed.per_unit
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, d_loss: Tensor | None, d_per_unit: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        if d_loss is None and d_per_unit is None:
+            return None, None, None
+        if gradient is not None and d_per_unit is None:
+            assert d_loss is not None
+            return gradient.mul_(d_loss.to(gradient.dtype)), None, None
+        # A second backward pass, or one that starts at `per_unit`, computes the gradient anew.
+        weight = torch.zeros_like(ctx.weight) if d_loss is None else ctx.weight * d_loss
+        weight = weight if d_per_unit is None else weight + d_per_unit
+        job = replace(ctx.job, settings=replace(ctx.job.settings, gradient=True))
+        return job.run(weight).gradient, None, None
+
+
+class Baseline(Loss, ABC):
+    """A baseline over the units of an `AlignedIndex`.
+
+    Use a subclass; a new one implements `per_unit` with differentiable operations, in a file of its
+    own, and says in ``uses_multi`` and ``reads_first_ids`` what it looks at.
+
+    Args:
+        aligner: The pair of vocabularies.
+        temperature: Both sides' logits are divided by it.
+        reduction: See `Loss`.
+        chunk_bytes: Workspace to aim for.
+
+    Raises:
+        ValueError: A keyword is out of its range.
+
+    Complexity:
+        O(chunk_bytes) memory besides the student's gradient.
+
+    Example:
+        >>> from simct_align import Aligner, Vocabulary
+        >>> class FirstTokenGap(Baseline):
+        ...     reads_first_ids = True
+        ...
+        ...     def per_unit(self, *, teacher, student):
+        ...         return (teacher.realized() - student.realized()).square()
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> batch = aligner.align_batch([[1, 0, 1]], [[2, 0, 1, 2]])
+        >>> logits = {"teacher_logits": torch.zeros(3, 2), "student_logits": torch.zeros(4, 3)}
+        >>> FirstTokenGap(aligner)(**logits, index=batch).per_unit.shape
+        torch.Size([2])
+    """
+
+    #: Whether the first realized token of every unit is read: the index is made with first_ids.
+    reads_first_ids: bool = False
+
+    default_chunk_bytes = {"other": 1 << 26}  # noqa: RUF012
+
+    def __init__(
+        self,
+        aligner: PairOfVocabularies,
+        *,
+        temperature: float = 1.0,
+        reduction: str = "unit",
+        chunk_bytes: int | None = None,
+    ) -> None:
+        super().__init__(
+            aligner, temperature=temperature, reduction=reduction, chunk_bytes=chunk_bytes
+        )
+
+    @property
+    def index_options(self) -> dict[str, int | bool]:
+        """The options of `AlignedBatch.index` that the loss needs."""
+        return {"first_ids": True} if self.reads_first_ids else {}
+
+    @abstractmethod
+    def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
+        """Return ``[c]`` values of a chunk of units, differentiable by the student's side.
+
+        Args:
+            teacher: The teacher's side.
+            student: The student's side; gradients reach ``log_probs`` and ``rest``.
+        """
+
+    def forward(
+        self,
+        *positional: object,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        index: AlignedIndex | AlignedBatch,
+        normalizer: Tensor | float | None = None,
+    ) -> LossOutput:
+        """Compute the objective.
+
+        Args:
+            *positional: Refused: the two models' logits have the same type.
+            teacher_logits: ``[tokens, columns]`` or ``[batch, length, columns]``, floating.
+            student_logits: The same for the student; may differ in every size.
+            index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
+            normalizer: What to divide the sum by instead of this index's own.
+
+        Returns:
+            ``loss``, ``per_unit`` and ``metrics``, whose masses are NaN.
+
+        Raises:
+            TypeError: Positional arguments, or an index that is none.
+            ValueError: Shapes, devices, widths or pairs do not fit one another or the index, or a
+                normalizer came with a reduction that has none.
+        """
+        refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
+        self.check_logits("teacher", teacher_logits)
+        self.check_logits("student", student_logits)
+        index = self.take_index(
+            index, teacher=teacher_logits, student=student_logits, argument="logits"
+        )
+        weight = self.weight(index, normalizer, student_logits)
+        wants_gradient = (
+            self.reduction != "none" and torch.is_grad_enabled() and student_logits.requires_grad
+        )
+        job = _Job(
+            baseline=self,
+            teacher_logits=teacher_logits.detach(),
+            student_logits=student_logits.detach(),
+            index=view_index(index.packed, IndexSizes.of(index)),
+            settings=RowSettings(
+                temperature=self.temperature,
+                chunk_bytes=self.workspace(student_logits.device),
+                gradient=wants_gradient,
+                dtype=weight.dtype,
+            ),
+        )
+        loss, per_unit = _ChunkedSum.apply(student_logits, weight, job)
+        stats = per_unit.new_zeros((len(UnitStat), *per_unit.shape))
+        stats[UnitStat.KEPT] = 1.0
+        return self.output(loss, per_unit, stats, index)

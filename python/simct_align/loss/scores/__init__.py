@@ -1,0 +1,1 @@
+"""How paths are scored, in PyTorch operations on ready-made log-probabilities."""

@@ -1,0 +1,287 @@
+"""`SimCTLoss`: keywords and documentation; what it has in common with the form from hidden states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..divergence import as_divergence
+from .backends import choose_backend
+from .contract import MAX_PATH, Loss, one_of, refuse_positional
+from .layout import IndexSizes
+from .ops import BACKENDS, DIVERGENCES, LogitsTensors, Numbers, PairTensors, logits_loss
+from .scores.formulas import SCORES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simct_align.batch import AlignedBatch
+    from simct_align.index import AlignedIndex
+
+    from ..divergence import Divergence
+    from .backends import Backend
+    from .columns import PairOfVocabularies
+    from .contract import LossOutput
+    from .ops import OperatorOutput
+
+CANDIDATES = ("shared", "realized", "on_path")
+METRICS = ("none", "multi", "full")
+MEBIBYTE = 1 << 20
+FLOAT16_GRADIENT_SCALE = 1024.0
+"""float16 gradients wait for the backward pass multiplied by this, so that few underflow."""
+
+
+class SimCTBase(Loss):
+    """Keywords of `SimCTLoss` and `LinearSimCTLoss`; documented there.
+
+    Args:
+        aligner: See `SimCTLoss`, also for all others.
+        candidates: The candidate set.
+        score: How a path is scored.
+        divergence: Name or object.
+        temperature: Both sides' logits are divided by it.
+        min_teacher_mass: Units below it are left out.
+        metrics: Where masses are measured.
+        reduction: What the sum is divided by.
+        chunk_bytes: Workspace to aim for, None for the device's default.
+        backend: What computes.
+
+    Raises:
+        TypeError: A divergence or a back end that is none.
+        ValueError: A keyword is out of its range.
+    """
+
+    def __init__(
+        self,
+        aligner: PairOfVocabularies,
+        *,
+        candidates: str = "realized",
+        score: str = "mean",
+        divergence: str | Divergence = "reverse_kl",
+        temperature: float = 1.0,
+        min_teacher_mass: float = 0.0,
+        metrics: str = "multi",
+        reduction: str = "unit",
+        chunk_bytes: int | None = None,
+        backend: str | Backend = "auto",
+    ) -> None:
+        on_path = one_of("candidates", candidates, CANDIDATES) == "on_path"
+        super().__init__(
+            aligner,
+            temperature=temperature,
+            reduction=reduction,
+            chunk_bytes=chunk_bytes,
+            continuations=on_path,
+        )
+        self.candidates = candidates
+        self.score = one_of("score", score, SCORES)
+        self.metrics = one_of("metrics", metrics, METRICS)
+        if on_path and score == "mean_logit":
+            raise ValueError("score: 'mean_logit' has no candidates='on_path': expected another")
+        if not 0.0 <= min_teacher_mass <= 1.0:
+            raise ValueError(f"min_teacher_mass: expected a probability, got {min_teacher_mass}")
+        self.min_teacher_mass = float(min_teacher_mass)
+        self.divergence = as_divergence(divergence)
+        self.backend = choose_backend(backend)
+        self._keep_handles()
+
+    @property
+    def uses_multi(self) -> bool:
+        """Whether MULTI units take part."""
+        return self.candidates != "shared"
+
+    @property
+    def index_options(self) -> dict[str, int | bool]:
+        """The options of `AlignedBatch.index` that the loss needs."""
+        return {"max_path": MAX_PATH} if self.candidates == "on_path" else {}
+
+    def _keep_handles(self) -> None:
+        self._divergence_handle = DIVERGENCES.handle(self.divergence)
+        self._backend_handle = BACKENDS.handle(self.backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled or copied: handles are valid in one process only."""
+        state = self.__dict__.copy()
+        del state["_divergence_handle"], state["_backend_handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled or copied loss."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._keep_handles()
+
+    def extra_repr(self) -> str:
+        """Return the keywords for ``repr``."""
+        return (
+            f"candidates={self.candidates!r}, score={self.score!r}, divergence={self.divergence}, "
+            f"temperature={self.temperature}, reduction={self.reduction!r}, "
+            f"backend={self.backend.name!r}"
+        )
+
+    @property
+    def _mass_multi(self) -> bool:
+        return self.metrics != "none" and self.uses_multi
+
+    @property
+    def _mass_shared(self) -> bool:
+        return self.metrics == "full"
+
+    def _numbers(self, index: AlignedIndex, student: Tensor, *, requires_grad: bool) -> Numbers:
+        columns = self.columns
+        teacher_columns, student_columns = columns.side("teacher"), columns.side("student")
+        sizes = IndexSizes.of(index)
+        is_half = student.dtype == torch.float16
+        return Numbers(
+            **sizes._asdict(),
+            stop_column=columns.stop_column,
+            teacher_needed=teacher_columns.needed,
+            teacher_extra=teacher_columns.n_extra,
+            student_needed=student_columns.needed,
+            student_extra=student_columns.n_extra,
+            score=self.score,
+            divergence=self._divergence_handle.key,
+            backend=self._backend_handle.key,
+            multi=self.uses_multi,
+            on_path=self.candidates == "on_path",
+            mass_multi=self._mass_multi,
+            mass_shared=self._mass_shared,
+            gradient=self.reduction != "none" and torch.is_grad_enabled() and requires_grad,
+            chunk_bytes=self.workspace(student.device),
+            temperature=self.temperature,
+            min_teacher_mass=self.min_teacher_mass,
+            gradient_scale=FLOAT16_GRADIENT_SCALE if is_half else 1.0,
+        )
+
+    def _tensors(self, index: AlignedIndex, weight: Tensor) -> PairTensors:
+        columns = self.columns
+        host = torch.empty(0, dtype=torch.int64)
+        if self.candidates == "on_path":
+            assert index.host is not None
+            host = torch.from_numpy(index.host)
+        return PairTensors(
+            packed=index.packed,
+            weight=weight,
+            column_of_shared=columns.column_of_shared,
+            teacher_ids=columns.teacher_ids,
+            teacher_column_of_id=columns.teacher_column_of_id,
+            teacher_unused=columns.teacher_unused,
+            student_ids=columns.student_ids,
+            student_column_of_id=columns.student_column_of_id,
+            student_unused=columns.student_unused,
+            host=host,
+            teacher_spellings=columns.spellings["teacher"],
+            student_spellings=columns.spellings["student"],
+            teacher_last_token=columns.teacher_last_token,
+            teacher_one_sided_token=columns.teacher_one_sided_token,
+            student_last_token=columns.student_last_token,
+            student_one_sided_token=columns.student_one_sided_token,
+        )
+
+    def _simct_output(self, result: OperatorOutput, index: AlignedIndex) -> LossOutput:
+        return self.output(
+            result.loss,
+            result.per_unit,
+            result.stats,
+            index,
+            mass_shared=self._mass_shared,
+            mass_multi=self._mass_multi,
+        )
+
+
+class SimCTLoss(SimCTBase):
+    """The SimCT loss from ready-made logits of both models.
+
+    Use it where logits exist anyway; `LinearSimCTLoss` never builds them. Texts, scores and
+    distributions are those of the paper (arXiv 2605.07711, Eqs. 7 to 9) with every text of the
+    candidate set counted once and all stops as one candidate. The gradient is computed in the
+    forward pass, a chunk of units at a time, and by the student's logits only.
+
+    A unit's rows on the student's side are its own: row starts must not overlap.
+
+    Args:
+        aligner: An `Aligner`, or anything with its ``shared``, ``teacher.kinds``,
+            ``student.kinds`` and ``digest``.
+        candidates: ``"shared"`` (SHARED and SPECIAL units only), ``"realized"``, or ``"on_path"``:
+            the on-path continuations as well, at all units; the index must have been made with
+            ``max_path``, and the tables of spellings are taken from the aligner.
+        score: ``"mean"`` (Eq. 7), ``"sum"``, ``"event"`` (disjoint events) or ``"mean_logit"``
+            (what the code published with the paper does, for comparison; not for
+            ``"on_path"``).
+        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"``, ``"jsd"``, or an object such as
+            ``JSD(beta=0.1)``.
+        temperature: Both sides' logits are divided by it; there is no factor T².
+        min_teacher_mass: Units at which the teacher puts less probability than this on the
+            candidate set add 0; they stay in the normalizer.
+        metrics: Masses over MULTI units (``"multi"``), over all (``"full"``, which needs the full
+            normalizers everywhere), or not at all (``"none"``).
+        reduction: ``"unit"`` (or ``"mean"``) and ``"token"`` divide by `AlignedIndex.normalizer`,
+            ``"sum"`` by nothing, ``"none"`` returns ``per_unit`` as the loss.
+        chunk_bytes: Workspace to aim for; at least one row is always taken.
+        backend: ``"auto"``, ``"torch"``, a name of `register_backend`, or a `Backend`.
+
+    Raises:
+        TypeError: A divergence or a back end that is none.
+        ValueError: A keyword is out of its range.
+
+    Complexity:
+        O(units x shared tokens + path steps x vocabulary) time, O(chunk_bytes) memory besides the
+        student's gradient; the rows that a continuation's path reads count as path steps.
+
+    Example:
+        >>> import torch
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> index = aligner.align_batch([[1, 0, 1]], [[2, 0, 1, 2]]).index()
+        >>> student_logits = torch.zeros(4, 3, requires_grad=True)
+        >>> loss_fn = SimCTLoss(aligner)
+        >>> out = loss_fn(
+        ...     teacher_logits=torch.zeros(3, 2), student_logits=student_logits, index=index
+        ... )
+        >>> out.loss.backward()
+        >>> out.per_unit.shape, student_logits.grad.shape
+        (torch.Size([2]), torch.Size([4, 3]))
+    """
+
+    default_chunk_bytes = {"cpu": 8 * MEBIBYTE, "other": 512 * MEBIBYTE}  # noqa: RUF012
+
+    def forward(
+        self,
+        *positional: object,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        index: AlignedIndex | AlignedBatch,
+        normalizer: Tensor | float | None = None,
+    ) -> LossOutput:
+        """Compute the loss.
+
+        Args:
+            *positional: Refused: the two models' logits have the same type.
+            teacher_logits: ``[tokens, columns]`` or ``[batch, length, columns]``, floating.
+            student_logits: The same for the student; may differ in every size.
+            index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
+            normalizer: What to divide the sum by instead of this index's own: the sum of
+                ``index.normalizer(...)`` over micro-batches or ranks.
+
+        Returns:
+            ``loss``, ``per_unit`` and ``metrics``.
+
+        Raises:
+            TypeError: Positional arguments, or an index that is none.
+            ValueError: Shapes, devices, widths or pairs do not fit one another or the index, or a
+                normalizer came with a reduction that has none.
+        """
+        refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
+        self.check_logits("teacher", teacher_logits)
+        self.check_logits("student", student_logits)
+        index = self.take_index(
+            index, teacher=teacher_logits, student=student_logits, argument="logits"
+        )
+        result = logits_loss(
+            LogitsTensors(teacher_logits.detach(), student_logits),
+            self._tensors(index, self.weight(index, normalizer, student_logits)),
+            self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
+        )
+        return self._simct_output(result, index)
