@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import gsm8k_answers, hard_texts
 from simct_align import Aligner, UnitKind, UnmatchedReason
 from simct_align.demo import demo_passage
-from slow_alignment import Span, align_region, common_boundaries
-from vocabularies import ALL_NAMES, token_bytes, vocabulary
+from support.slow_alignment import Span, align_region, common_boundaries
+from support.texts import gsm8k_answers, hard_texts
+from support.vocabularies import ALL_NAMES, token_bytes, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import gsm8k_answers, hard_texts
 from simct_align import Aligner, TokenKind, UnitKind, UnmatchedReason, Vocabulary
-from slow_alignment import align_region
-from vocabularies import token_bytes, vocabulary
+from support.slow_alignment import align_region
+from support.texts import gsm8k_answers, hard_texts
+from support.vocabularies import token_bytes, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

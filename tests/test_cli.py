@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest import hard_texts, tokenizer_dir
 from simct_align import Aligner, Vocabulary
 from simct_align.cli import main
 from simct_align.demo import demo_passage, demo_tokenizers
 from simct_align.terminal import Cell, Progress, Screen, columns_of, draw_cells, visible
+from support.paths import tokenizer_dir
+from support.texts import hard_texts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,14 +20,14 @@ pytest.importorskip("transformers")
 
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
-from chat_tokenizers import (  # noqa: E402
+from simct_align.collator import SimCTCollator  # noqa: E402
+from support.chat_tokenizers import (  # noqa: E402
     demo_aligner,
     demo_chat_tokenizers,
     real_aligner,
     real_chat_tokenizer,
 )
-from conftest import gsm8k_answers  # noqa: E402
-from simct_align.collator import SimCTCollator  # noqa: E402
+from support.texts import gsm8k_answers  # noqa: E402
 
 CONVERSATION = [
     {"role": "user", "content": "What is 2 + 2?"},

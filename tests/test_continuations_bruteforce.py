@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import gsm8k_answers, hard_texts
 from simct_align import Aligner, UnitKind
 from simct_align.continuations import LeafTable
-from slow_continuations import BOTH, expected, ids_by_bytes, listed, one_sided, spell
-from vocabularies import ALL_NAMES, token_bytes, vocabulary
+from support.slow_continuations import BOTH, expected, ids_by_bytes, listed, one_sided, spell
+from support.texts import gsm8k_answers, hard_texts
+from support.vocabularies import ALL_NAMES, token_bytes, vocabulary
 
 CODE = "def f(x):\n    return [i ** 2 for i in range(10_000)  # naïve\n            if i % 3 == 0]\n"
 UNITS_PER_PAIR = 40

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from on_path_twin import side_scores, twin_units
 from simct_align import Aligner, Vocabulary
 from simct_align.loss import SimCTLoss
 from simct_align.loss.on_path import OnPathEngine
+from support.on_path_twin import side_scores, twin_units
 from test_loss_on_path import make_aligner, random_spelling
 
 LONGEST = 4

@@ -8,10 +8,10 @@ import pickle
 import pytest
 import torch
 
-import loss_twins
-from index_twin import MULTI, SHARED, case, random_pair
 from simct_align.divergence import JSD, SkewedForwardKL, SkewedReverseKL
 from simct_align.loss import SimCTLoss
+from support import loss_twins
+from support.index_twin import MULTI, SHARED, case, random_pair
 
 SCORES = ("mean", "sum", "event", "mean_logit")
 DIVERGENCES = {

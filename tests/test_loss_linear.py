@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from index_twin import case
 from simct_align.loss import LinearSimCTLoss, SimCTLoss, linear_rows
+from support.index_twin import case
 
 SCORES = ("mean", "sum", "event", "mean_logit")
 

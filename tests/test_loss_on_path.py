@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import loss_twins
-from on_path_twin import on_path_twin, twin_units
 from simct_align import Aligner, Vocabulary
 from simct_align.divergence import JSD
 from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from support import loss_twins
+from support.on_path_twin import on_path_twin, twin_units
 from test_loss_system import Strict, without_operators
 
 SCORES = ("mean", "sum", "event")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-import loss_twins
-from conftest import TOKENIZER_NAMES, gsm8k_answers, hard_texts
-from index_twin import PlainPair, PlainSide, build_index, plain_units
 from simct_align import Aligner
 from simct_align.loss import SimCTLoss
-from vocabularies import BUNDLED, token_bytes, vocabulary
+from support import loss_twins
+from support.index_twin import PlainPair, PlainSide, build_index, plain_units
+from support.paths import TOKENIZER_NAMES
+from support.texts import gsm8k_answers, hard_texts
+from support.vocabularies import BUNDLED, token_bytes, vocabulary
 
 SCORES = ("mean", "sum", "event", "mean_logit")
 NAMES = (*TOKENIZER_NAMES, *BUNDLED)

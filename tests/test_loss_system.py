@@ -14,10 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from index_twin import case, random_pair
 from simct_align import Aligner, Vocabulary
 from simct_align.demo import demo_tokenizers
 from simct_align.loss import LinearSimCTLoss, SimCTLoss, linear, module, ops
+from support.index_twin import case, random_pair
 from test_loss_linear import linear_case
 
 SCORES = ("mean", "sum", "event", "mean_logit")

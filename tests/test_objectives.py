@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-import loss_twins
-from index_twin import SHARED, case
 from simct_align.objectives import Alm, Gold, Uld, shared, simct
+from support import loss_twins
+from support.index_twin import SHARED, case
 
 BASELINES = {
     "uld": (Uld, loss_twins.uld_twin, {}, {}),

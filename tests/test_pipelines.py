@@ -15,10 +15,10 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 
-from chat_tokenizers import demo_chat_tokenizers  # noqa: E402
 from simct_align import Aligner, MissingTokenizerError, Vocabulary  # noqa: E402
 from simct_align.demo import demo_passage, demo_tokenizers  # noqa: E402
 from simct_align.pipelines import AlignRows, RetokenizeRows, TokenizeRows  # noqa: E402
+from support.chat_tokenizers import demo_chat_tokenizers  # noqa: E402
 
 UNITS = ("teacher_start", "teacher_end", "student_start", "student_end", "kind", "unit_class")
 

@@ -7,10 +7,15 @@ import warnings
 import numpy as np
 import pytest
 
-from chat_tokenizers import demo_aligner, demo_chat_tokenizers, real_aligner, real_chat_tokenizer
 from simct_align import Aligner, UnitKind, Vocabulary
 from simct_align.chat import check_end_of_turn, content_text, prompt_ids
 from simct_align.retokenize import TextEncoder
+from support.chat_tokenizers import (
+    demo_aligner,
+    demo_chat_tokenizers,
+    real_aligner,
+    real_chat_tokenizer,
+)
 
 CONVERSATION = [
     {"role": "user", "content": "What is 2 + 2?"},

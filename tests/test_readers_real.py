@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from conftest import TOKENIZER_NAMES, gsm8k_answers, hard_texts, tokenizer_dir
 from simct_align.readers import TextTokenizer, TokenTable, open_tokenizer
 from simct_align.vocabulary import TokenKind
+from support.paths import TOKENIZER_NAMES, tokenizer_dir
+from support.texts import gsm8k_answers, hard_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

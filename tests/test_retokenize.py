@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import gsm8k_answers, hard_texts
 from simct_align import Aligner, MissingTokenizerError, UnmatchedReason, Vocabulary
-from vocabularies import vocabulary
+from support.texts import gsm8k_answers, hard_texts
+from support.vocabularies import vocabulary
 
 #: Teachers of every kind: byte-level, byte fallback, with a dummy prefix, with NFC, SentencePiece.
 PAIRS = (
@@ -257,7 +257,7 @@ def test_the_encoder_is_called_once_for_a_batch(monkeypatch):
 
 
 def _source(name: str) -> object:
-    from vocabularies import SOURCES
+    from support.vocabularies import SOURCES
 
     return SOURCES[name]()
 

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from conftest import hard_texts
 from simct_align import _native
-from slow_continuations import beginning_with, fewest_tokens, ids_by_bytes
-from vocabularies import ALL_NAMES, vocabulary
+from support.slow_continuations import beginning_with, ids_by_bytes
+from support.spelling import fewest_tokens
+from support.texts import hard_texts
+from support.vocabularies import ALL_NAMES, vocabulary
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)
@@ -32,7 +33,7 @@ def test_real_vocabularies(name: str) -> None:
         prefixes = [(n, ids[rest[:n]]) for n in range(1, len(rest) + 1) if rest[:n] in ids]
         assert trie.prefixes(rest) == prefixes
         piece = rest[: rng.randint(0, 24)]
-        path = fewest_tokens(name, piece)
+        path = fewest_tokens(piece, ids)
         assert trie.shortest_path(piece) == (None if path is None else list(path))
 
 

@@ -16,16 +16,16 @@ from datasets import Dataset
 from torch._dynamo import OptimizedModule
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from chat_tokenizers import (
+from simct_align.divergence import JSD
+from simct_align.integrations import _trl_side
+from simct_align.integrations.trl import SimCTConfig, SimCTTrainer, _make_loss
+from simct_align.loss import SimCTLoss
+from support.chat_tokenizers import (
     demo_aligner,
     demo_chat_tokenizers,
     real_aligner,
     real_chat_tokenizer,
 )
-from simct_align.divergence import JSD
-from simct_align.integrations import _trl_side
-from simct_align.integrations.trl import SimCTConfig, SimCTTrainer, _make_loss
-from simct_align.loss import SimCTLoss
 
 torch.set_num_threads(1)
 

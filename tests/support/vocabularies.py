@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conftest import TOKENIZER_NAMES, tokenizer_dir
 from simct_align import Vocabulary
+from support.paths import TOKENIZER_NAMES, tokenizer_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ import functools
 import gzip
 from typing import Any
 
-from conftest import tokenizer_dir
 from simct_align import Aligner, Vocabulary
 from simct_align.demo import demo_tokenizers
+from support.paths import tokenizer_dir
 
 #: Every turn between control tokens; nothing but them is put around the contents.
 BYTE_LEVEL_TEMPLATE = (

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from support.spelling import canonical_ids, fewest_tokens
+
 
 @dataclass
 class Candidate:
@@ -27,29 +29,6 @@ class TwinUnit:
     kind: int
     rows: dict
     candidates: list = field(default_factory=list)
-
-
-def spell(text, tokens):
-    """The fewest tokens that spell a text, the longest first among equals; None if none do."""
-    best = {len(text): ()}
-    for start in range(len(text) - 1, -1, -1):
-        for end in range(len(text), start, -1):
-            if end in best and text[start:end] in tokens:
-                path = (tokens[text[start:end]], *best[end])
-                if start not in best or len(path) < len(best[start]):
-                    best[start] = path
-    return best.get(0)
-
-
-def canonical(vocabulary):
-    tokens = {}
-    for token in range(len(vocabulary)):
-        if vocabulary.kinds[token] in (0, 1) and vocabulary.token_bytes(token):
-            text = vocabulary.token_bytes(token)
-            old = tokens.get(text)
-            if old is None or (vocabulary.kinds[old] == 1 and vocabulary.kinds[token] == 0):
-                tokens[text] = token
-    return tokens
 
 
 def realized_tokens(batch, side, row, unit, ids, vocabulary):
@@ -70,11 +49,11 @@ def realized_tokens(batch, side, row, unit, ids, vocabulary):
 def twin_units(aligner, batch, ids, row_starts, max_path):
     """All units that have a prefix, with their candidates, in the order of the batch."""
     vocabularies = {"teacher": aligner.teacher, "student": aligner.student}
-    tokens = {side: canonical(v) for side, v in vocabularies.items()}
+    tokens = {side: canonical_ids(v) for side, v in vocabularies.items()}
     shared = aligner.shared
     spellings = {
         side: {
-            token: spell(text, tokens[other])
+            token: fewest_tokens(text, tokens[other])
             for text, token in tokens[side].items()
             if text not in tokens[other]
         }

@@ -6,8 +6,9 @@ import bisect
 import functools
 from typing import TYPE_CHECKING, Any
 
-from simct_align import TokenKind, UnitClass, UnitKind
-from vocabularies import token_bytes, vocabulary
+from simct_align import UnitClass, UnitKind
+from support.spelling import canonical_ids, fewest_tokens
+from support.vocabularies import token_bytes, vocabulary
 
 if TYPE_CHECKING:
     from simct_align import AlignedBatch
@@ -18,13 +19,7 @@ BOTH = ("teacher", "student")
 @functools.cache
 def ids_by_bytes(name: str) -> dict[bytes, int]:
     """Byte string -> canonical id."""
-    kinds = vocabulary(name).kinds
-    found: dict[bytes, int] = {}
-    for kind in (TokenKind.NORMAL, TokenKind.BYTE):
-        for token in (kinds == kind).nonzero()[0].tolist():
-            found.setdefault(token_bytes(name)[token], token)
-    found.pop(b"", None)
-    return found
+    return canonical_ids(vocabulary(name))
 
 
 @functools.cache
@@ -39,20 +34,6 @@ def beginning_with(texts: list[bytes], prefix: bytes) -> list[bytes]:
     while end < len(texts) and texts[end].startswith(prefix):
         end += 1
     return texts[start:end]
-
-
-def fewest_tokens(name: str, text: bytes) -> tuple[int, ...] | None:
-    """The shortest path, the longest token first."""
-    ids = ids_by_bytes(name)
-    best: list[tuple[int, ...] | None] = [None] * len(text) + [()]
-    for at in reversed(range(len(text))):
-        for end in range(at + 1, len(text) + 1):  # the longest come last, and win ties
-            token, rest = ids.get(text[at:end]), best[end]
-            if token is not None and rest is not None:
-                here = best[at]
-                if here is None or len(rest) + 1 <= len(here):
-                    best[at] = (token, *rest)
-    return best[0]
 
 
 #: (writer, text) -> path: units ask for the same texts again and again.
@@ -72,7 +53,7 @@ def spell(name: str, texts: list[bytes]) -> list[tuple[int, ...] | None]:
         if dummy and pieces[:1] == [b" "] and b"".join(pieces) == b" " + text:
             ids, pieces = ids[1:], pieces[1:]
         exact = b"".join(pieces) == text and b"" not in pieces
-        _spelled[name, text] = ids if exact else fewest_tokens(name, text)
+        _spelled[name, text] = ids if exact else fewest_tokens(text, ids_by_bytes(name))
     return [_spelled[name, text] for text in texts]
 
 
