@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import sys
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from _common import ROOT, append_csv, print_table, time_best, time_in_turn
 from continuations import MAX_PATH, TOKENIZERS, code, gsm8k
 from simct_align import Aligner
 from simct_align.demo import demo_tokenizers
+from simct_align.index import SECTIONS, AlignedIndex
 from simct_align.loss import LinearSimCTLoss, SimCTLoss
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from simct_align.loss import LossOutput
+
 CPU = torch.device("cpu")
+DIGEST = "case"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -133,35 +138,36 @@ class Case:
             ),
             teacher=SimpleNamespace(kinds=np.zeros(self.teacher_columns, np.uint8)),
             student=SimpleNamespace(kinds=np.zeros(self.student_columns, np.uint8)),
+            digest=DIGEST,
         )
 
-    def _index(self) -> SimpleNamespace:
+    def _index(self) -> AlignedIndex:
         multi, units = self.order[-self.n_multi :], self.units
-        packed = [*self.order, *[0] * (units - self.n_multi), *[1] * self.n_multi]
-        packed += [len(self.paths["student"][u][1]) for u in self.order]
-        for side in ("teacher", "student"):
-            packed += [self.paths[side][u][0] for u in self.order]
-        packed += [-1] * self.n_multi
-        steps = {}
-        for side in ("teacher", "student"):
-            lengths = [len(self.paths[side][u][1]) for u in multi]
-            packed += np.cumsum([0, *lengths]).tolist()
-            steps[side] = sum(lengths)
+        sections = {
+            "unit": self.order,
+            "kind": [0] * (units - self.n_multi) + [1] * self.n_multi,
+            "student_tokens": [len(self.paths["student"][u][1]) for u in self.order],
+            "realized_shared_column": [-1] * self.n_multi,
+        }
         for side in ("teacher", "student"):
             paths = [self.paths[side][u] for u in multi]
-            packed += [m for m, (_, ids) in enumerate(paths) for _ in ids]
-            packed += [row + j for row, ids in paths for j in range(len(ids))]
-            packed += [i for _, ids in paths for i in ids]
-        return SimpleNamespace(
-            packed=torch.tensor(packed),
+            sections |= {
+                f"{side}_row": [self.paths[side][u][0] for u in self.order],
+                f"{side}_offsets": np.cumsum([0, *(len(ids) for _, ids in paths)]).tolist(),
+                f"{side}_step_unit": [m for m, (_, ids) in enumerate(paths) for _ in ids],
+                f"{side}_step_row": [row + j for row, ids in paths for j in range(len(ids))],
+                f"{side}_step_id": [i for _, ids in paths for i in ids],
+            }
+        return AlignedIndex(
+            packed=torch.tensor([n for each in SECTIONS for n in sections.get(each.name, [])]),
             n_shared=units - self.n_multi,
             n_multi=self.n_multi,
-            n_teacher_steps=steps["teacher"],
-            n_student_steps=steps["student"],
+            n_teacher_steps=len(sections["teacher_step_id"]),
+            n_student_steps=len(sections["student_step_id"]),
+            student_tokens_shared=units - self.n_multi,
             dropped_no_prefix=0,
             dropped_dummy_prefix=0,
-            check_logits=lambda side, argument, shape: None,  # noqa: ARG005
-            normalizer=lambda reduction, candidates: units,  # noqa: ARG005
+            pair_digest=DIGEST,
         )
 
 
@@ -307,14 +313,10 @@ def measure_from_logits(case: Case, setting: Setting, repeat: int) -> list[Row]:
     rows = []
     for score in ("mean", "sum", "event", "mean_logit"):
         loss_fn = SimCTLoss(case.aligner, score=score).to(setting.device)
-        rows.append(
-            measure(
-                f"SimCTLoss {score}",
-                lambda: loss_fn(student, teacher, case.index).loss,  # noqa: B023
-                [student],
-                repeat,
-            )
+        step = functools.partial(
+            loss_fn, teacher_logits=teacher, student_logits=student, index=case.index
         )
+        rows.append(measure(f"SimCTLoss {score}", lambda: step().loss, [student], repeat))  # noqa: B023
     rows.append(measure("(b) vectorised", lambda: vectorised(case, student, teacher), [student], 2))
     tenth = list(range(0, case.units, 10))
     rows.append(
@@ -328,7 +330,7 @@ def measure_from_logits(case: Case, setting: Setting, repeat: int) -> list[Row]:
     )
     with torch.no_grad():
         loss_fn = SimCTLoss(case.aligner, score="mean_logit").to(setting.device)
-        out = loss_fn(student, teacher, case.index)
+        out = loss_fn(teacher_logits=teacher, student_logits=student, index=case.index)
     same = out.per_unit[[case.order.index(unit) for unit in tenth]].mean().item()
     assert abs(same - rows[-1].loss) < 1e-4 * abs(same), (same, rows[-1].loss)
     return rows
@@ -389,7 +391,8 @@ def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str
         teacher = setting.randn(len(batch.teacher.values), len(aligner.teacher))
         leaves = np.zeros(len(index))
         for side in ("teacher", "student"):
-            counts = np.diff(getattr(on_host, f"{side}_leaf_offsets"))
+            per_node = np.diff(getattr(aligner.spellings, side).leaves.node_offsets)
+            counts = per_node[getattr(on_host, f"{side}_entry_node")]
             np.add.at(leaves, getattr(on_host, f"{side}_entry_unit"), counts)
         print(
             f"{corpus}: {len(index)} units, {index.n_multi} MULTI; "
@@ -397,7 +400,7 @@ def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str
         )
         with torch.no_grad():
             loss_fn = SimCTLoss(aligner, candidates="on_path", score="sum").to(setting.device)
-            out = loss_fn(student, teacher, index)
+            out = loss_fn(teacher_logits=teacher, student_logits=student, index=index)
         for unit in np.argsort(-leaves[: index.n_shared])[:3]:
             expected = on_path_by_hand(aligner, batch, on_host, int(unit), (student, teacher))
             assert abs(out.per_unit[unit] - expected) < 1e-4 * abs(expected), (unit, expected)
@@ -406,9 +409,13 @@ def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str
             for candidates in ("realized", "on_path"):
                 loss_fn = SimCTLoss(aligner, candidates=candidates, score=score).to(setting.device)
 
-                def step(loss_fn: SimCTLoss = loss_fn) -> None:
+                run = functools.partial(
+                    loss_fn, teacher_logits=teacher, student_logits=student, index=index
+                )
+
+                def step(run: Callable[[], LossOutput] = run) -> None:
                     student.grad = None  # noqa: B023
-                    loss_fn(student, teacher, index).loss.backward()  # noqa: B023
+                    run().loss.backward()
                     setting.wait()
 
                 steps.append(step)
@@ -457,7 +464,7 @@ def main() -> int:
     repeat = arguments.repeat
     rows = []
 
-    case.index.packed = case.index.packed.to(setting.device)
+    case.index = case.index.to(setting.device)
     rows.append(measure_plain(case, setting, repeat))
     rows += measure_from_logits(case, setting, repeat)
     loop = rows[-1]
@@ -473,15 +480,15 @@ def main() -> int:
     ]
     unavoidable = products(case, setting, (hidden[0], weight[0]), (hidden[1], weight[1]))
     leaves = [hidden[0].requires_grad_(), weight[0].requires_grad_()]
-    linear = LinearSimCTLoss(case.aligner).to(setting.device)
-    rows.append(
-        measure(
-            "(d) LinearSimCTLoss",
-            lambda: linear(hidden[0], weight[0], hidden[1], weight[1], case.index).loss,
-            leaves,
-            3,
-        )
+    linear = functools.partial(
+        LinearSimCTLoss(case.aligner).to(setting.device),
+        teacher_hidden=hidden[1],
+        teacher_weight=weight[1],
+        student_hidden=hidden[0],
+        student_weight=weight[0],
+        index=case.index,
     )
+    rows.append(measure("(d) LinearSimCTLoss", lambda: linear().loss, leaves, 3))
     with torch.no_grad():
         logits = [h.float() @ w.float().T for h, w in zip(hidden, weight, strict=True)]
         expected = vectorised(case, *logits).item()

@@ -283,7 +283,9 @@ def test_the_index_feeds_the_loss():
     student = torch.randn(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
     teacher_shape = (*batch["teacher_input_ids"].shape, len(collator.aligner.teacher))
     teacher = torch.randn(teacher_shape, generator=torch.Generator().manual_seed(2))
-    loss = SimCTLoss(collator.aligner)(student, teacher, batch["index"].to("cpu"))
+    loss = SimCTLoss(collator.aligner)(
+        teacher_logits=teacher, student_logits=student, index=batch["index"].to("cpu")
+    )
     value = loss.loss if hasattr(loss, "loss") else loss
     value.backward()
     assert torch.isfinite(value)

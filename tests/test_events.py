@@ -14,10 +14,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from simct_align.loss.backends.torch.computation import TorchComputation
+from simct_align.loss.backends.torch.on_path import OnPathEngine
 
 from simct_align import Aligner, Vocabulary
 from simct_align.loss import SimCTLoss
-from simct_align.loss.on_path import OnPathEngine
 from support.on_path_twin import side_scores, twin_units
 from test_loss_on_path import make_aligner, random_spelling
 
@@ -72,16 +73,21 @@ def events_by_enumeration(model, prefix, paths):
 @pytest.fixture
 def rows_of_scores(monkeypatch):
     """The rows of scores of both sides that the engine compares, by engine position."""
-    seen = {}
-    divergence = OnPathEngine._divergence
+    seen, compared = {}, {}
+    divergence, record = TorchComputation.divergence, OnPathEngine.record
 
-    def spy(self, z_student, z_teacher, units):
+    def spy(self, z_teacher, z_student, grad):
+        compared.update(teacher=z_teacher.clone(), student=z_student.clone())
+        return divergence(self, z_teacher, z_student, grad)
+
+    def spy_units(self, units, divergences):
         for n, unit in enumerate(range(units.start, units.stop)):
-            number = int(self.plan.order[unit])
-            seen[number] = {"student": z_student[n].clone(), "teacher": z_teacher[n].clone()}
-        return divergence(self, z_student, z_teacher, units)
+            number = int(self.plan.units.order[unit])
+            seen[number] = {side: z[n] for side, z in compared.items()}
+        record(self, units, divergences)
 
-    monkeypatch.setattr(OnPathEngine, "_divergence", spy)
+    monkeypatch.setattr(TorchComputation, "divergence", spy)
+    monkeypatch.setattr(OnPathEngine, "record", spy_units)
     return seen
 
 
@@ -113,7 +119,7 @@ def check_events(seed, rows_of_scores):
     starts = {"teacher": [0], "student": [0]}
     units = {u.number: u for u in twin_units(aligner, batch, rows, starts, 8)}
     loss_fn = SimCTLoss(aligner, candidates="on_path", score="event", metrics="full")
-    loss_fn(logits["student"], logits["teacher"], index)
+    loss_fn(teacher_logits=logits["teacher"], student_logits=logits["student"], index=index)
     checked = 0
     for position, number in enumerate(index.unit.tolist()):
         unit = units[number]
@@ -155,7 +161,9 @@ def test_twelve_within_one():
         index = aligner.align_batch([[1, 0, 0]], [[1, 0, 0]]).index(max_path=8)
         t = torch.full((2, 3), 1 / 3).double().log()
         loss_fn = SimCTLoss(aligner, candidates="on_path", score="event", metrics="full")
-        out = loss_fn(torch.cat([z, z[:1]]), torch.cat([t, t[:1]]), index)
+        out = loss_fn(
+            teacher_logits=torch.cat([t, t[:1]]), student_logits=torch.cat([z, z[:1]]), index=index
+        )
         s = torch.tensor([event_of_one, 1 - one, event_of_twelve]).double()
         expected = (s * (s * 3).log()).sum()
         torch.testing.assert_close(out.per_unit[0], expected)

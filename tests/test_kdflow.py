@@ -101,7 +101,9 @@ def by_hand(sides, algorithm, micro_batch, hiddens, **keywords):
         algorithm.student.embedding(micro_batch["stu_input_ids"]).cumsum(1)
     )
     out = SimCTLoss(aligner, reduction="sum", **keywords)(
-        logits, algorithm.teacher_lm_head(hiddens).detach(), batch
+        teacher_logits=algorithm.teacher_lm_head(hiddens).detach(),
+        student_logits=logits,
+        index=batch,
     )
     return batch, logits, out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def compare(case_, keywords, twin_keywords, chunk_bytes=None):
     s1 = case_.student.clone().requires_grad_()
     s2 = case_.student.clone().requires_grad_()
     loss_fn = SimCTLoss(case_.pair, metrics="full", chunk_bytes=chunk_bytes, **keywords)
-    out = loss_fn(s1, case_.teacher, case_.index)
+    out = loss_fn(teacher_logits=case_.teacher, student_logits=s1, index=case_.index)
     flat = [x.reshape(-1, x.shape[-1]) for x in (s2, case_.teacher)]
     expected, coverage = loss_twins.simct_twin(*flat, case_.pair, case_.units, **twin_keywords)
     assert out.per_unit.shape == (len(case_.units),)
@@ -117,15 +118,20 @@ def test_gradcheck(score):
     c = case(3, rows=1, length=6)
     loss_fn = SimCTLoss(c.pair, score=score)
     student = c.student.clone().requires_grad_()
-    torch.autograd.gradcheck(lambda x: loss_fn(x, c.teacher, c.index).loss, (student,))
+    torch.autograd.gradcheck(
+        lambda x: loss_fn(teacher_logits=c.teacher, student_logits=x, index=c.index).loss,
+        (student,),
+    )
     none = SimCTLoss(c.pair, score=score, reduction="none")
-    torch.autograd.gradcheck(lambda x: none(x, c.teacher, c.index).loss, (student,))
+    torch.autograd.gradcheck(
+        lambda x: none(teacher_logits=c.teacher, student_logits=x, index=c.index).loss, (student,)
+    )
 
 
 def test_second_derivative_is_refused():
     c = case(0)
     student = c.student.clone().requires_grad_()
-    loss = SimCTLoss(c.pair)(student, c.teacher, c.index).loss
+    loss = SimCTLoss(c.pair)(teacher_logits=c.teacher, student_logits=student, index=c.index).loss
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(loss, student, create_graph=True)
 
@@ -133,7 +139,9 @@ def test_second_derivative_is_refused():
 def test_backward_twice_and_from_per_unit():
     c = case(1)
     student = c.student.clone().requires_grad_()
-    out = SimCTLoss(c.pair, reduction="sum")(student, c.teacher, c.index)
+    out = SimCTLoss(c.pair, reduction="sum")(
+        teacher_logits=c.teacher, student_logits=student, index=c.index
+    )
     (first,) = torch.autograd.grad(out.loss, student, retain_graph=True)
     first = first.clone()
     (second,) = torch.autograd.grad(3 * out.loss, student, retain_graph=True)
@@ -146,7 +154,9 @@ def test_per_unit_weights_reach_their_rows():
     c = case(2)
     weights = torch.rand(len(c.units), dtype=torch.float64)
     s1, s2 = (c.student.clone().requires_grad_() for _ in range(2))
-    out = SimCTLoss(c.pair, reduction="none")(s1, c.teacher, c.index)
+    out = SimCTLoss(c.pair, reduction="none")(
+        teacher_logits=c.teacher, student_logits=s1, index=c.index
+    )
     (out.loss * weights).sum().backward()
     expected, _ = loss_twins.simct_twin(s2, c.teacher, c.pair, c.units)
     (expected * weights).sum().backward()
@@ -158,7 +168,9 @@ def test_one_vocabulary_gives_plain_reverse_kl(score):
     pair = random_pair(4, 1, 1, duplicates=0, identical=True)
     c = case(4, pair=pair, only=SHARED, extra_columns=3)
     student = c.student.clone().requires_grad_()
-    out = SimCTLoss(c.pair, score=score)(student, c.teacher, c.index)
+    out = SimCTLoss(c.pair, score=score)(
+        teacher_logits=c.teacher, student_logits=student, index=c.index
+    )
     rows = [u.student_row for u in c.units], [u.teacher_row for u in c.units]
     ids = pair.shared.student_ids
     plain = c.student.clone().requires_grad_()
@@ -182,12 +194,30 @@ def test_reductions_and_union_of_micro_batches():
                 min_teacher_mass=0.5,
             )
             total = sum(c.index.normalizer(reduction, candidates) for c in cases)
-            parts = [loss_fn(c.student, c.teacher, c.index, normalizer=total).loss for c in cases]
-            same = [
-                loss_fn(c.student, c.teacher, c.index, normalizer=torch.tensor(float(total))).loss
+            parts = [
+                loss_fn(
+                    teacher_logits=c.teacher,
+                    student_logits=c.student,
+                    index=c.index,
+                    normalizer=total,
+                ).loss
                 for c in cases
             ]
-            sums = [loss_fn(c.student, c.teacher, c.index).per_unit.sum() for c in cases]
+            same = [
+                loss_fn(
+                    teacher_logits=c.teacher,
+                    student_logits=c.student,
+                    index=c.index,
+                    normalizer=torch.tensor(float(total)),
+                ).loss
+                for c in cases
+            ]
+            sums = [
+                loss_fn(
+                    teacher_logits=c.teacher, student_logits=c.student, index=c.index
+                ).per_unit.sum()
+                for c in cases
+            ]
             torch.testing.assert_close(sum(parts), sum(sums) / total)
             torch.testing.assert_close(sum(same), sum(parts))
 
@@ -205,15 +235,21 @@ KEYWORDS = {
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_every_keyword_changes_the_result(name):
     c = case(6)
-    default = SimCTLoss(c.pair)(c.student, c.teacher, c.index)
-    changed = SimCTLoss(c.pair, **{name: KEYWORDS[name]})(c.student, c.teacher, c.index)
+    default = SimCTLoss(c.pair)(teacher_logits=c.teacher, student_logits=c.student, index=c.index)
+    changed = SimCTLoss(c.pair, **{name: KEYWORDS[name]})(
+        teacher_logits=c.teacher, student_logits=c.student, index=c.index
+    )
     assert not torch.isclose(default.loss, changed.loss, rtol=1e-4)
 
 
 def test_metrics_keyword():
     c = case(6)
-    outs = {m: SimCTLoss(c.pair, metrics=m)(c.student, c.teacher, c.index) for m in
-            ("none", "multi", "full")}  # fmt: skip
+    outs = {
+        metrics: SimCTLoss(c.pair, metrics=metrics)(
+            teacher_logits=c.teacher, student_logits=c.student, index=c.index
+        )
+        for metrics in ("none", "multi", "full")
+    }
     assert outs["none"].metrics.teacher_mass_shared.isnan()
     multi, full = (outs[m].metrics.teacher_mass_shared for m in ("multi", "full"))
     assert not torch.isclose(multi, full)
@@ -227,7 +263,7 @@ def test_metrics_keyword():
 
 
 def test_chunk_bytes_bounds_the_workspace():
-    from simct_align.loss.rows import Workspace
+    from simct_align.loss.backends.torch.rows import Workspace
 
     taken = []
     original = Workspace.take
@@ -241,7 +277,9 @@ def test_chunk_bytes_bounds_the_workspace():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Workspace, "take", take)
             taken.clear()
-            SimCTLoss(c.pair, chunk_bytes=chunk_bytes)(c.student, c.teacher, c.index)
+            SimCTLoss(c.pair, chunk_bytes=chunk_bytes)(
+                teacher_logits=c.teacher, student_logits=c.student, index=c.index
+            )
         assert (max(taken) == 1) == (chunk_bytes == 1)
 
 
@@ -272,7 +310,7 @@ def test_low_precision_gradients_are_as_near_the_truth_as_the_plain_formula(dtyp
         truth = low[0].double().requires_grad_()
         plain(truth, low[1].double()).backward()
         s = low[0].clone().requires_grad_()
-        SimCTLoss(c.pair)(s, low[1], c.index).loss.backward()
+        SimCTLoss(c.pair)(teacher_logits=low[1], student_logits=s, index=c.index).loss.backward()
         assert s.grad.dtype == dtype
         errors.append([(g.double() - truth.grad).norm().item() for g in (s.grad, *grads[1:])])
     ours, plain_float, plain_low = torch.tensor(errors).sum(0)
@@ -283,9 +321,13 @@ def test_low_precision_gradients_are_as_near_the_truth_as_the_plain_formula(dtyp
 def test_float16_gradients_survive_a_loss_scale():
     c = case(2)
     truth = c.student.clone().requires_grad_()
-    SimCTLoss(c.pair)(truth, c.teacher, c.index, normalizer=1e6).loss.backward()
+    SimCTLoss(c.pair)(
+        teacher_logits=c.teacher, student_logits=truth, index=c.index, normalizer=1e6
+    ).loss.backward()
     half = c.student.half().requires_grad_()
-    loss = SimCTLoss(c.pair)(half, c.teacher.half(), c.index, normalizer=1e6).loss
+    loss = SimCTLoss(c.pair)(
+        teacher_logits=c.teacher.half(), student_logits=half, index=c.index, normalizer=1e6
+    ).loss
     (loss * 65536).backward()
     error = (half.grad.double() / 65536 - truth.grad).norm() / truth.grad.norm()
     assert error < 5e-3
@@ -304,7 +346,9 @@ def test_inputs_that_forbid_a_token_stay_finite():
         for score in SCORES:
             for divergence, _ in DIVERGENCES.values():
                 s = student.clone().requires_grad_()
-                out = SimCTLoss(c.pair, score=score, divergence=divergence)(s, teacher, c.index)
+                out = SimCTLoss(c.pair, score=score, divergence=divergence)(
+                    teacher_logits=teacher, student_logits=s, index=c.index
+                )
                 out.loss.backward()
                 assert out.loss.isfinite()
                 assert s.grad.isfinite().all()
@@ -316,26 +360,30 @@ def test_strided_logits_are_read_in_place():
     long = torch.zeros(c.student.shape[0], c.student.shape[1] + 3, c.student.shape[2]).double()
     long[:, : c.student.shape[1]] = c.student
     wide[..., : c.student.shape[2]] = c.student
-    expected = SimCTLoss(c.pair)(c.student, c.teacher, c.index).loss
+    expected = SimCTLoss(c.pair)(
+        teacher_logits=c.teacher, student_logits=c.student, index=c.index
+    ).loss
     for source, view in (
         (long, lambda x: x[:, : c.student.shape[1]]),
         (wide, lambda x: x[..., : c.student.shape[2]]),
     ):
         leaf = source.requires_grad_()
-        out = SimCTLoss(c.pair)(view(leaf), c.teacher, c.index)
+        out = SimCTLoss(c.pair)(teacher_logits=c.teacher, student_logits=view(leaf), index=c.index)
         torch.testing.assert_close(out.loss, expected)
         out.loss.backward()
         plain = c.student.clone().requires_grad_()
-        SimCTLoss(c.pair)(plain, c.teacher, c.index).loss.backward()
+        SimCTLoss(c.pair)(
+            teacher_logits=c.teacher, student_logits=plain, index=c.index
+        ).loss.backward()
         torch.testing.assert_close(view(leaf.grad), plain.grad)
 
 
 def test_module_can_be_copied_and_pickled():
     c = case(0)
     loss_fn = SimCTLoss(c.pair, divergence=JSD(beta=0.25))
-    expected = loss_fn(c.student, c.teacher, c.index).loss
+    expected = loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=c.index).loss
     for twin in (copy.deepcopy(loss_fn), pickle.loads(pickle.dumps(loss_fn))):
-        torch.testing.assert_close(twin(c.student, c.teacher, c.index).loss, expected)
+        torch.testing.assert_close(twin(teacher_logits=c.teacher, student_logits=c.student, index=c.index).loss, expected)
     assert loss_fn.state_dict() == {}
 
 
@@ -348,7 +396,8 @@ def test_module_can_be_copied_and_pickled():
         ({"temperature": 0.0}, "temperature"),
         ({"min_teacher_mass": 1.5}, "min_teacher_mass"),
         ({"metrics": "all"}, "metrics"),
-        ({"reduction": "mean"}, "reduction"),
+        ({"reduction": "average"}, "reduction"),
+        ({"backend": "cuda"}, "backend"),
         ({"chunk_bytes": 0}, "chunk_bytes"),
     ],
 )
@@ -361,16 +410,17 @@ def test_bad_inputs_are_named():
     c = case(0)
     loss_fn = SimCTLoss(c.pair)
     with pytest.raises(ValueError, match=r"student_logits has 4 vocabulary entries"):
-        loss_fn(c.student[:, :4], c.teacher, c.index)
+        loss_fn(teacher_logits=c.teacher, student_logits=c.student[:, :4], index=c.index)
     with pytest.raises(ValueError, match=r"teacher_logits has 4 vocabulary entries"):
-        loss_fn(c.student, c.teacher[:, :4], c.index)
+        loss_fn(teacher_logits=c.teacher[:, :4], student_logits=c.student, index=c.index)
     with pytest.raises(ValueError, match="student_logits: expected floating"):
-        loss_fn(c.student.long(), c.teacher, c.index)
+        loss_fn(teacher_logits=c.teacher, student_logits=c.student.long(), index=c.index)
     with pytest.raises(ValueError, match="normalizer"):
-        SimCTLoss(c.pair, reduction="sum")(c.student, c.teacher, c.index, normalizer=3)
+        SimCTLoss(c.pair, reduction="sum")(
+            teacher_logits=c.teacher, student_logits=c.student, index=c.index, normalizer=3
+        )
     with pytest.raises(ValueError, match="teacher_logits is on meta"):
-        loss_fn(c.student, c.teacher.to("meta"), c.index)
-    short = copy.copy(c.index)
-    short.packed = c.index.packed[:-1]
+        loss_fn(teacher_logits=c.teacher.to("meta"), student_logits=c.student, index=c.index)
+    short = replace(c.index, packed=c.index.packed[:-1])
     with pytest.raises(ValueError, match="packed buffer"):
-        loss_fn(c.student, c.teacher, short)
+        loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=short)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 
 import pytest
 import torch
 
 from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from test_baselines import BASELINES
 from test_loss_linear import assert_near, linear_case
 from test_loss_on_path import case as on_path_case
-from test_loss_system import KEYWORDS, both_losses, compiled_step
-from test_objectives import BASELINES, ids_of
+from test_loss_system import KEYWORDS, LINEAR, LOGITS, both_losses, compiled_step, named
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device here: the tests on a GPU are left out"
@@ -51,9 +50,9 @@ def on_path_losses(device, seed, keywords, dtype=torch.float64):
     for leaf in (logits[0], *tensors[:2]):
         leaf.requires_grad_()
     from_logits = SimCTLoss(c.aligner, candidates="on_path", **keywords).to(device)
-    yield lambda: from_logits(*logits, index), logits[:1]
+    yield lambda: from_logits(**named(LOGITS, logits), index=index), logits[:1]
     from_hidden = LinearSimCTLoss(c.aligner, candidates="on_path", **keywords).to(device)
-    yield lambda: from_hidden(*tensors, index), tensors[:2]
+    yield lambda: from_hidden(**named(LINEAR, tensors), index=index), tensors[:2]
 
 
 def results_of(losses):
@@ -108,11 +107,9 @@ def test_baselines_on_cuda_equal_those_on_the_cpu(name):
     results = []
     for device in ("cpu", "cuda"):
         student = c.student.detach().to(device).requires_grad_()
-        index = copy.copy(c.index)
-        index.packed = index.packed.to(device)
-        ids = ids_of(c, padded=False) if kind.reads_ids else {}
-        ids = {side: values.to(device) for side, values in ids.items()}
-        out = kind(c.pair, **keywords).to(device)(student, c.teacher.to(device), index, **ids)
+        out = kind(c.pair, **keywords).to(device)(
+            teacher_logits=c.teacher.to(device), student_logits=student, index=c.index.to(device)
+        )
         out.loss.backward()
         results.append([out.loss.cpu(), out.per_unit.cpu(), student.grad.cpu()])
     torch.testing.assert_close(*results)
@@ -140,9 +137,9 @@ def test_no_synchronization_from_a_batch():
     c = on_path_case(3)
     loss_fn = SimCTLoss(c.aligner, candidates="on_path").cuda()
     student, teacher = c.student.cuda().requires_grad_(), c.teacher.cuda()
-    loss_fn(student, teacher, c.batch).loss.backward()
+    loss_fn(teacher_logits=teacher, student_logits=student, index=c.batch).loss.backward()
     with without_synchronization():
-        loss_fn(student, teacher, c.batch).loss.backward()
+        loss_fn(teacher_logits=teacher, student_logits=student, index=c.batch).loss.backward()
 
 
 @pytest.mark.parametrize("candidates", ["realized", "on_path"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from simct_align.loss import LinearSimCTLoss, SimCTLoss, linear_rows
+from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from simct_align.loss.backends.torch import linear_rows
 from support.index_twin import case
 
 SCORES = ("mean", "sum", "event", "mean_logit")
@@ -56,11 +57,11 @@ def test_equals_the_loss_from_logits(score, option, chunk_bytes):
             ours = [x.clone().requires_grad_() for x in leaves]
             plain = [x.clone().requires_grad_() for x in leaves]
             out = LinearSimCTLoss(c.pair, chunk_bytes=chunk_bytes, **common)(
-                ours[0],
-                ours[1],
-                c.teacher_hidden,
-                c.teacher_weight,
-                c.index,
+                teacher_hidden=c.teacher_hidden,
+                teacher_weight=c.teacher_weight,
+                student_hidden=ours[0],
+                student_weight=ours[1],
+                index=c.index,
                 student_bias=ours[2] if bias else None,
                 teacher_bias=c.teacher_bias if bias else None,
                 **options,
@@ -77,7 +78,9 @@ def test_equals_the_loss_from_logits(score, option, chunk_bytes):
                 options.get("teacher_softcap"),
                 options.get("teacher_scale", 1.0),
             )
-            expected = SimCTLoss(c.pair, **common)(student, teacher, c.index)
+            expected = SimCTLoss(c.pair, **common)(
+                teacher_logits=teacher, student_logits=student, index=c.index
+            )
             torch.testing.assert_close(out.per_unit, expected.per_unit)
             torch.testing.assert_close(out.loss, expected.loss)
             out.loss.backward()
@@ -109,7 +112,8 @@ def test_narrow_factors(monkeypatch, score, chunk_bytes):
             )
         leaves = [x.clone().requires_grad_() for x in (c.student_hidden, c.student_weight)]
         out = LinearSimCTLoss(c.pair, score=score, chunk_bytes=chunk_bytes)(
-            *leaves, c.teacher_hidden, c.teacher_weight, c.index,
+            teacher_hidden=c.teacher_hidden, teacher_weight=c.teacher_weight,
+            student_hidden=leaves[0], student_weight=leaves[1], index=c.index,
             student_softcap=3.0, teacher_scale=0.7, **biases,
         )  # fmt: skip
         out.loss.backward()
@@ -128,11 +132,11 @@ def test_gradcheck():
 
         def run(hidden, weight, bias, loss_fn=loss_fn):
             return loss_fn(
-                hidden,
-                weight,
-                c.teacher_hidden,
-                c.teacher_weight,
-                c.index,
+                teacher_hidden=c.teacher_hidden,
+                teacher_weight=c.teacher_weight,
+                student_hidden=hidden,
+                student_weight=weight,
+                index=c.index,
                 student_bias=bias,
                 student_softcap=3.0,
             ).loss
@@ -147,16 +151,30 @@ def test_frozen_inputs_get_no_gradient():
     c = linear_case(6)
     loss_fn = LinearSimCTLoss(c.pair)
     hidden = c.student_hidden.clone().requires_grad_()
-    loss_fn(hidden, c.student_weight, c.teacher_hidden, c.teacher_weight, c.index).loss.backward()
+    loss_fn(
+        teacher_hidden=c.teacher_hidden,
+        teacher_weight=c.teacher_weight,
+        student_hidden=hidden,
+        student_weight=c.student_weight,
+        index=c.index,
+    ).loss.backward()
     weight = c.student_weight.clone().requires_grad_()
-    out = loss_fn(c.student_hidden, weight, c.teacher_hidden, c.teacher_weight, c.index)
+    out = loss_fn(
+        teacher_hidden=c.teacher_hidden,
+        teacher_weight=c.teacher_weight,
+        student_hidden=c.student_hidden,
+        student_weight=weight,
+        index=c.index,
+    )
     out.loss.backward()
     both = [x.clone().requires_grad_() for x in (c.student_hidden, c.student_weight)]
-    loss_fn(*both, c.teacher_hidden, c.teacher_weight, c.index).loss.backward()
+    teacher = {"teacher_hidden": c.teacher_hidden, "teacher_weight": c.teacher_weight}
+    student = dict(zip(("student_hidden", "student_weight"), both, strict=True))
+    loss_fn(**teacher, **student, index=c.index).loss.backward()
     torch.testing.assert_close(hidden.grad, both[0].grad)
     torch.testing.assert_close(weight.grad, both[1].grad)
     with torch.no_grad():
-        out = loss_fn(*both, c.teacher_hidden, c.teacher_weight, c.index)
+        out = loss_fn(**teacher, **student, index=c.index)
     assert not out.loss.requires_grad
 
 
@@ -170,10 +188,15 @@ def test_low_precision_gradients_are_as_near_the_truth_as_from_logits():
         for dtype in (torch.float64, torch.bfloat16):
             x = [d.to(dtype) for d in data]
             leaves = [x[0].clone().requires_grad_(), x[1].clone().requires_grad_()]
-            SimCTLoss(c.pair)(logits_of(*leaves), logits_of(*x[2:]), c.index).loss.backward()
+            SimCTLoss(c.pair)(
+                teacher_logits=logits_of(*x[2:]), student_logits=logits_of(*leaves), index=c.index
+            ).loss.backward()
             grads.append([leaf.grad.double() for leaf in leaves])
         leaves = [d.clone().requires_grad_() for d in data[:2]]
-        LinearSimCTLoss(c.pair)(*leaves, *data[2:], c.index).loss.backward()
+        LinearSimCTLoss(c.pair)(
+            student_hidden=leaves[0], student_weight=leaves[1],
+            teacher_hidden=data[2], teacher_weight=data[3], index=c.index,
+        ).loss.backward()  # fmt: skip
         ours = [leaf.grad.double() for leaf in leaves]
         errors.append([[(a - b).norm() for a, b in zip(g, grads[0], strict=True)]
                        for g in (ours, grads[1])])  # fmt: skip
@@ -182,7 +205,7 @@ def test_low_precision_gradients_are_as_near_the_truth_as_from_logits():
 
 
 def test_whole_logits_are_never_built():
-    from simct_align.loss.rows import Workspace
+    from simct_align.loss.backends.torch.rows import Workspace
 
     c = linear_case(7, rows=12)
     taken = []
@@ -195,22 +218,26 @@ def test_whole_logits_are_never_built():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workspace, "take", take)
         LinearSimCTLoss(c.pair, chunk_bytes=8_000)(
-            c.student_hidden, c.student_weight, c.teacher_hidden, c.teacher_weight, c.index
+            teacher_hidden=c.teacher_hidden,
+            teacher_weight=c.teacher_weight,
+            student_hidden=c.student_hidden,
+            student_weight=c.student_weight,
+            index=c.index,
         )
     assert 8 * max(taken) <= 8_000 < 8 * c.student.numel()
 
 
 def test_bad_inputs_are_named():
     c = linear_case(0)
-    data = (c.student_hidden, c.student_weight, c.teacher_hidden, c.teacher_weight, c.index)
+    names = ("student_hidden", "student_weight", "teacher_hidden", "teacher_weight")
+    good = {name: getattr(c, name) for name in names} | {"index": c.index}
     loss_fn = LinearSimCTLoss(c.pair)
-    with pytest.raises(ValueError, match="student_weight"):
-        loss_fn(data[0], data[1][:, :2], *data[2:])
-    with pytest.raises(ValueError, match="teacher_hidden"):
-        loss_fn(*data[:2], data[2].long(), *data[3:])
-    with pytest.raises(ValueError, match="teacher_bias"):
-        loss_fn(*data, teacher_bias=c.teacher_bias[:-1])
-    with pytest.raises(ValueError, match="student_softcap"):
-        loss_fn(*data, student_softcap=-1.0)
-    with pytest.raises(ValueError, match="teacher_weight has 5 vocabulary entries"):
-        loss_fn(*data[:3], data[3][:5], c.index)
+    for bad, message in (
+        ({"student_weight": c.student_weight[:, :2]}, "student_weight"),
+        ({"teacher_hidden": c.teacher_hidden.long()}, "teacher_hidden"),
+        ({"teacher_bias": c.teacher_bias[:-1]}, "teacher_bias"),
+        ({"student_softcap": -1.0}, "student_softcap"),
+        ({"teacher_weight": c.teacher_weight[:5]}, "teacher_weight has 5 vocabulary entries"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss_fn(**good | bad)

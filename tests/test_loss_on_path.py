@@ -106,7 +106,7 @@ def compare(c, *, score, divergence="reverse_kl", chunk_bytes=None, **keywords):
         c.aligner, candidates="on_path", score=score, divergence=ours, metrics="full",
         chunk_bytes=chunk_bytes, **keywords,
     )  # fmt: skip
-    out = loss_fn(s1, c.teacher, c.index)
+    out = loss_fn(teacher_logits=c.teacher, student_logits=s1, index=c.index)
     expected, coverage = on_path_twin(
         s2, c.teacher, c.aligner, c.units, score=score, divergence=twin, **keywords
     )
@@ -188,19 +188,21 @@ def test_nothing_waits_for_the_device(score, device, keywords):
     index, teacher = c.index.to(device), c.teacher.to(device)
     with pytest.MonkeyPatch.context() as patch, OneCopy() as strict:
         without_operators(patch)
-        loss_fn(student, teacher, index)
+        loss_fn(teacher_logits=teacher, student_logits=student, index=index)
     assert strict.seen > 100
     assert device == "cpu" or strict.copies == 1
-    loss_fn(student, teacher, index).loss.backward()
+    loss_fn(teacher_logits=teacher, student_logits=student, index=index).loss.backward()
     assert student.grad.device.type == device
 
 
 def test_autocast_changes_nothing():
     c = case(3, dtype=torch.float32)
     loss_fn = SimCTLoss(c.aligner, candidates="on_path")
-    plain = loss_fn(c.student, c.teacher, c.index).loss
+    plain = loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=c.index).loss
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(loss_fn(c.student, c.teacher, c.index).loss, plain)
+        torch.testing.assert_close(
+            loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=c.index).loss, plain
+        )
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -222,7 +224,9 @@ def test_without_continuations_it_equals_realized(score):
     rest = [unit for unit in range(len(c.index)) if unit not in reached]
     assert rest
     on_path, realized = (
-        SimCTLoss(c.aligner, candidates=candidates, score=score)(c.student, c.teacher, c.index)
+        SimCTLoss(c.aligner, candidates=candidates, score=score)(
+            teacher_logits=c.teacher, student_logits=c.student, index=c.index
+        )
         for candidates in ("on_path", "realized")
     )
     torch.testing.assert_close(on_path.per_unit[rest], realized.per_unit[rest])
@@ -240,7 +244,9 @@ def test_the_same_tokenizer_on_both_sides_gives_plain_reverse_kl(score):
     student, teacher = (
         torch.randn(len(ids[0]), len(tokenizer), generator=generator).double() for _ in range(2)
     )
-    out = SimCTLoss(aligner, candidates="on_path", score=score)(student, teacher, index)
+    out = SimCTLoss(aligner, candidates="on_path", score=score)(
+        teacher_logits=teacher, student_logits=student, index=index
+    )
     s, t = (torch.log_softmax(z[:-1, used], -1) for z in (student, teacher))
     torch.testing.assert_close(out.per_unit, (s.exp() * (s - t)).sum(-1))
 
@@ -269,14 +275,16 @@ def test_from_hidden_states(score, options, chunk_bytes):
         keywords |= {f"{side}_bias": bias, f"{side}_softcap": cap,
                      f"{side}_scale": options.get("scale", 1.0)}  # fmt: skip
         if side == "student":
-            student = (hidden, weight)
+            student = {"student_hidden": hidden, "student_weight": weight}
         else:
-            teacher = (hidden, weight)
+            teacher = {"teacher_hidden": hidden, "teacher_weight": weight}
     common = {"candidates": "on_path", "score": score, "temperature": 1.3}
-    expected = SimCTLoss(c.aligner, **common)(*logits, c.index)
+    expected = SimCTLoss(c.aligner, **common)(
+        student_logits=logits[0], teacher_logits=logits[1], index=c.index
+    )
     wanted = torch.autograd.grad(expected.loss, tensors)
     linear = LinearSimCTLoss(c.aligner, **common, chunk_bytes=chunk_bytes)
-    out = linear(*student, *teacher, c.index, **keywords)
+    out = linear(**student, **teacher, index=c.index, **keywords)
     torch.testing.assert_close(out.per_unit, expected.per_unit)
     for got, want in zip(torch.autograd.grad(out.loss, tensors), wanted, strict=True):
         torch.testing.assert_close(got, want)
@@ -288,7 +296,9 @@ def test_gradcheck(score):
     loss_fn = SimCTLoss(c.aligner, candidates="on_path", score=score)
     student = c.student.clone().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda z: loss_fn(z, c.teacher, c.index).per_unit, (student,), atol=1e-6
+        lambda z: loss_fn(teacher_logits=c.teacher, student_logits=z, index=c.index).per_unit,
+        (student,),
+        atol=1e-6,
     )
 
 
@@ -296,7 +306,7 @@ def test_gradcheck(score):
 def test_padded_rows_and_a_batch_instead_of_an_index(score):
     c = case(6)
     expected = SimCTLoss(c.aligner, candidates="on_path", score=score)(
-        c.student, c.teacher, c.index
+        teacher_logits=c.teacher, student_logits=c.student, index=c.index
     )
     widths = {side: int(np.diff(starts).max()) + 1 for side, starts in c.starts.items()}
     padded = {}
@@ -307,7 +317,7 @@ def test_padded_rows_and_a_batch_instead_of_an_index(score):
             padded[side][row, : b - a] = logits[a:b]
     student = torch.cat([padded["student"], padded["student"]], 1)[:, : widths["student"]]
     out = SimCTLoss(c.aligner, candidates="on_path", score=score)(
-        student, padded["teacher"], c.batch
+        teacher_logits=padded["teacher"], student_logits=student, index=c.batch
     )
     torch.testing.assert_close(out.per_unit, expected.per_unit)
 
@@ -327,7 +337,7 @@ def test_logits_wider_than_the_vocabulary_and_with_gaps_between_rows(candidates)
             else:
                 sides.append(logits.clone())
         student = sides[0].requires_grad_()
-        out = loss_fn(student, sides[1], c.index)
+        out = loss_fn(teacher_logits=sides[1], student_logits=student, index=c.index)
         (gradient,) = torch.autograd.grad(out.loss, student)
         found.append((out, gradient))
     (narrow, expected), (wide, gradient) = found
@@ -341,7 +351,7 @@ def test_logits_wider_than_the_vocabulary_and_with_gaps_between_rows(candidates)
 def test_a_moved_leaf_is_noticed():
     c = case(1)
     loss_fn = SimCTLoss(c.aligner, candidates="on_path", score="sum")
-    right = loss_fn(c.student, c.teacher, c.index).per_unit
+    right = loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=c.index).per_unit
     for name in ("teacher_leaves", "student_leaves"):
         wrong_fn = copy.deepcopy(loss_fn)
         leaves = getattr(wrong_fn.tables, name)
@@ -353,7 +363,9 @@ def test_a_moved_leaf_is_noticed():
 def test_continuations_appear_in_the_metrics():
     c = case(0)
     outs = [
-        SimCTLoss(c.aligner, candidates=candidates, metrics="full")(c.student, c.teacher, c.index)
+        SimCTLoss(c.aligner, candidates=candidates, metrics="full")(
+            teacher_logits=c.teacher, student_logits=c.student, index=c.index
+        )
         for candidates in ("realized", "on_path")
     ]
     for side in ("teacher", "student"):
@@ -371,7 +383,8 @@ def test_an_index_with_continuations_serves_the_other_candidate_sets():
     for candidates in ("shared", "realized"):
         loss_fn = SimCTLoss(c.aligner, candidates=candidates)
         torch.testing.assert_close(
-            loss_fn(c.student, c.teacher, c.index).loss, loss_fn(c.student, c.teacher, plain).loss
+            loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=c.index).loss,
+            loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=plain).loss,
         )
 
 
@@ -380,14 +393,16 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match="mean_logit"):
         SimCTLoss(c.aligner, candidates="on_path", score="mean_logit")
     with pytest.raises(ValueError, match=r"index\(max_path=8\)"):
-        SimCTLoss(c.aligner, candidates="on_path")(c.student, c.teacher, c.batch.index())
+        SimCTLoss(c.aligner, candidates="on_path")(
+            teacher_logits=c.teacher, student_logits=c.student, index=c.batch.index()
+        )
 
 
 def test_copies_and_second_backward_passes():
     c = case(0)
     loss_fn = SimCTLoss(c.aligner, candidates="on_path", score="event")
     student = c.student.clone().requires_grad_()
-    out = loss_fn(student, c.teacher, c.index)
+    out = loss_fn(teacher_logits=c.teacher, student_logits=student, index=c.index)
     (once,) = torch.autograd.grad(out.loss, student, retain_graph=True)
     (twice,) = torch.autograd.grad(out.loss, student)
     torch.testing.assert_close(once, twice)
@@ -408,8 +423,12 @@ def test_bfloat16_is_as_good_as_rounding_its_input(score):
     loss_fn = SimCTLoss(c.aligner, candidates="on_path", score=score)
     narrow = c.student.bfloat16().requires_grad_()
     wide = narrow.detach().double().requires_grad_()
-    loss_fn(narrow, c.teacher.bfloat16(), c.index).loss.backward()
-    loss_fn(wide, c.teacher.bfloat16().double(), c.index).loss.backward()
+    loss_fn(
+        teacher_logits=c.teacher.bfloat16(), student_logits=narrow, index=c.index
+    ).loss.backward()
+    loss_fn(
+        teacher_logits=c.teacher.bfloat16().double(), student_logits=wide, index=c.index
+    ).loss.backward()
     error = (narrow.grad.double() - wide.grad).abs().max()
     assert error <= 2**-7 * wide.grad.abs().max()
 
@@ -419,10 +438,10 @@ def test_compiles_into_one_graph():
     loss_fn = SimCTLoss(c.aligner, candidates="on_path")
     index = c.index.to("cpu")
     student = c.student.clone().requires_grad_()
-    eager = loss_fn(student, c.teacher, index).loss
+    eager = loss_fn(teacher_logits=c.teacher, student_logits=student, index=index).loss
 
     def step(student, teacher):
-        return loss_fn(student, teacher, index).loss
+        return loss_fn(teacher_logits=teacher, student_logits=student, index=index).loss
 
     (wanted,) = torch.autograd.grad(eager, student)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")

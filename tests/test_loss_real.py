@@ -82,13 +82,15 @@ def test_index_equals_its_twin(teacher, student):
     pair = plain_pair(teacher, student)
     _, twin = twin_of(batch, pair)
     assert twin.n_multi > 0
-    assert_same_index(batch.index(), twin)
+    assert_same_index(batch.index(first_ids=True), twin)
     strides = tuple(max(map(len, rows_of(side))) + 3 for side in (batch.teacher, batch.student))
     _, twin = twin_of(batch, pair, strides=strides)
-    assert_same_index(batch.index(teacher_stride=strides[0], student_stride=strides[1]), twin)
+    assert_same_index(
+        batch.index(first_ids=True, teacher_stride=strides[0], student_stride=strides[1]), twin
+    )
     starts = np.random.default_rng(0).permutation(len(batch)) * max(strides)
     _, twin = twin_of(batch, pair, starts=(starts, starts[::-1]))
-    index = batch.index(teacher_row_starts=starts, student_row_starts=starts[::-1])
+    index = batch.index(first_ids=True, teacher_row_starts=starts, student_row_starts=starts[::-1])
     assert_same_index(index, twin)
 
 
@@ -106,7 +108,7 @@ def test_loss_equals_its_twin(teacher, student):
     ]
     ours, plain = (logits[1].clone().requires_grad_() for _ in range(2))
     loss_fn = SimCTLoss(aligner(teacher, student), score=score, metrics="full")
-    out = loss_fn(ours, logits[0], batch)
+    out = loss_fn(teacher_logits=logits[0], student_logits=ours, index=batch)
     expected, coverage = loss_twins.simct_twin(plain, logits[0], pair, units, score=score)
     torch.testing.assert_close(out.per_unit, expected, rtol=1e-9, atol=1e-12)
     means = torch.tensor([[float(c) for c in both] for both in coverage]).mean(0)
@@ -126,7 +128,7 @@ def test_two_newlines_against_one_and_one(score):
     teacher = [ids[b"a"][0], ids[b"\n\n"][0]]
     student = [ids[b"a"][1], ids[b"\n"][1], ids[b"\n"][1]]
     batch = both.align_batch([teacher], [student])
-    index = batch.index()
+    index = batch.index(first_ids=True)
     assert (index.n_multi, index.dropped_no_prefix) == (1, 1)
     column = int(index.realized_shared_column[0])
     assert both.shared.teacher_ids[column] == ids[b"\n\n"][0]
@@ -134,7 +136,7 @@ def test_two_newlines_against_one_and_one(score):
     assert_same_index(index, twin)
     logits = [torch.randn(n, len(v)).double() for n, v in ((2, both.teacher), (3, both.student))]
     ours, plain = (logits[1].clone().requires_grad_() for _ in range(2))
-    out = SimCTLoss(both, score=score)(ours, logits[0], index)
+    out = SimCTLoss(both, score=score)(teacher_logits=logits[0], student_logits=ours, index=index)
     expected, _ = loss_twins.simct_twin(plain, logits[0], pair, units, score=score)
     torch.testing.assert_close(out.per_unit, expected)
     out.loss.backward()
@@ -148,9 +150,9 @@ def test_one_real_tokenizer_gives_plain_reverse_kl(score):
     batch = same.align_texts(TEXTS)
     columns = len(same.teacher) + 5
     teacher, student = (torch.randn(len(batch.teacher.values), columns).double() for _ in range(2))
-    index = batch.index()
+    index = batch.index(first_ids=True)
     assert index.n_multi == 0
-    out = SimCTLoss(same, score=score)(student, teacher, index)
+    out = SimCTLoss(same, score=score)(teacher_logits=teacher, student_logits=student, index=index)
     ids = same.shared.student_ids
     log_s, log_t = (
         torch.log_softmax(z[rows][:, ids], -1)
@@ -173,11 +175,20 @@ def test_padded_batches_and_a_batch_in_place_of_an_index():
         rows = [logits[a:b] for a, b in itertools.pairwise(offsets)]
         padded.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
     loss_fn = SimCTLoss(both)
-    expected = loss_fn(flat[1], flat[0], batch.index()).loss
-    torch.testing.assert_close(loss_fn(flat[1], flat[0], batch).loss, expected)
-    torch.testing.assert_close(loss_fn(padded[1], padded[0], batch).loss, expected)
+    expected = loss_fn(
+        teacher_logits=flat[0], student_logits=flat[1], index=batch.index(first_ids=True)
+    ).loss
+    torch.testing.assert_close(
+        loss_fn(teacher_logits=flat[0], student_logits=flat[1], index=batch).loss, expected
+    )
+    torch.testing.assert_close(
+        loss_fn(teacher_logits=padded[0], student_logits=padded[1], index=batch).loss, expected
+    )
     with_continuations = batch.index(max_path=4)
-    torch.testing.assert_close(loss_fn(flat[1], flat[0], with_continuations).loss, expected)
+    torch.testing.assert_close(
+        loss_fn(teacher_logits=flat[0], student_logits=flat[1], index=with_continuations).loss,
+        expected,
+    )
 
 
 def test_coarser_units_never_diverge_more():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from simct_align import Aligner, Vocabulary
 from simct_align.demo import demo_tokenizers
-from simct_align.loss import LinearSimCTLoss, SimCTLoss, linear, module, ops
+from simct_align.loss import LinearSimCTLoss, SimCTLoss, ops
 from support.index_twin import case, random_pair
 from test_loss_linear import linear_case
 
@@ -28,6 +27,9 @@ KEYWORDS = [{"score": score} for score in SCORES] + [
     {"min_teacher_mass": 0.5},
     {"divergence": "tvd", "temperature": 2.0, "chunk_bytes": 2_000},
 ]
+#: The arguments in the order in which tests hold them: those with a gradient first.
+LOGITS = ("student_logits", "teacher_logits")
+LINEAR = ("student_hidden", "student_weight", "teacher_hidden", "teacher_weight")
 REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "item", "unique", "equal.default")
 
 
@@ -54,14 +56,13 @@ class Strict(TorchDispatchMode):
 
 def without_operators(patch):
     """Let the modules call the Python functions, so that modes see what is inside."""
-    patch.setattr(module, "logits_loss", ops.logits_forward)
-    patch.setattr(linear, "linear_loss", ops.linear_forward)
+    for operator in (ops.logits_loss, ops.linear_loss):
+        patch.setattr(operator, "op", operator.forward)
 
 
 def on(device, c):
     """The tensors and the index of a case on a device."""
-    index = copy.copy(c.index)
-    index.packed = index.packed.to(device)
+    index = c.index.to(device)
     logits = c.student.detach().to(device).requires_grad_(), c.teacher.to(device)
     hidden = (
         c.student_hidden.detach().to(device).requires_grad_(),
@@ -72,13 +73,17 @@ def on(device, c):
     return logits, hidden, index
 
 
+def named(names, tensors):
+    return dict(zip(names, tensors, strict=True))
+
+
 def both_losses(device, c, keywords):
     """Both losses on a device, ready to run, and the leaves that get gradients."""
     logits, hidden, index = on(device, c)
     from_logits = SimCTLoss(c.pair, **keywords).to(device)
-    yield lambda: from_logits(*logits, index), logits[:1]
+    yield lambda: from_logits(**named(LOGITS, logits), index=index), logits[:1]
     from_hidden = LinearSimCTLoss(c.pair, **keywords).to(device)
-    yield lambda: from_hidden(*hidden, index), hidden[:2]
+    yield lambda: from_hidden(**named(LINEAR, hidden), index=index), hidden[:2]
 
 
 @pytest.mark.parametrize("keywords", KEYWORDS, ids=str)
@@ -150,17 +155,21 @@ def test_operators_pass_opcheck(score):
     captured = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            module,
-            "logits_loss",
-            lambda *args: captured.append(args) or ops.logits_forward(*args),
+            ops.logits_loss,
+            "op",
+            lambda *args, **numbers: (
+                captured.append((args, numbers)) or ops.logits_loss.forward(*args, **numbers)
+            ),
         )
-        SimCTLoss(c.pair, score=score)(c.student.requires_grad_(), c.teacher, c.index)
-    torch.library.opcheck(ops.logits_loss, captured[0])
+        SimCTLoss(c.pair, score=score)(
+            teacher_logits=c.teacher, student_logits=c.student.requires_grad_(), index=c.index
+        )
+    torch.library.opcheck(ops.logits_loss.op, *captured[0])
 
 
 def compiled_step(loss_fn):
     def step(student, teacher, index):
-        out = loss_fn(student * 1.5, teacher, index)
+        out = loss_fn(teacher_logits=teacher, student_logits=student * 1.5, index=index)
         return out.loss, out.metrics.divergence_multi
 
     return step
@@ -224,9 +233,11 @@ def test_compiled_through_autograd(reduction):
             logits, hidden, index = on("cpu", c)
             data, leaves = (logits, logits[:1]) if run_case == "logits" else (hidden, hidden[:2])
             leaves = [x.detach().requires_grad_() for x in leaves]
+            names = LOGITS if run_case == "logits" else LINEAR
 
-            def step(*leaves, data=data, index=index, loss_fn=loss_fn):
-                return loss_fn(*leaves, *data[len(leaves) :], index).loss.sum() * 2
+            def step(*leaves, data=data, index=index, loss_fn=loss_fn, names=names):
+                tensors = (*leaves, *data[len(leaves) :])
+                return loss_fn(**named(names, tensors), index=index).loss.sum() * 2
 
             run = torch.compile(step, fullgraph=True, backend="aot_eager") if compiled else step
             run(*leaves).backward()
@@ -263,7 +274,7 @@ def test_activation_checkpointing(reentrant):
         student = c.student.clone().requires_grad_()
 
         def run(x):
-            return loss_fn(x.tanh(), c.teacher, c.index).loss
+            return loss_fn(teacher_logits=c.teacher, student_logits=x.tanh(), index=c.index).loss
 
         loss = checkpoint(run, student, use_reentrant=reentrant) if checkpointed else run(student)
         loss.backward()
@@ -281,7 +292,15 @@ def _gradients(pair, parts, wrap, total, scale):
     wrapped = wrap(model)
     loss_fn = SimCTLoss(pair, min_teacher_mass=0.3)
     for hidden, c in parts:
-        (scale * loss_fn(wrapped(hidden), c.teacher, c.index, normalizer=total).loss).backward()
+        (
+            scale
+            * loss_fn(
+                teacher_logits=c.teacher,
+                student_logits=wrapped(hidden),
+                index=c.index,
+                normalizer=total,
+            ).loss
+        ).backward()
     return [p.grad for p in model.parameters()]
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from simct_align import Aligner, LinearSimCTLoss, SimCTLoss, Vocabulary
 from simct_align.cli import main
 from simct_align.demo import demo_tokenizers
-from simct_align.objectives import Uld
+from simct_align.loss.baselines import ULDLoss
 
 TEACHER = Vocabulary.from_token_bytes([b"12", b"+"])
 STUDENT = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
@@ -110,18 +110,20 @@ def test_shifted_logits_need_an_index_of_their_length(padded):
     aligner, batch, student, teacher = padded
     short_student, short_teacher = student[:, :-1], teacher[:, :-1]
     index = batch.index()
-    for loss_fn in (SimCTLoss(aligner), Uld(aligner)):
+    for loss_fn in (SimCTLoss(aligner), ULDLoss(aligner)):
         with pytest.raises(ValueError, match=r"student_logits has rows of 3 .*student_stride=3"):
-            loss_fn(short_student, teacher, index)
+            loss_fn(teacher_logits=teacher, student_logits=short_student, index=index)
         with pytest.raises(ValueError, match=r"teacher_logits has rows of 2 .*teacher_stride=2"):
-            loss_fn(student, short_teacher, index)
-    right = SimCTLoss(aligner)(student, teacher, index).loss
+            loss_fn(teacher_logits=short_teacher, student_logits=student, index=index)
+    right = SimCTLoss(aligner)(teacher_logits=teacher, student_logits=student, index=index).loss
     fitting = batch.index(student_stride=3, teacher_stride=2)
     for given in (fitting, batch):
-        loss = SimCTLoss(aligner)(short_student, short_teacher, given).loss
+        loss = SimCTLoss(aligner)(
+            teacher_logits=short_teacher, student_logits=short_student, index=given
+        ).loss
         torch.testing.assert_close(loss, right)
     with pytest.raises(ValueError, match="student_stride: expected at least 3"):
-        SimCTLoss(aligner)(student[:, -2:], teacher, batch)
+        SimCTLoss(aligner)(teacher_logits=teacher, student_logits=student[:, -2:], index=batch)
 
 
 def test_too_few_rows_of_logits_are_counted(padded):
@@ -131,13 +133,18 @@ def test_too_few_rows_of_logits_are_counted(padded):
     needed = 3 + 4  # the last step of the second row; the third takes no part
     assert index.student_rows_needed == needed
     loss_fn = SimCTLoss(aligner)
-    loss = loss_fn(flat_student[:needed], flat_teacher, index).loss
-    torch.testing.assert_close(loss, loss_fn(student, teacher, index).loss)
+    loss = loss_fn(
+        teacher_logits=flat_teacher, student_logits=flat_student[:needed], index=index
+    ).loss
+    torch.testing.assert_close(
+        loss, loss_fn(teacher_logits=teacher, student_logits=student, index=index).loss
+    )
     with pytest.raises(ValueError, match=r"student_logits has 6 rows .* reads 7"):
-        loss_fn(flat_student[: needed - 1], flat_teacher, index)
-    hidden = torch.zeros(needed - 1, 2), torch.zeros(3, 2), torch.zeros(9, 2), torch.zeros(2, 2)
+        loss_fn(teacher_logits=flat_teacher, student_logits=flat_student[: needed - 1], index=index)
+    hidden = {"student_hidden": torch.zeros(needed - 1, 2), "student_weight": torch.zeros(3, 2)}
+    hidden |= {"teacher_hidden": torch.zeros(9, 2), "teacher_weight": torch.zeros(2, 2)}
     with pytest.raises(ValueError, match="student_hidden has 6 rows"):
-        LinearSimCTLoss(aligner)(*hidden, index)
+        LinearSimCTLoss(aligner)(**hidden, index=index)
 
 
 def test_padded_logits_need_a_stride_for_ragged_ids():
@@ -145,13 +152,19 @@ def test_padded_logits_need_a_stride_for_ragged_ids():
     batch = aligner.align_batch([[1, 0, 1], [1, 0]], [[2, 0, 1, 2], [2, 0, 1]])
     student, teacher = torch.randn(2, 4, 3), torch.randn(2, 3, 2)
     with pytest.raises(ValueError, match=r"made for packed rows: .*student_stride=4"):
-        SimCTLoss(aligner)(student, teacher, batch.index())
+        SimCTLoss(aligner)(teacher_logits=teacher, student_logits=student, index=batch.index())
     index = batch.index(student_stride=4, teacher_stride=3)
-    expected = SimCTLoss(aligner)(student, teacher, batch).loss
-    torch.testing.assert_close(SimCTLoss(aligner)(student, teacher, index).loss, expected)
+    expected = SimCTLoss(aligner)(teacher_logits=teacher, student_logits=student, index=batch).loss
+    torch.testing.assert_close(
+        SimCTLoss(aligner)(teacher_logits=teacher, student_logits=student, index=index).loss,
+        expected,
+    )
     # One row of packed logits is packed.
-    packed = [torch.cat([z[0], z[1, :-1]])[None] for z in (student, teacher)]
-    torch.testing.assert_close(SimCTLoss(aligner)(*packed, batch.index()).loss, expected)
+    packed = {
+        f"{side}_logits": torch.cat([z[0], z[1, :-1]])[None]
+        for side, z in (("student", student), ("teacher", teacher))
+    }
+    torch.testing.assert_close(SimCTLoss(aligner)(**packed, index=batch.index()).loss, expected)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +202,9 @@ def test_no_rows_of_logits_give_no_loss(shape, candidates):
     aligner = Aligner(TEACHER, STUDENT)
     index = aligner.align_batch([], []).index(max_path=8)
     student = torch.zeros(*shape, 3, requires_grad=True)
-    out = SimCTLoss(aligner, candidates=candidates)(student, torch.zeros(*shape, 2), index)
+    out = SimCTLoss(aligner, candidates=candidates)(
+        teacher_logits=torch.zeros(*shape, 2), student_logits=student, index=index
+    )
     out.loss.backward()
     assert out.loss == 0
     assert student.grad.shape == student.shape
@@ -198,9 +213,10 @@ def test_no_rows_of_logits_give_no_loss(shape, candidates):
 @pytest.mark.parametrize("cap", [0.0, -1.0, float("inf"), float("nan")])
 def test_soft_caps_are_positive_numbers(cap):
     index = Aligner(TEACHER, STUDENT).align_batch([[1]], [[2]]).index()
-    tensors = torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1, 2), torch.zeros(2, 2)
+    tensors = {"teacher_hidden": torch.zeros(1, 2), "teacher_weight": torch.zeros(2, 2)}
+    tensors |= {"student_hidden": torch.zeros(1, 2), "student_weight": torch.zeros(3, 2)}
     with pytest.raises(ValueError, match="teacher_softcap: expected a positive number"):
-        LinearSimCTLoss(Aligner(TEACHER, STUDENT))(*tensors, index, teacher_softcap=cap)
+        LinearSimCTLoss(Aligner(TEACHER, STUDENT))(**tensors, index=index, teacher_softcap=cap)
 
 
 # Arguments

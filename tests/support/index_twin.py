@@ -13,8 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from simct_align.index import SECTIONS, AlignedIndex
+
 SHARED, MULTI, SPECIAL = 0, 1, 2
 TRIMMED = 32
+TWIN_DIGEST = "twin"  # of all pairs here
 
 
 @dataclass
@@ -28,30 +31,6 @@ class PlainUnit:
     teacher_path: tuple
     student_row: int
     student_path: tuple
-
-
-@dataclass
-class TwinIndex:
-    """What the loss reads of an `AlignedIndex`."""
-
-    packed: torch.Tensor
-    n_shared: int
-    n_multi: int
-    n_teacher_steps: int
-    n_student_steps: int
-    dropped_no_prefix: int
-    dropped_dummy_prefix: int
-    student_tokens_shared: int
-    student_tokens_multi: int
-
-    def check_logits(self, side: str, argument: str, shape: torch.Size) -> None:
-        """Logits of a case fit."""
-
-    def normalizer(self, reduction: str, candidates: str) -> int:
-        multi = candidates != "shared"
-        if reduction == "unit":
-            return self.n_shared + (self.n_multi if multi else 0)
-        return self.student_tokens_shared + (self.student_tokens_multi if multi else 0)
 
 
 def plain_units(batch, teacher_rows, student_rows, teacher_bytes, teacher_starts, student_starts):
@@ -80,39 +59,43 @@ def plain_units(batch, teacher_rows, student_rows, teacher_bytes, teacher_starts
     return first + last, no_prefix, dummy
 
 
-def build_index(units, no_prefix, dummy, column_of_text) -> TwinIndex:
-    """Pack plain units as `AlignedIndex` does."""
+def build_index(units, no_prefix, dummy, column_of_text) -> AlignedIndex:
+    """Pack plain units, with the first ids, section by section."""
     shared = [u for u in units if u.kind != MULTI]
     multi = [u for u in units if u.kind == MULTI]
-    out = []
-    for values in (
-        [u.number for u in units],
-        [u.kind for u in units],
-        [len(u.student_path) for u in units],
-        [u.teacher_row for u in units],
-        [u.student_row for u in units],
-        [column_of_text.get(u.text, -1) for u in multi],
-        np.cumsum([0] + [len(u.teacher_path) for u in multi]).tolist(),
-        np.cumsum([0] + [len(u.student_path) for u in multi]).tolist(),
-    ):
-        out += values
+    sections = {
+        "unit": [u.number for u in units],
+        "kind": [u.kind for u in units],
+        "student_tokens": [len(u.student_path) for u in units],
+        "realized_shared_column": [column_of_text.get(u.text, -1) for u in multi],
+    }
+    steps = {}
     for side in ("teacher", "student"):
-        paths = [
-            (m, getattr(u, f"{side}_row"), getattr(u, f"{side}_path")) for m, u in enumerate(multi)
+        rows = {u.number: getattr(u, f"{side}_row") for u in units}
+        paths = {u.number: getattr(u, f"{side}_path") for u in units}
+        sections[f"{side}_row"] = list(rows.values())
+        sections[f"{side}_first_id"] = [path[0] for path in paths.values()]
+        steps[side] = [
+            (m, rows[u.number] + j, token)
+            for m, u in enumerate(multi)
+            for j, token in enumerate(paths[u.number])
         ]
-        out += [m for m, _, path in paths for _ in path]
-        out += [row + j for _, row, path in paths for j in range(len(path))]
-        out += [v for _, _, path in paths for v in path]
-    return TwinIndex(
-        packed=torch.tensor(out, dtype=torch.int64),
+        ends = itertools.accumulate((len(paths[u.number]) for u in multi), initial=0)
+        sections[f"{side}_offsets"] = list(ends)
+        for place, what in enumerate(("unit", "row", "id")):
+            sections[f"{side}_step_{what}"] = [step[place] for step in steps[side]]
+    packed = [number for section in SECTIONS for number in sections.get(section.name, [])]
+    return AlignedIndex(
+        packed=torch.tensor(packed, dtype=torch.int64),
         n_shared=len(shared),
         n_multi=len(multi),
-        n_teacher_steps=sum(len(u.teacher_path) for u in multi),
-        n_student_steps=sum(len(u.student_path) for u in multi),
+        n_teacher_steps=len(steps["teacher"]),
+        n_student_steps=len(steps["student"]),
+        student_tokens_shared=sum(len(u.student_path) for u in shared),
         dropped_no_prefix=no_prefix,
         dropped_dummy_prefix=dummy,
-        student_tokens_shared=sum(len(u.student_path) for u in shared),
-        student_tokens_multi=sum(len(u.student_path) for u in multi),
+        groups=("units", "first_ids"),
+        pair_digest=TWIN_DIGEST,
     )
 
 
@@ -140,6 +123,7 @@ class PlainPair:
     teacher_side: PlainSide
     student_side: PlainSide
     column_of_text: dict = field(default_factory=dict)
+    digest: str = TWIN_DIGEST
 
     @property
     def teacher(self):

@@ -56,7 +56,7 @@ def tiny_loss(aligner: Aligner, batch: AlignedBatch) -> list[tuple[str, float, f
         with torch.no_grad():
             teacher_logits = teacher(batch.teacher)
         out = SimCTLoss(aligner, candidates=candidates)(
-            student(batch.student), teacher_logits, index
+            teacher_logits=teacher_logits, student_logits=student(batch.student), index=index
         )
         out.loss.backward()
         norm = nn.utils.get_total_norm(p.grad for p in student.parameters() if p.grad is not None)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from simct_align.loss.outputs import LossMetrics
+    from simct_align.loss.metrics import LossMetrics
 
 #: MetricSums of a micro-batch that are counts; the others are means over units.
 _COUNTS = (
@@ -28,7 +28,7 @@ _COUNTS = (
 
 
 class MetricSums:
-    """Gathers figures between two logs; nothing waits for a device before :meth:`collect`.
+    """Adds up metrics between two logs; nothing waits for a device before :meth:`collect`.
 
     Args:
         accelerator: Adds up over processes.
@@ -57,28 +57,27 @@ class MetricSums:
             self._counts[name] = self._counts.get(name, 0) + int(count)
 
     def ratio(self, name: str, total: Tensor, weight: float) -> None:
-        """Adds to the numerator, 0-d, and the denominator of a figure."""
+        """Adds to the numerator, 0-d, and the denominator of a metric."""
         total = total.detach().float()
         self._ratios.setdefault(name, []).append(torch.stack([total, total.new_tensor(weight)]))
 
-    def metrics(self, metrics: LossMetrics | None) -> None:
-        """Adds what a loss says of a micro-batch, if it does."""
-        if metrics is not None:
-            self._metrics.append(metrics)
+    def metrics(self, metrics: LossMetrics) -> None:
+        """Adds a loss's metrics of a micro-batch."""
+        self._metrics.append(metrics)
 
     def collect(self) -> dict[str, float]:
-        """Returns all figures, over all processes but for seconds, and begins anew."""
-        figures = {f"seconds_{name}": seconds for name, seconds in self._seconds.items()}
+        """Returns all metrics and begins anew; all except seconds are added up over processes."""
+        found = {f"seconds_{name}": seconds for name, seconds in self._seconds.items()}
         if self._counts:
             counts = torch.tensor(list(self._counts.values()), device=self._accelerator.device)
-            figures |= dict(zip(self._counts, map(float, self._sum(counts)), strict=True))
+            found |= dict(zip(self._counts, map(float, self._sum(counts)), strict=True))
         for name, parts in self._ratios.items():
             total, weight = self._sum(torch.stack(parts).sum(dim=0))
-            figures[name] = total / weight if weight else float("nan")
+            found[name] = total / weight if weight else float("nan")
         if self._metrics:
-            figures |= self._collect_metrics()
+            found |= self._collect_metrics()
         self._clear()
-        return figures
+        return found
 
     def _collect_metrics(self) -> dict[str, float]:
         names = self._metrics[0]._fields
@@ -88,17 +87,17 @@ class MetricSums:
         multi = column["units_multi"]
         parts = []
         for name in names:
-            # Coverages are measured at MULTI units.
+            # Masses are measured at MULTI units.
             weight = shared if name == "divergence_shared" else multi
             weight = torch.ones_like(multi) if name in _COUNTS else weight
             weight = torch.where(column[name].isnan(), 0.0, weight)
             parts += [(column[name].nan_to_num(0.0) * weight).sum(), weight.sum()]
         values = self._sum(torch.stack(parts))
-        figures = {}
+        found = {}
         for number, name in enumerate(names):
             total, mass = values[2 * number : 2 * number + 2]
-            figures[name] = total if name in _COUNTS else total / mass if mass else float("nan")
-        return figures
+            found[name] = total if name in _COUNTS else total / mass if mass else float("nan")
+        return found
 
     def _sum(self, values: Tensor) -> list[float]:
         summed: list[float] = self._accelerator.reduce(values, reduction="sum").tolist()

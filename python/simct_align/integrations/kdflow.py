@@ -136,7 +136,9 @@ class SimCTAlgorithm:
         with torch.no_grad():
             teacher_logits = self.teacher_lm_head(hiddens.to(self.teacher_lm_head.weight))
         out = self.loss_fn.to(logits.device)(
-            logits, teacher_logits.to(logits.device), index.to(logits.device)
+            teacher_logits=teacher_logits.to(logits.device),
+            student_logits=logits,
+            index=index.to(logits.device),
         )
         tokens = micro_batch["avg_micro_batch_token_num"]
         mask = micro_batch["stu_loss_mask"].bool()

@@ -9,6 +9,7 @@ all slices of a step and all processes.
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from simct_align import objectives
 from simct_align.aligner import Aligner
 from simct_align.collator import SimCTCollator, pad_id
 from simct_align.divergence import JSD
 from simct_align.integrations._trl_metrics import MetricSums
 from simct_align.integrations._trl_side import Side, log_likelihood
-from simct_align.loss import SimCTLoss
+from simct_align.loss import Loss, SimCTLoss
+from simct_align.loss.baselines import ALMLoss, GOLDLoss, ULDLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,13 +57,12 @@ _check_version()
 from trl.experimental.gold import GOLDConfig, GOLDTrainer  # noqa: E402
 
 _OBJECTIVES: dict[str, Any] = {
-    "simct": objectives.simct,
-    "shared": objectives.shared,
-    "uld": objectives.Uld,
-    "alm": objectives.Alm,
-    "gold": objectives.Gold,
+    "simct": SimCTLoss,
+    "shared": functools.partial(SimCTLoss, candidates="shared"),
+    "uld": ULDLoss,
+    "alm": ALMLoss,
+    "gold": GOLDLoss,
 }
-_MAX_PATH = 8
 
 
 @dataclass
@@ -202,8 +202,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
     Rows of the data set have ``messages``, whose last assistant turn is trained, or ``prompt`` with
     ``completion``; where every slice is sampled (``lmbda=1``), a ``prompt`` alone is enough.
     The log gains the loss's metrics, what was left out, and seconds, all under ``simct/``: counts
-    and seconds are sums since the log before, coverages and divergences means over units, all but
-    the seconds over all processes.
+    and seconds are sums since the log before, masses and divergences means over units. All but the
+    seconds are taken over all processes.
     ``simct/log_ratio_per_byte`` is mean[log p_S(y|x) − log p_T(y|x)] over the completions' bytes,
     sums over each model's own tokens: on sampled completions the reverse KL per byte, which
     compares runs of any objective (as long as nothing was cut or left out on the teacher's side).
@@ -255,17 +255,15 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
                 self.teacher_tokenizer = teacher_tokenizer
         self._metric_sums = MetricSums(self.accelerator)
         self.aligner = aligner or Aligner(self.teacher_tokenizer, self._tokenizer)
-        self._max_path = _MAX_PATH if args.candidates == "on_path" else 0
+        self.loss_fn = _make_loss(self.aligner, args).to(self.accelerator.device)
         self._rows = _Collator(
             SimCTCollator(
                 self.aligner,
                 self.teacher_tokenizer,
                 self._tokenizer,
                 turns="last",
-                max_path=self._max_path,
             )
         )
-        self.loss_fn = _make_loss(self.aligner, args).to(self.accelerator.device)
         self._initial_model: Any = None
         if args.initial_kl_weight and not _has_adapters(self.model):
             initial = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -307,12 +305,10 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             index = batch.aligned.index(
                 student_row_starts=student.row_starts,
                 teacher_row_starts=teacher.row_starts,
-                max_path=self._max_path,
+                **self.loss_fn.index_options,
             )
             ready.append((student, teacher, index, self._size(batch.student)))
-        reduction, candidates = self.loss_fn.reduction, getattr(self.loss_fn, "candidates", None)
-        kind = candidates or ("realized" if self.loss_fn.uses_multi else "shared")
-        units = sum(index.normalizer(reduction, kind) for _, _, index, _ in ready)
+        units = sum(self.loss_fn.normalizer(index) for _, _, index, _ in ready)
         tokens = sum(len(student.predicting) for student, *_ in ready)
         totals = torch.tensor([units, tokens], dtype=torch.float32, device=device)
         if self.model.training:
@@ -389,14 +385,14 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         self.teacher_model.eval()
         with self._metric_sums.timed("teacher"), torch.no_grad():
             teacher = ready.teacher.forward(self.teacher_model)
-        ids = {}
-        if getattr(self.loss_fn, "reads_ids", False):
-            ids = {"student_ids": ready.student.kept_ids, "teacher_ids": ready.teacher.kept_ids}
         with self._metric_sums.timed("loss"):
             out = self.loss_fn(
-                outputs.logits, teacher.logits, ready.aligned, normalizer=ready.normalizer, **ids
+                teacher_logits=teacher.logits,
+                student_logits=outputs.logits,
+                index=ready.aligned,
+                normalizer=ready.normalizer,
             )
-        self._metric_sums.metrics(getattr(out, "metrics", None))
+        self._metric_sums.metrics(out.metrics)
         self._compare_log_likelihoods(outputs.logits, teacher.logits, ready)
         loss = out.loss
         if self.args.initial_kl_weight:
@@ -440,16 +436,17 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def _make_loss(aligner: Aligner, args: SimCTConfig) -> Any:
+def _make_loss(aligner: Aligner, args: SimCTConfig) -> Loss:
     if args.objective in ("simct", "shared"):
         divergence = JSD(args.beta) if args.divergence == "jsd" else args.divergence
         keywords: dict[str, Any] = {"divergence": divergence, "temperature": args.loss_temperature}
-        if args.objective == "shared":
-            return objectives.shared(aligner, **keywords)
-        return SimCTLoss(aligner, candidates=args.candidates, score=args.score, **keywords)
-    if args.objective == "gold":
-        return objectives.Gold(aligner, beta=args.beta)
-    return _OBJECTIVES[args.objective](aligner)
+        if args.objective == "simct":
+            keywords |= {"candidates": args.candidates, "score": args.score}
+    elif args.objective == "gold":
+        keywords = {"beta": args.beta}
+    else:
+        keywords = {}
+    return _OBJECTIVES[args.objective](aligner, **keywords)
 
 
 def _has_adapters(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The losses: from logits (`SimCTLoss`) or from hidden states (`LinearSimCTLoss`), and baselines."""
+"""The losses: `SimCTLoss` from logits, `LinearSimCTLoss` from hidden states, and `baselines`."""
 
 from .backends import Backend, TorchBackend, register_backend
 from .contract import Loss, LossOutput

@@ -1,4 +1,4 @@
-"""What every loss is: keyword-only tensors in, a `LossOutput` out, one set of checks and reductions.
+"""What every loss is: keyword-only tensors in, a `LossOutput` out, one set of checks.
 
 A loss compares two models over the units of an `AlignedIndex`. It is a `torch.nn.Module` whose
 tables are non-persistent buffers, so that ``.to()`` moves it. A subclass says what a unit costs;
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from .metrics import LossMetrics
 
 REDUCTIONS = ("unit", "mean", "token", "sum", "none")
-MAX_PATH = 8
-"""How many realized tokens a continuation begins with at most, where the loss makes the index."""
+#: What `AlignedBatch.index` takes to make a group of sections.
+_OPTIONS: dict[str, dict[str, int | bool]] = {
+    "first_ids": {"first_ids": True},
+    "continuations": {"max_path": 8},
+}
 
 
 class LossOutput(NamedTuple):
@@ -124,9 +127,16 @@ class Loss(torch.nn.Module):
         return True
 
     @property
+    def index_groups(self) -> tuple[str, ...]:
+        """The groups of sections that the loss reads of an index, beside the units."""
+        return ()
+
+    @property
     def index_options(self) -> dict[str, int | bool]:
-        """The options of `AlignedBatch.index` that the loss needs."""
-        return {}
+        """The options of `AlignedBatch.index` that make the groups."""
+        return {
+            name: value for group in self.index_groups for name, value in _OPTIONS[group].items()
+        }
 
     def workspace(self, device: torch.device) -> int:
         """Return the workspace in bytes on a device.
@@ -222,11 +232,12 @@ class Loss(torch.nn.Module):
                 f"index: made by an aligner of another pair of vocabularies "
                 f"({index.pair_digest[:12]}) than the loss ({self.columns.pair_digest[:12]})"
             )
-        for option, value in self.index_options.items():
-            if not getattr(index, option):
+        for group in self.index_groups:
+            if group not in index.groups:
+                options = ", ".join(f"{name}={value}" for name, value in _OPTIONS[group].items())
                 raise ValueError(
-                    f"index: {type(self).__name__} needs {option}: make the index with "
-                    f"batch.index({option}={value})"
+                    f"index has no {group}, which {type(self).__name__} reads here: make it with "
+                    f"batch.index({options})"
                 )
         index.check_logits("teacher", f"teacher_{argument}", teacher.shape)
         index.check_logits("student", f"student_{argument}", student.shape)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from simct_align.index import AlignedIndex
 
 
+_SPECIAL = int(UnitKind.SPECIAL)  # torch.compile does not compare tensors with enumerations
+
+
 class UnitStat(IntEnum):
     """Rows of the figures per unit that an engine keeps.
 
@@ -115,7 +118,7 @@ def make_metrics(
     """
     per_unit, n_shared = per_unit.detach(), index.n_shared
     kept = stats[UnitStat.KEPT]
-    special = (index.kind[: kept.shape[0]] == UnitKind.SPECIAL).to(kept.dtype)
+    special = (index.kind[: kept.shape[0]] == _SPECIAL).to(kept.dtype)
     kept_shared, kept_multi = kept[:n_shared].sum(), kept[n_shared:].sum()
     kept_special = (kept * special).sum()
 

@@ -329,21 +329,21 @@ class _Operator:
         self._names = (*inputs._fields, *PairTensors._fields)
         n_results = len(OperatorOutput._fields) + len(differentiable)
         numbers = [Numbers, *([] if extra is None else [extra])]
-        self._op = torch.library.custom_op(
+        self.op = torch.library.custom_op(
             f"simct_align::{name}",
-            self._forward,
+            self.forward,
             mutates_args=(),
             schema=_schema([inputs, PairTensors], numbers, n_results),
         )
-        self._op.register_fake(self._fake)
-        self._op.register_autograd(self._backward, setup_context=self._setup_context)
+        self.op.register_fake(self._fake)
+        self.op.register_autograd(self._backward, setup_context=self._setup_context)
 
     def __call__(
         self, inputs: Any, pair: PairTensors, numbers: Numbers, extra: Any = None
     ) -> OperatorOutput:
         """Run the operator."""
         keywords = numbers._asdict() | ({} if extra is None else extra._asdict())
-        results = self._op(*inputs, *pair, **keywords)
+        results = self.op(*inputs, *pair, **keywords)
         return OperatorOutput(*results[: len(OperatorOutput._fields)])
 
     def _read(self, tensors: tuple[Any, ...], numbers: dict[str, Any]) -> tuple[Any, ...]:
@@ -355,7 +355,8 @@ class _Operator:
             for kind in kinds
         )
 
-    def _forward(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
+    def forward(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
+        """Compute what the operator returns, without being one."""
         results: tuple[Tensor, ...] = self._compute(*self._read(tensors, numbers))
         return results
 
@@ -423,7 +424,7 @@ class _Operator:
         weight = torch.zeros_like(weight) if d_loss is None else weight * d_loss
         tensors["weight"] = weight if d_per_unit is None else weight + d_per_unit
         numbers = ctx.numbers | {"gradient": True, "gradient_scale": 1.0}
-        results: tuple[Tensor, ...] = self._op(*tensors.values(), **numbers)
+        results: tuple[Tensor, ...] = self.op(*tensors.values(), **numbers)
         return results[len(OperatorOutput._fields) :]
 
 

@@ -1,4 +1,4 @@
-"""`SimCTLoss`: keywords and documentation; what it has in common with the form from hidden states."""
+"""`SimCTLoss`, and the keywords that `LinearSimCTLoss` has too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from ..divergence import as_divergence
 from .backends import choose_backend
-from .contract import MAX_PATH, Loss, one_of, refuse_positional
+from .contract import Loss, one_of, refuse_positional
 from .layout import IndexSizes
 from .ops import BACKENDS, DIVERGENCES, LogitsTensors, Numbers, PairTensors, logits_loss
 from .scores.formulas import SCORES
@@ -92,9 +92,9 @@ class SimCTBase(Loss):
         return self.candidates != "shared"
 
     @property
-    def index_options(self) -> dict[str, int | bool]:
-        """The options of `AlignedBatch.index` that the loss needs."""
-        return {"max_path": MAX_PATH} if self.candidates == "on_path" else {}
+    def index_groups(self) -> tuple[str, ...]:
+        """The groups of sections that the loss reads of an index, beside the units."""
+        return ("continuations",) if self.candidates == "on_path" else ()
 
     def _keep_handles(self) -> None:
         self._divergence_handle = DIVERGENCES.handle(self.divergence)

@@ -263,9 +263,9 @@ class Baseline(Loss, ABC):
         )
 
     @property
-    def index_options(self) -> dict[str, int | bool]:
-        """The options of `AlignedBatch.index` that the loss needs."""
-        return {"first_ids": True} if self.reads_first_ids else {}
+    def index_groups(self) -> tuple[str, ...]:
+        """The groups of sections that the loss reads of an index, beside the units."""
+        return ("first_ids",) if self.reads_first_ids else ()
 
     @abstractmethod
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
