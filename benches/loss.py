@@ -389,7 +389,8 @@ def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str
         teacher = setting.randn(len(batch.teacher.values), len(aligner.teacher))
         leaves = np.zeros(len(index))
         for side in ("teacher", "student"):
-            counts = np.diff(getattr(on_host, f"{side}_leaf_offsets"))
+            table = getattr(aligner.spellings, side).leaves.node_offsets
+            counts = np.diff(table)[on_host.on_host(f"{side}_entry_node")]
             np.add.at(leaves, getattr(on_host, f"{side}_entry_unit"), counts)
         print(
             f"{corpus}: {len(index)} units, {index.n_multi} MULTI; "
