@@ -4,6 +4,9 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from simct_align.inputs import LogitRows, RaggedIds
+from simct_align.units import UnitColumns
+
 _Ranges: TypeAlias = tuple[
     NDArray[np.int64], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
 ]
@@ -71,12 +74,8 @@ class Pair:
     def has_spellings(self) -> bool: ...
     def align(
         self,
-        teacher_values: NDArray[Any],
-        teacher_offsets: NDArray[np.int64],
-        teacher_mask: NDArray[np.uint8] | None,
-        student_values: NDArray[Any],
-        student_offsets: NDArray[np.int64],
-        student_mask: NDArray[np.uint8] | None,
+        teacher: RaggedIds,
+        student: RaggedIds,
         *,
         fail_on_mismatch: bool,
         resync_bytes: int,
@@ -127,32 +126,21 @@ class RetokenizedIds:
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
     def counts(self) -> dict[str, int]: ...
 
+def index_sections() -> list[tuple[str, str, int, str]]: ...
 def build_index(
     pair: Pair,
-    row_offsets: NDArray[np.int64],
-    teacher_start: NDArray[np.int32],
-    teacher_end: NDArray[np.int32],
-    student_start: NDArray[np.int32],
-    student_end: NDArray[np.int32],
-    kind: NDArray[np.uint8],
-    unit_class: NDArray[np.uint8],
-    teacher: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]],
-    student: tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]],
+    units: UnitColumns,
+    sides: tuple[LogitRows, LogitRows],
     *,
+    first_ids: bool,
     max_path: int,
     threads: int | None,
 ) -> tuple[NDArray[np.int64], dict[str, int]]: ...
 def on_path(
     pair: Pair,
-    row_offsets: NDArray[np.int64],
-    teacher_start: NDArray[np.int32],
-    teacher_end: NDArray[np.int32],
-    student_start: NDArray[np.int32],
-    student_end: NDArray[np.int32],
-    kind: NDArray[np.uint8],
-    unit_class: NDArray[np.uint8],
-    teacher: tuple[NDArray[Any], NDArray[np.int64]],
-    student: tuple[NDArray[Any], NDArray[np.int64]],
+    units: UnitColumns,
+    teacher: RaggedIds,
+    student: RaggedIds,
     *,
     max_path: int,
     threads: int | None,

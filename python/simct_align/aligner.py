@@ -196,14 +196,8 @@ class Aligner:
             raise ValueError(f"on_mismatch: expected 'skip' or 'error', got {on_mismatch!r}")
         teacher = read_side("teacher", teacher_ids, teacher_mask)
         student = read_side("student", student_ids, student_mask)
-        teacher_values, student_values = same_dtype(teacher, student)
         units, kind, unit_class, unmatched, reason = self._pair.align(
-            teacher_values,
-            teacher.offsets,
-            teacher.mask,
-            student_values,
-            student.offsets,
-            student.mask,
+            *same_dtype(teacher, student),
             fail_on_mismatch=on_mismatch == "error",
             resync_bytes=integer("resync_bytes", resync_bytes, at_least=1),
             threads=thread_count(threads),

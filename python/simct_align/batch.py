@@ -10,14 +10,13 @@ import numpy as np
 from simct_align import _native, ablations
 from simct_align.continuations import checked_max_path
 from simct_align.index import AlignedIndex
-from simct_align.inputs import RaggedIds, integer, same_dtype, thread_count
-from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
+from simct_align.inputs import LogitRows, RaggedIds, integer, same_dtype, thread_count
+from simct_align.units import Unit, UnitClass, UnitColumns, UnitKind, UnmatchedReason
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from simct_align.aligner import Aligner
-    from simct_align.index import Side
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class AlignmentCounts:
 
 
 @dataclass(frozen=True, repr=False)
-class AlignedBatch:
+class AlignedBatch(UnitColumns):
     """The finest joint segmentation of a batch, from :meth:`Aligner.align_batch`.
 
     Positions count from the start of their row as it was passed in; ranges are half-open; rows,
@@ -107,32 +106,17 @@ class AlignedBatch:
         [('12', 'MULTI', range(0, 2)), ('+', 'SHARED', range(2, 3))]
     """
 
-    row_offsets: NDArray[np.int64]
-    teacher_start: NDArray[np.int32]
-    teacher_end: NDArray[np.int32]
-    student_start: NDArray[np.int32]
-    student_end: NDArray[np.int32]
-    kind: NDArray[np.uint8]
-    unit_class: NDArray[np.uint8]
     unmatched: UnmatchedSpans
     teacher: RaggedIds
     student: RaggedIds
     _pair: _native.Pair
     _aligner: Aligner
 
-    def __len__(self) -> int:
-        return len(self.row_offsets) - 1
-
     def __repr__(self) -> str:
         return (
             f"<AlignedBatch of {len(self)} rows: {self.n_units} units, "
             f"{len(self.unmatched)} unmatched spans>"
         )
-
-    @property
-    def n_units(self) -> int:
-        """The number of units in all rows."""
-        return len(self.kind)
 
     def units(self, row: int, *, max_path: int = 0) -> list[Unit]:
         """The units of one row as objects, to look at.
@@ -250,6 +234,7 @@ class AlignedBatch:
         teacher_stride: int | None = None,
         student_stride: int | None = None,
         max_path: int = 0,
+        first_ids: bool = False,
         threads: int | None = None,
     ) -> AlignedIndex:
         """The tensors that a loss gathers with.
@@ -265,6 +250,7 @@ class AlignedBatch:
             student_stride: Likewise for the student.
             max_path: With a number other than 0 (8 is a good one), the index holds the on-path
                 continuations that begin with so many realized tokens at most, 64 at most.
+            first_ids: Whether the index holds the first token of every unit on either side.
             threads: How many threads enumerate continuations; all cores without it.
 
         Returns:
@@ -293,53 +279,30 @@ class AlignedBatch:
         max_path = checked_max_path(max_path, at_least=0)
         if max_path:
             _ = self._aligner.spellings
-        teacher_values, student_values = same_dtype(self.teacher, self.student)
-        teacher = _layout("teacher", self.teacher, teacher_row_starts, teacher_stride)
-        student = _layout("student", self.student, student_row_starts, student_stride)
+        teacher_ids, student_ids = same_dtype(self.teacher, self.student)
+        teacher = _logit_rows("teacher", teacher_ids, teacher_row_starts, teacher_stride)
+        student = _logit_rows("student", student_ids, student_row_starts, student_stride)
         packed, counts = _native.build_index(
             self._pair,
-            self.row_offsets,
-            self.teacher_start,
-            self.teacher_end,
-            self.student_start,
-            self.student_end,
-            self.kind,
-            self.unit_class,
-            (teacher_values, self.teacher.offsets, teacher[0]),
-            (student_values, self.student.offsets, student[0]),
+            self,
+            (teacher, student),
+            first_ids=first_ids,
             max_path=max_path,
             threads=thread_count(threads),
         )
-        index = AlignedIndex(
-            packed, **counts, teacher_stride=teacher[1], student_stride=student[1], host=packed
+        return AlignedIndex(
+            packed,
+            **counts,
+            max_path=max_path,
+            groups=(
+                "units",
+                *(["first_ids"] if first_ids else []),
+                *(["continuations"] if max_path else []),
+            ),
+            teacher_stride=teacher.stride,
+            student_stride=student.stride,
+            host=packed,
         )
-        return replace(
-            index,
-            teacher_rows_needed=self._rows_needed(index, "teacher", *teacher),
-            student_rows_needed=self._rows_needed(index, "student", *student),
-        )
-
-    def _rows_needed(
-        self, index: AlignedIndex, side: Side, starts: NDArray[np.int64], stride: int | None
-    ) -> int:
-        """How many rows of logits there must be; checks that each row of the batch has its own."""
-        needed, begins = 0, starts[:0]
-        if stride:
-            begins = np.repeat(starts, np.diff(self.row_offsets))[index.unit]
-        for units, rows in index.rows_read(side):
-            if not len(rows):
-                continue
-            needed = max(needed, int(rows.max()) + 1)
-            if rows.min() < 0:
-                raise ValueError(
-                    f"{side}_row_starts: the index would read row {rows.min()} of the logits"
-                )
-            if stride and (width := int((rows - begins[units]).max()) + 1) > stride:
-                raise ValueError(
-                    f"{side}_stride: expected at least {width}, so many rows of logits are read "
-                    f"for one row of the batch, got {stride}"
-                )
-        return needed
 
     def coarsen(
         self, n: int | Literal["whitespace", "random"] = 2, *, seed: int | None = None
@@ -432,32 +395,27 @@ class AlignedBatch:
         return numbers.reshape(len(self), width)
 
 
-def _layout(
+def _logit_rows(
     name: str, side: RaggedIds, row_starts: ArrayLike | None, stride: int | None
-) -> tuple[NDArray[np.int64], int | None]:
-    """Where rows of the batch begin in the logits, and how far from one another.
-
-    Returns:
-        The starts, and their distance: 0 where the logits are packed, None where the caller says
-        the starts.
-    """
+) -> LogitRows:
     if row_starts is not None and stride is not None:
         raise ValueError(f"give {name}_row_starts or {name}_stride, not both")
     if stride is not None:
         stride = integer(f"{name}_stride", stride, at_least=0)
         # Without any row of logits there is no distance; what reads one is told so by its shape.
-        return np.arange(len(side), dtype=np.int64) * stride, stride or None
+        return LogitRows(side, np.arange(len(side), dtype=np.int64) * stride, stride or None)
     if row_starts is None:
         lengths = np.diff(side.offsets)
         alike = bool((lengths == lengths[:1]).all())
-        return side.offsets[:-1], int(lengths[0]) if alike and len(lengths) else 0
+        stride = int(lengths[0]) if alike and len(lengths) else 0
+        return LogitRows(side, side.offsets[:-1], stride)
     starts = np.asarray(row_starts)
     if starts.shape != (len(side),) or (starts.size and starts.dtype.kind not in "iu"):
         raise ValueError(
             f"{name}_row_starts: expected {len(side)} integers, got {starts.dtype} of shape "
             f"{starts.shape}"
         )
-    return np.ascontiguousarray(starts, np.int64), None
+    return LogitRows(side, np.ascontiguousarray(starts, np.int64), None)
 
 
 def _tokens(side: RaggedIds) -> int:

@@ -299,18 +299,10 @@ def enumerate_continuations(
     threads: int | None,
 ) -> Continuations:
     """See :meth:`Aligner.continuations`."""
-    teacher_values, student_values = same_dtype(batch.teacher, batch.student)
     found = _native.on_path(
         pair,
-        batch.row_offsets,
-        batch.teacher_start,
-        batch.teacher_end,
-        batch.student_start,
-        batch.student_end,
-        batch.kind,
-        batch.unit_class,
-        (teacher_values, batch.teacher.offsets),
-        (student_values, batch.student.offsets),
+        batch,
+        *same_dtype(batch.teacher, batch.student),
         max_path=checked_max_path(max_path, at_least=1),
         threads=threads,
     )

@@ -4,18 +4,70 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from simct_align import _native
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import torch
     from numpy.typing import NDArray
 
+    #: A section: a view of a NumPy array or of a tensor, int64, one-dimensional.
+    Longs: TypeAlias = NDArray[np.int64] | torch.Tensor
+
 Side = Literal["teacher", "student"]
+
+
+class Section(NamedTuple):
+    """A section of ``AlignedIndex.packed``; all are int64.
+
+    Attributes:
+        name: Its name, which is also the name of a property of :class:`AlignedIndex`.
+        count: The attribute of :class:`AlignedIndex` that its length follows from.
+        extra: What comes on top of the count.
+        group: ``"units"`` (in every index), ``"first_ids"`` or ``"continuations"``.
+    """
+
+    name: str
+    count: str  # type: ignore[assignment]  # hides the method of tuples
+    extra: int
+    group: str
+
+
+#: All sections, in the order in which they lie in ``AlignedIndex.packed``: the engine's own table.
+SECTIONS: tuple[Section, ...] = tuple(Section(*entry) for entry in _native.index_sections())
+
+#: How to make an index with the sections of a group.
+_HOW_TO_MAKE = {"first_ids": "first_ids=True", "continuations": "max_path=8"}
+
+
+def section_slices(counts: Mapping[str, int], groups: Collection[str]) -> dict[str, slice]:
+    """Where the sections of an index lie in ``packed``.
+
+    Args:
+        counts: The counts that :data:`SECTIONS` names, by name; those of absent groups are not
+            needed.
+        groups: The groups of sections that the index has.
+
+    Returns:
+        A slice for every section that the index has, by name, in order.
+
+    Example:
+        >>> counts = dict.fromkeys(("n_units", "n_multi", "n_teacher_steps", "n_student_steps"), 3)
+        >>> section_slices(counts, ["units"])["kind"]
+        slice(3, 6, None)
+    """
+    slices, end = {}, 0
+    for section in SECTIONS:
+        if section.group in groups:
+            start = end
+            end += counts[section.count] + section.extra
+            slices[section.name] = slice(start, end)
+    return slices
 
 
 @dataclass(frozen=True)
@@ -26,53 +78,20 @@ class AlignedIndex:
     its first token (its *prefix row*), and a path of k tokens by k consecutive rows from there
     on. Rows number the logits of the whole batch, flattened to ``[rows, vocabulary]``.
 
-    With N units, M of them MULTI, and P steps on a side, ``packed`` holds these sections, which
-    are also attributes (views, no copies):
+    ``packed`` holds *sections*, one after another, which are also properties (views, no copies).
+    :data:`SECTIONS` is their layout, and :func:`section_slices` finds them by name. Per-unit
+    sections hold SHARED and SPECIAL units first, then MULTI units, each in the order of the batch.
+    Left out, and counted, are units without a prefix and units whose first token lost a dummy
+    prefix.
 
-    ======================== ===== ==========================================================
-    section                  size  content
-    ======================== ===== ==========================================================
-    ``unit``                 N     number of the unit in the batch
-    ``kind``                 N     :class:`~simct_align.UnitKind`
-    ``student_tokens``       N     how many student tokens it has
-    ``teacher_row``          N     flat logit row of its prefix in the teacher's logits
-    ``student_row``          N     likewise in the student's
-    ``realized_shared_column`` M   the column of the shared vocabulary whose text it spells, or −1
-    ``teacher_offsets``      M + 1 steps of MULTI unit i: ``offsets[i]:offsets[i + 1]``
-    ``student_offsets``      M + 1 likewise
-    ``teacher_step_unit``    P     number of the step's unit among the MULTI units
-    ``teacher_step_row``     P     flat logit row that predicts the step's token
-    ``teacher_step_id``      P     the token
-    ``student_step_unit``    P     likewise for the student
-    ``student_step_row``     P
-    ``student_step_id``      P
-    ======================== ===== ==========================================================
+    The *steps* of a side are the tokens of its MULTI units, unit after unit.
 
-    SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch. Left
-    out, and counted, are units without a prefix and units whose first token lost a dummy prefix.
-
-    With continuations (``max_path`` > 0) more sections follow. An *entry* says that a unit reaches
-    a node of the spellings of one direction: in the teacher's, every leaf of the node is a text
-    that is a single teacher token, and that the student spells by ``depth`` realized tokens, from
+    With continuations (``max_path`` > 0), an *entry* says that a unit reaches a node of the
+    spellings of one direction: in the teacher's, every leaf of the node is a text that is a single
+    teacher token, and that the student spells by as many realized tokens as the node is deep, from
     the unit's first on, and one token more. Rows and ids of the realized part are consecutive in
     the student's logits and ids, from the unit's prefix row on. The leaves themselves lie in
-    ``aligner.spellings.teacher.leaves``. With E entries in a direction, which is named after the
-    side of the single token:
-
-    ============================== ===== ====================================================
-    section                        size  content
-    ============================== ===== ====================================================
-    ``teacher_entry_unit``         E     place of the unit in this index, 0 to N − 1, ascending
-    ``teacher_entry_node``         E     the node; only nodes with leaves are listed
-    ``teacher_entry_depth``        E     1 to ``max_path``, ascending within a unit
-    ``teacher_leaf_offsets``       E + 1 leaves of entry i, numbered through all entries
-    ``student_entry_unit``         E     likewise for single student tokens, spelled by the
-    ``student_entry_node``         E     teacher
-    ``student_entry_depth``        E
-    ``student_leaf_offsets``       E + 1
-    ``realized_teacher_leaf``      M     number of a leaf in ``leaves``, or −1; see below
-    ``realized_student_leaf``      M     likewise
-    ============================== ===== ====================================================
+    ``aligner.spellings.teacher.leaves``. A direction is named after the side of the single token.
 
     A candidate set is a set of texts, so where a MULTI unit's own text is also one of its
     continuations, it must count once. ``realized_teacher_leaf`` is the number of that leaf: the
@@ -81,6 +100,9 @@ class AlignedIndex:
     (of ``max_path`` tokens at most). The leaf then belongs to one of the unit's entries. Where the
     realized student path *is* the spelling, both are the same path as well. At most one of the
     two directions has such a leaf, and SHARED units have none: their text is a shared column.
+
+    An index pickles. ``packed`` and ``host`` are one array again if they were one array before;
+    a tensor and ``host`` become two copies.
 
     Attributes:
         packed: All sections: a NumPy array from :meth:`AlignedBatch.index`, a tensor after
@@ -109,6 +131,8 @@ class AlignedIndex:
         host: ``packed`` as a NumPy array, which stays on the host when the index moves: whoever
             cuts leaves into chunks looks sizes up here (see :meth:`on_host`), without waiting for
             a device.
+        groups: The groups of sections that the index has: ``"units"``, and ``"first_ids"`` and
+            ``"continuations"`` if it was made with them.
     """
 
     packed: Any
@@ -131,29 +155,25 @@ class AlignedIndex:
     teacher_stride: int | None = None
     student_stride: int | None = None
     host: NDArray[np.int64] | None = None
+    groups: tuple[str, ...] = ("units",)
+    pair_digest: str = ""
 
     def __len__(self) -> int:
+        return self.n_units
+
+    @property
+    def n_units(self) -> int:
+        """Units that the index holds: SHARED, SPECIAL and MULTI ones."""
         return self.n_shared + self.n_multi
+
+    def sections(self) -> dict[str, slice]:
+        """Where the sections that this index has lie in ``packed``, by name, in order."""
+        counts = {section.count: getattr(self, section.count) for section in SECTIONS}
+        return section_slices(counts, self.groups)
 
     def sizes(self) -> dict[str, int]:
         """The sections of ``packed`` and their sizes, in order."""
-        units, multi = len(self), self.n_multi
-        per_unit = ("unit", "kind", "student_tokens", "teacher_row", "student_row")
-        sizes = dict.fromkeys(per_unit, units)
-        sizes["realized_shared_column"] = multi
-        sizes |= dict.fromkeys(("teacher_offsets", "student_offsets"), multi + 1)
-        for side, steps in (("teacher", self.n_teacher_steps), ("student", self.n_student_steps)):
-            sizes |= dict.fromkeys((f"{side}_step_{what}" for what in ("unit", "row", "id")), steps)
-        if self.max_path:
-            for side, entries in (
-                ("teacher", self.n_teacher_entries),
-                ("student", self.n_student_entries),
-            ):
-                names = (f"{side}_entry_{what}" for what in ("unit", "node", "depth"))
-                sizes |= dict.fromkeys(names, entries)
-                sizes[f"{side}_leaf_offsets"] = entries + 1
-            sizes |= dict.fromkeys(("realized_teacher_leaf", "realized_student_leaf"), multi)
-        return sizes
+        return {name: place.stop - place.start for name, place in self.sections().items()}
 
     def on_host(self, name: str) -> NDArray[np.int64]:
         """A section as a NumPy array on the host, wherever ``packed`` is.
@@ -162,17 +182,148 @@ class AlignedIndex:
             name: The section's name.
 
         Raises:
-            AttributeError: There is no such section.
+            AttributeError: There is no such section, or not in this index.
+            ValueError: The index was made without ``host``.
         """
-        section: NDArray[np.int64] = getattr(replace(self, packed=self.host), name)
+        if self.host is None:
+            raise ValueError("this index has no copy on the host: make it with batch.index()")
+        return self.host[self._slice(name)]
+
+    def _section(self, name: str) -> Longs:
+        section: Longs = self.packed[self._slice(name)]
         return section
 
-    def __getattr__(self, name: str) -> Any:
-        sizes = self.sizes() if not name.startswith("_") else {}
-        if name not in sizes:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        ends = dict(zip(sizes, accumulate(sizes.values()), strict=True))
-        return self.packed[ends[name] - sizes[name] : ends[name]]
+    def _slice(self, name: str) -> slice:
+        found = self.sections().get(name)
+        if found is None:
+            for section in SECTIONS:
+                if section.name == name:
+                    raise AttributeError(
+                        f"this index has no section {name!r}: make it with "
+                        f"batch.index({_HOW_TO_MAKE[section.group]})"
+                    )
+            raise AttributeError(f"an index has no section {name!r}")
+        return found
+
+    @property
+    def unit(self) -> Longs:
+        """Numbers of the units in the batch, ``[n_units]``."""
+        return self._section("unit")
+
+    @property
+    def kind(self) -> Longs:
+        """:class:`~simct_align.UnitKind` of the units, ``[n_units]``."""
+        return self._section("kind")
+
+    @property
+    def student_tokens(self) -> Longs:
+        """How many student tokens the units have, ``[n_units]``."""
+        return self._section("student_tokens")
+
+    @property
+    def teacher_row(self) -> Longs:
+        """Flat rows of the units' prefixes in the teacher's logits, ``[n_units]``."""
+        return self._section("teacher_row")
+
+    @property
+    def student_row(self) -> Longs:
+        """Flat rows of the units' prefixes in the student's logits, ``[n_units]``."""
+        return self._section("student_row")
+
+    @property
+    def teacher_first_id(self) -> Longs:
+        """The teacher's first token of the units, ``[n_units]``; with ``first_ids=True``."""
+        return self._section("teacher_first_id")
+
+    @property
+    def student_first_id(self) -> Longs:
+        """The student's first token of the units, ``[n_units]``; with ``first_ids=True``."""
+        return self._section("student_first_id")
+
+    @property
+    def realized_shared_column(self) -> Longs:
+        """Shared columns of the MULTI units' texts, −1 without one, ``[n_multi]``."""
+        return self._section("realized_shared_column")
+
+    @property
+    def teacher_offsets(self) -> Longs:
+        """Where the teacher's steps of the MULTI units begin, ``[n_multi + 1]``."""
+        return self._section("teacher_offsets")
+
+    @property
+    def student_offsets(self) -> Longs:
+        """Where the student's steps of the MULTI units begin, ``[n_multi + 1]``."""
+        return self._section("student_offsets")
+
+    @property
+    def teacher_step_unit(self) -> Longs:
+        """The steps' units, numbered among the MULTI units, ``[n_teacher_steps]``."""
+        return self._section("teacher_step_unit")
+
+    @property
+    def teacher_step_row(self) -> Longs:
+        """Flat rows of the teacher's logits that predict the steps, ``[n_teacher_steps]``."""
+        return self._section("teacher_step_row")
+
+    @property
+    def teacher_step_id(self) -> Longs:
+        """The steps' tokens, ``[n_teacher_steps]``."""
+        return self._section("teacher_step_id")
+
+    @property
+    def student_step_unit(self) -> Longs:
+        """The steps' units, numbered among the MULTI units, ``[n_student_steps]``."""
+        return self._section("student_step_unit")
+
+    @property
+    def student_step_row(self) -> Longs:
+        """Flat rows of the student's logits that predict the steps, ``[n_student_steps]``."""
+        return self._section("student_step_row")
+
+    @property
+    def student_step_id(self) -> Longs:
+        """The steps' tokens, ``[n_student_steps]``."""
+        return self._section("student_step_id")
+
+    @property
+    def teacher_entry_unit(self) -> Longs:
+        """Places of the entries' units in this index, ascending, ``[n_teacher_entries]``."""
+        return self._section("teacher_entry_unit")
+
+    @property
+    def teacher_entry_node(self) -> Longs:
+        """The nodes, which have leaves, ``[n_teacher_entries]``."""
+        return self._section("teacher_entry_node")
+
+    @property
+    def teacher_entry_depth(self) -> Longs:
+        """Lengths of the nodes' paths, ascending in a unit, ``[n_teacher_entries]``."""
+        return self._section("teacher_entry_depth")
+
+    @property
+    def student_entry_unit(self) -> Longs:
+        """Places of the entries' units in this index, ascending, ``[n_student_entries]``."""
+        return self._section("student_entry_unit")
+
+    @property
+    def student_entry_node(self) -> Longs:
+        """The nodes, which have leaves, ``[n_student_entries]``."""
+        return self._section("student_entry_node")
+
+    @property
+    def student_entry_depth(self) -> Longs:
+        """Lengths of the nodes' paths, ascending in a unit, ``[n_student_entries]``."""
+        return self._section("student_entry_depth")
+
+    @property
+    def realized_teacher_leaf(self) -> Longs:
+        """The teacher's leaf of the MULTI units' texts, −1 without one, ``[n_multi]``."""
+        return self._section("realized_teacher_leaf")
+
+    @property
+    def realized_student_leaf(self) -> Longs:
+        """The student's leaf of the MULTI units' texts, −1 without one, ``[n_multi]``."""
+        return self._section("realized_student_leaf")
 
     @property
     def device(self) -> torch.device:
@@ -221,7 +372,7 @@ class AlignedIndex:
                 self.on_host(f"{side}_step_row"),
             ),
         ]
-        if self.max_path:
+        if "continuations" in self.groups:
             spelled = "student" if side == "teacher" else "teacher"
             units = self.on_host(f"{spelled}_entry_unit")
             read.append((units, prefix[units] + self.on_host(f"{spelled}_entry_depth")))
@@ -255,7 +406,7 @@ class AlignedIndex:
         """What a loss divides by: known before any forward pass, so that ranks can add it up.
 
         Args:
-            reduction: ``"unit"`` (units), ``"token"`` (student tokens in them), ``"sum"`` or
+            reduction: ``"unit"`` or ``"mean"`` (units), ``"token"`` (student tokens in them), ``"sum"`` or
                 ``"none"`` (1).
             candidates: The loss's candidate set; ``"shared"`` uses SHARED and SPECIAL units only.
 
@@ -266,10 +417,10 @@ class AlignedIndex:
             ValueError: An unknown reduction.
         """
         multi = candidates != "shared"
-        if reduction == "unit":
+        if reduction in ("unit", "mean"):
             return self.n_shared + (self.n_multi if multi else 0)
         if reduction == "token":
             return self.student_tokens_shared + (self.n_student_steps if multi else 0)
         if reduction in ("sum", "none"):
             return 1
-        raise ValueError(f"reduction: expected unit, token, sum or none, got {reduction!r}")
+        raise ValueError(f"reduction: expected unit, mean, token, sum or none, got {reduction!r}")

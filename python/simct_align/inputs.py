@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -81,6 +81,21 @@ class RaggedIds:
         return RaggedIds(self.values[row], self.offsets[number : number + 2] - row.start, mask)
 
 
+class LogitRows(NamedTuple):
+    """Where the rows of one side of a batch lie in its flat logits.
+
+    Attributes:
+        ids: The side.
+        starts: The flat row of position 0 of every row, int64 ``[rows]``.
+        stride: Rows of logits for each row of the batch; 0 where the logits are packed, None where
+            the caller said where each row begins.
+    """
+
+    ids: RaggedIds
+    starts: NDArray[np.int64]
+    stride: int | None
+
+
 def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
     """Reads one side of a batch.
 
@@ -102,11 +117,14 @@ def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
     return RaggedIds(ragged.values, ragged.offsets, taken, ragged.width)
 
 
-def same_dtype(teacher: RaggedIds, student: RaggedIds) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The values of both sides in one dtype: the engine is compiled once for each."""
+def same_dtype(teacher: RaggedIds, student: RaggedIds) -> tuple[RaggedIds, RaggedIds]:
+    """Both sides with ids of one dtype: the engine is compiled once for each."""
     if teacher.values.dtype == student.values.dtype:
-        return teacher.values, student.values
-    return teacher.values.astype(np.int64), student.values.astype(np.int64)
+        return teacher, student
+    return (
+        replace(teacher, values=teacher.values.astype(np.int64)),
+        replace(student, values=student.values.astype(np.int64)),
+    )
 
 
 def _read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedIds:

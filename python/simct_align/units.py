@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class UnitKind(IntEnum):
@@ -69,3 +74,35 @@ class Unit(NamedTuple):
     bytes: bytes
     text: str
     continuations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UnitColumns:
+    """Units as columns; positions count from the start of their row, ranges are half-open.
+
+    Attributes:
+        row_offsets: Units of row ``i`` are ``row_offsets[i]:row_offsets[i + 1]``; int64
+            ``[rows + 1]``.
+        teacher_start: First position of a unit on the teacher's side, int32 ``[units]``.
+        teacher_end: One past the last position there, int32 ``[units]``.
+        student_start: First position of a unit on the student's side, int32 ``[units]``.
+        student_end: One past the last position there, int32 ``[units]``.
+        kind: :class:`UnitKind`, uint8 ``[units]``.
+        unit_class: :class:`UnitClass` bits, uint8 ``[units]``.
+    """
+
+    row_offsets: NDArray[np.int64]
+    teacher_start: NDArray[np.int32]
+    teacher_end: NDArray[np.int32]
+    student_start: NDArray[np.int32]
+    student_end: NDArray[np.int32]
+    kind: NDArray[np.uint8]
+    unit_class: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def n_units(self) -> int:
+        """The number of units in all rows."""
+        return len(self.kind)

@@ -2,6 +2,11 @@
 
 use std::ops::Range;
 
+use crate::batch::RaggedIds;
+use crate::error::{Error, Result};
+use crate::track::TokenId;
+use crate::vocabulary::check_offsets;
+
 /// What a unit is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -170,6 +175,68 @@ impl Segments {
             self.unmatched.push(teacher, student);
             self.reason.push(reason as u8);
         }
+    }
+}
+
+/// The units of a batch, borrowed column by column: see
+/// [`Segments`].
+#[derive(Clone, Copy, Debug)]
+pub struct UnitColumns<'a> {
+    /// The units of row `i` are `row_offsets[i]..row_offsets[i + 1]`.
+    pub row_offsets: &'a [i64],
+    /// First position of the teacher's tokens.
+    pub teacher_start: &'a [i32],
+    /// One past their last position.
+    pub teacher_end: &'a [i32],
+    /// First position of the student's tokens.
+    pub student_start: &'a [i32],
+    /// One past their last position.
+    pub student_end: &'a [i32],
+    /// [`UnitKind`] as a number.
+    pub kind: &'a [u8],
+    /// [Class bits](crate::class).
+    pub unit_class: &'a [u8],
+}
+
+impl UnitColumns<'_> {
+    /// Checks that all columns, and both sides' ids, fit together.
+    pub(crate) fn check<I: TokenId>(
+        &self,
+        teacher: RaggedIds<'_, I>,
+        student: RaggedIds<'_, I>,
+    ) -> Result<()> {
+        let units = self.kind.len();
+        check_offsets("row_offsets", self.row_offsets, units)?;
+        let rows = self.row_offsets.len() - 1;
+        let lengths = [
+            ("teacher_start", self.teacher_start.len(), units, "one entry for every unit"),
+            ("teacher_end", self.teacher_end.len(), units, "one entry for every unit"),
+            ("student_start", self.student_start.len(), units, "one entry for every unit"),
+            ("student_end", self.student_end.len(), units, "one entry for every unit"),
+            ("unit_class", self.unit_class.len(), units, "one entry for every unit"),
+            ("teacher_ids", teacher.rows(), rows, "as many rows as there are in the batch"),
+            ("student_ids", student.rows(), rows, "as many rows as there are in the batch"),
+        ];
+        check_lengths(lengths)
+    }
+
+    /// The units of a row.
+    pub(crate) fn of_row(&self, row: usize) -> Range<usize> {
+        // `check` has seen that no offset is negative.
+        let at = |index: usize| usize::try_from(self.row_offsets[index]).unwrap_or(0);
+        at(row)..at(row + 1)
+    }
+}
+
+/// A name, what length came, what length is right, and why.
+type Length = (&'static str, usize, usize, &'static str);
+
+pub(crate) fn check_lengths(lengths: impl IntoIterator<Item = Length>) -> Result<()> {
+    match lengths.into_iter().find(|(_, found, expected, _)| found != expected) {
+        Some((name, found, expected, why)) => {
+            Err(Error::LengthMismatch { name, found, expected, why })
+        }
+        None => Ok(()),
     }
 }
 

@@ -28,9 +28,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::batch::RaggedIds;
 use crate::class::TRIMMED;
-use crate::columns::UnitKind;
+use crate::columns::{UnitColumns, UnitKind};
 use crate::error::{Error, Result, Side};
-use crate::index::UnitColumns;
 use crate::pair::Pair;
 use crate::path_trie::Step;
 use crate::spelling::{MAX_PATH, SpellingTable};

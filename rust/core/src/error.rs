@@ -218,6 +218,27 @@ pub enum Error {
         /// One past the last.
         end: i32,
     },
+    /// A row of the batch that begins before the logits do.
+    #[error("{side}_row_starts: the index would read row {row} of the logits")]
+    RowBeforeLogits {
+        /// Whose logits.
+        side: Side,
+        /// The first row that would be read.
+        row: i64,
+    },
+    /// A stride that is too short for what is read.
+    #[error(
+        "{side}_stride: expected at least {needed}, so many rows of logits are read for one row of \
+         the batch, got {stride}"
+    )]
+    StrideTooShort {
+        /// Whose logits.
+        side: Side,
+        /// What came.
+        stride: i64,
+        /// How many rows are read.
+        needed: i64,
+    },
     /// A value outside of its range.
     #[error("{name} is {found}, expected {expected}")]
     BadOption {

@@ -4,7 +4,8 @@
 //! its first token, its *prefix row*; a path of k tokens by k consecutive rows from there on. Rows
 //! are numbered through the whole batch, as the trainer lays its logits out.
 //!
-//! All integers lie in one buffer, in sections, so that one transfer moves them to a device.
+//! All integers lie in one buffer, in [sections](crate::sections), so that one transfer moves them
+//! to a device.
 //!
 //! With continuations, the entries of [`on_path`] are put in the order of the units here, so that
 //! the entries of a run of units, and the leaves of those, are runs as well.
@@ -13,132 +14,77 @@ use std::ops::Range;
 
 use crate::batch::RaggedIds;
 use crate::class::TRIMMED;
-use crate::columns::UnitKind;
+use crate::columns::{UnitColumns, UnitKind, check_lengths};
 use crate::continuation::{Entries, PathOptions, on_path};
 use crate::error::{Error, Result, Side};
 use crate::pair::{NONE, Pair};
+use crate::sections::{Counts, EntryCounts, Group, SECTIONS, Section, Sections, ranges};
 use crate::spelling::{SpellingTable, Spellings};
 use crate::track::TokenId;
-use crate::vocabulary::{Vocabulary, check_offsets};
+use crate::vocabulary::Vocabulary;
 
-/// The units of a batch, borrowed column by column: see
-/// [`Segments`](crate::columns::Segments).
-#[derive(Clone, Copy, Debug)]
-pub struct UnitColumns<'a> {
-    /// The units of row `i` are `row_offsets[i]..row_offsets[i + 1]`.
-    pub row_offsets: &'a [i64],
-    /// First position of the teacher's tokens.
-    pub teacher_start: &'a [i32],
-    /// One past their last position.
-    pub teacher_end: &'a [i32],
-    /// First position of the student's tokens.
-    pub student_start: &'a [i32],
-    /// One past their last position.
-    pub student_end: &'a [i32],
-    /// [`UnitKind`] as a number.
-    pub kind: &'a [u8],
-    /// [Class bits](crate::class).
-    pub unit_class: &'a [u8],
-}
-
-/// One side's ids, and where its rows begin in the flat logits.
+/// One side's ids, and where its rows lie in the flat logits.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexSide<'a, I> {
     /// The ids of the batch.
     pub ids: RaggedIds<'a, I>,
     /// The flat logit row of position 0 of every row.
     pub row_starts: &'a [i64],
+    /// How many logit rows a row of the batch has, where what is read of it must not reach beyond.
+    pub stride: Option<i64>,
 }
 
-/// How many of what an [`Index`] holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// SHARED and SPECIAL units.
-    pub shared: usize,
-    /// MULTI units.
-    pub multi: usize,
-    /// Tokens of all MULTI units on the teacher's side.
-    pub teacher_steps: usize,
-    /// Tokens of all MULTI units on the student's side.
-    pub student_steps: usize,
-    /// Student tokens in SHARED and SPECIAL units.
-    pub student_tokens_shared: usize,
-    /// Units left out because they begin a row, where no logits predict them.
-    pub dropped_no_prefix: usize,
-    /// Units left out because their first token lost its dummy prefix.
-    pub dropped_dummy_prefix: usize,
-    /// Nodes of the teacher's spellings that units reach.
-    pub teacher: EntryCounts,
-    /// Nodes of the student's spellings that units reach.
-    pub student: EntryCounts,
+/// What an index holds besides its units.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IndexOptions {
+    /// Whether it has the first token of every unit.
+    pub first_ids: bool,
+    /// Whether it has continuations, and which.
+    pub continuations: Option<PathOptions>,
 }
 
-/// How many continuations an [`Index`] holds in one direction; nothing without continuations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EntryCounts {
-    /// Entries.
-    pub entries: usize,
-    /// Their leaves together.
-    pub leaves: usize,
-    /// Spellings that are no continuations because they are longer than `max_path` and one token.
-    pub cut_off: usize,
-}
-
-/// The tensors that a loss gathers with.
-///
-/// With N = `counts.shared + counts.multi` units, M = `counts.multi`, and P steps on a side, the
-/// sections of `packed` are, in order:
-///
-/// | section | entries | content |
-/// | --- | --- | --- |
-/// | unit | N | number of the unit in the batch |
-/// | kind | N | its [`UnitKind`] |
-/// | student tokens | N | how many it has |
-/// | teacher row, student row | N each | flat logit row of its prefix |
-/// | realized shared column | M | the column whose text is the unit's, or −1 |
-/// | teacher offsets, student offsets | M + 1 each | the steps of a MULTI unit |
-/// | teacher steps: unit, row, id | 3 × P | number among the MULTI units, logit row, token |
-/// | student steps: unit, row, id | 3 × P | likewise |
-///
-/// SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch.
-///
-/// With continuations follow, with E entries in a direction:
-///
-/// | section | entries | content |
-/// | --- | --- | --- |
-/// | teacher entries: unit, node, depth | 3 × E | place among the N units, ascending; node of the teacher's spellings; how many realized student tokens lead there |
-/// | teacher leaf offsets | E + 1 | the leaves of all entries, numbered through |
-/// | student entries, student leaf offsets | 4 × E + 1 | likewise, the other way round |
-/// | realized teacher leaf, realized student leaf | M each | the leaf whose text the unit's is, if it is a continuation of the unit, else −1 |
-///
-/// The realized leaf is found by text: the unit's text is that of a one-sided token, on whichever
-/// paths either side realized it, and the spelling of that token, but for its last token, is how
-/// the realized path of the other side begins. So the leaf is among those of the unit's entries,
-/// and stands for a text that the unit has twice.
+/// The tensors that a loss gathers with: see [`SECTIONS`] for what they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
     /// All sections, one after another.
     pub packed: Vec<i64>,
-    /// Their sizes, and what was left out.
+    /// The counts that give their lengths, and what was left out.
     pub counts: Counts,
+    /// How many rows of the teacher's logits there must be for all that is read.
+    pub teacher_rows_needed: i64,
+    /// Likewise for the student.
+    pub student_rows_needed: i64,
 }
 
-/// Makes the index of a batch, with continuations if there are options for them.
+/// Makes the index of a batch.
 ///
 /// # Complexity
 ///
-/// O(units + tokens in MULTI units) time, and that of [`on_path`]; memory of the result.
+/// O(units + tokens in MULTI units) time, and that of [`on_path`] for continuations; memory of the
+/// result.
 ///
 /// # Errors
 ///
-/// Columns of different lengths, positions that are not in their row, an id that is in no
-/// vocabulary: nothing that [`align_batch`](crate::batch::align_batch) makes.
+/// Row starts before the logits, a stride shorter than what is read of a row. Columns of different
+/// lengths, positions that are not in their row, an id that is in no vocabulary: nothing that
+/// [`align_batch`](crate::batch::align_batch) makes.
 pub fn build_index<I: TokenId>(
     pair: &Pair,
     units: &UnitColumns<'_>,
     teacher: IndexSide<'_, I>,
     student: IndexSide<'_, I>,
-    continuations: Option<&PathOptions>,
+    options: &IndexOptions,
+) -> Result<Index> {
+    build_in_order(&SECTIONS, pair, units, (teacher, student), options)
+}
+
+/// Makes an index whose sections lie in the order of a table.
+fn build_in_order<I: TokenId>(
+    table: &[Section],
+    pair: &Pair,
+    units: &UnitColumns<'_>,
+    (teacher, student): (IndexSide<'_, I>, IndexSide<'_, I>),
+    options: &IndexOptions,
 ) -> Result<Index> {
     units.check(teacher.ids, student.ids)?;
     let rows = teacher.ids.rows();
@@ -150,28 +96,25 @@ pub fn build_index<I: TokenId>(
     for unit in 0..units.kind.len() {
         units.count(unit, &mut counts);
     }
-    let all = counts.shared + counts.multi;
-    let (multi, steps) = (counts.multi, (counts.teacher_steps, counts.student_steps));
-    let sizes = [all, all, all, all, all, multi, multi + 1, multi + 1];
-    let sizes = sizes.into_iter().chain([steps.0; 3]).chain([steps.1; 3]);
-    let reached = match continuations {
+    let reached = match &options.continuations {
         Some(options) => Some(Reached::new(pair, units, teacher, student, options)?),
         None => None,
     };
-    let more = reached.as_ref().map_or(Vec::new(), |reached| reached.sizes(multi));
-    let sizes = sizes.chain(more);
-    let mut packed = vec![0; sizes.clone().sum()];
-    let mut sections = Sections::split(&mut packed, sizes);
-    let [unit_of, kind, tokens, teacher_row, student_row] = sections.take();
-    let [column, teacher_offsets, student_offsets] = sections.take();
-    let mut teacher_paths = Paths::new(teacher_offsets, sections.take());
-    let mut student_paths = Paths::new(student_offsets, sections.take());
-    let teacher_entries = sections.take();
-    let student_entries = sections.take();
-    let [teacher_leaf, student_leaf] = sections.take();
+    if let Some(reached) = &reached {
+        counts.teacher = reached.teacher.counts();
+        counts.student = reached.student.counts();
+    }
+    let ranges = ranges(table, &options.groups(), &counts);
+    let mut packed = vec![0; ranges.last().map_or(0, |(_, range)| range.end)];
+    let mut sections = Sections::cut(&mut packed, &ranges);
+    let [unit_of, kind, tokens, column] =
+        ["unit", "kind", "student_tokens", "realized_shared_column"]
+            .map(|name| sections.take(name));
+    let mut teacher_out = SideWriter::new(&mut sections, Side::Teacher, teacher);
+    let mut student_out = SideWriter::new(&mut sections, Side::Student, student);
 
     let (mut next_shared, mut next_multi) = (0, counts.shared);
-    for row in 0..teacher.ids.rows() {
+    for row in 0..rows {
         for unit in units.of_row(row) {
             let at = match units.place(unit) {
                 Place::Dropped => continue,
@@ -184,29 +127,140 @@ pub fn build_index<I: TokenId>(
             unit_of[place] = long(unit);
             kind[place] = i64::from(units.kind[unit]);
             tokens[place] = long(student_range.len());
-            teacher_row[place] = teacher.row_starts[row] + long(teacher_range.start) - 1;
-            student_row[place] = student.row_starts[row] + long(student_range.start) - 1;
-            if place >= counts.shared {
-                let teacher_ids = &teacher.ids.row(row)[teacher_range];
-                let student_ids = &student.ids.row(row)[student_range];
-                let multi = place - counts.shared;
+            let multi = place.checked_sub(counts.shared);
+            let teacher_ids = teacher_out.push(row, teacher_range, place, multi);
+            let student_ids = student_out.push(row, student_range, place, multi);
+            if let Some(multi) = multi {
                 let single = single_token(pair, row, teacher_ids, student_ids)?;
                 column[multi] = single.map_or(-1, |single| column_of(pair, single));
                 if let Some(reached) = &reached {
-                    let leaves = reached.realized_leaves(single, teacher_ids, student_ids);
-                    [teacher_leaf[multi], student_leaf[multi]] = leaves;
+                    [teacher_out.realized_leaf[multi], student_out.realized_leaf[multi]] =
+                        reached.realized_leaves(single, teacher_ids, student_ids);
                 }
-                teacher_paths.push(multi, teacher_row[place], teacher_ids);
-                student_paths.push(multi, student_row[place], student_ids);
             }
         }
     }
     if let Some(reached) = reached {
         let order = (&*unit_of, counts.shared);
-        counts.teacher = reached.teacher.pack(order, teacher_entries);
-        counts.student = reached.student.pack(order, student_entries);
+        // The last token of a continuation is read after the realized ones, by the side that spells.
+        reached.teacher.pack(order, &mut teacher_out, &mut student_out, units.student_start);
+        reached.student.pack(order, &mut student_out, &mut teacher_out, units.teacher_start);
     }
-    Ok(Index { packed, counts })
+    let teacher_rows_needed = teacher_out.reach.check(Side::Teacher, teacher.stride)?;
+    let student_rows_needed = student_out.reach.check(Side::Student, student.stride)?;
+    Ok(Index { packed, counts, teacher_rows_needed, student_rows_needed })
+}
+
+impl IndexOptions {
+    fn groups(&self) -> Vec<Group> {
+        let more = [
+            self.first_ids.then_some(Group::FirstIds),
+            self.continuations.map(|_| Group::Continuations),
+        ];
+        std::iter::once(Group::Units).chain(more.into_iter().flatten()).collect()
+    }
+}
+
+/// How far one side's logits are read.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    /// The first flat row.
+    first: i64,
+    /// One past the last flat row.
+    end: i64,
+    /// One past the last row, counted from the start of its row of the batch.
+    width: i64,
+}
+
+impl Reach {
+    const NOTHING: Self = Self { first: 0, end: 0, width: 0 };
+
+    /// Notes that a flat row is read, and which one of its row of the batch it is.
+    fn read(&mut self, flat: i64, in_row: i64) {
+        self.first = self.first.min(flat);
+        self.end = self.end.max(flat.saturating_add(1));
+        self.width = self.width.max(in_row + 1);
+    }
+
+    /// How many rows of logits there must be, if each row of the batch has its own.
+    fn check(self, side: Side, stride: Option<i64>) -> Result<i64> {
+        match stride {
+            _ if self.first < 0 => Err(Error::RowBeforeLogits { side, row: self.first }),
+            Some(stride) if self.width > stride => {
+                Err(Error::StrideTooShort { side, stride, needed: self.width })
+            }
+            _ => Ok(self.end),
+        }
+    }
+}
+
+/// The sections of one side, as they are written.
+struct SideWriter<'a, I> {
+    side: IndexSide<'a, I>,
+    row: &'a mut [i64],
+    first_id: &'a mut [i64],
+    offsets: &'a mut [i64],
+    step_unit: &'a mut [i64],
+    step_row: &'a mut [i64],
+    step_id: &'a mut [i64],
+    /// Of the direction whose single tokens are this side's.
+    entry_unit: &'a mut [i64],
+    entry_node: &'a mut [i64],
+    entry_depth: &'a mut [i64],
+    realized_leaf: &'a mut [i64],
+    next_step: usize,
+    reach: Reach,
+}
+
+impl<'a, I: TokenId> SideWriter<'a, I> {
+    fn new(sections: &mut Sections<'a>, name: Side, side: IndexSide<'a, I>) -> Self {
+        let mut take = |what: &str| sections.take(&format!("{name}_{what}"));
+        Self {
+            side,
+            row: take("row"),
+            first_id: take("first_id"),
+            offsets: take("offsets"),
+            step_unit: take("step_unit"),
+            step_row: take("step_row"),
+            step_id: take("step_id"),
+            entry_unit: take("entry_unit"),
+            entry_node: take("entry_node"),
+            entry_depth: take("entry_depth"),
+            realized_leaf: sections.take(&format!("realized_{name}_leaf")),
+            next_step: 0,
+            reach: Reach::NOTHING,
+        }
+    }
+
+    /// Writes a unit at its place, and its steps if it is a MULTI unit.
+    fn push(
+        &mut self,
+        row: usize,
+        positions: Range<usize>,
+        place: usize,
+        multi: Option<usize>,
+    ) -> &'a [I] {
+        let before = long(positions.start) - 1;
+        let prefix = self.side.row_starts[row].saturating_add(before);
+        let ids = &self.side.ids.row(row)[positions];
+        self.row[place] = prefix;
+        if let (Some(first), Some(id)) = (self.first_id.get_mut(place), ids.first()) {
+            *first = id.value();
+        }
+        self.reach.read(prefix, before);
+        if let Some(multi) = multi {
+            for (step, id) in (0..).zip(ids) {
+                self.step_unit[self.next_step] = long(multi);
+                self.step_row[self.next_step] = prefix.saturating_add(step);
+                self.step_id[self.next_step] = id.value();
+                self.next_step += 1;
+            }
+            self.offsets[multi + 1] = long(self.next_step);
+            let last = long(ids.len()) - 1;
+            self.reach.read(prefix.saturating_add(last), before + last);
+        }
+        ids
+    }
 }
 
 /// The continuations of a batch, to be packed.
@@ -239,12 +293,6 @@ impl<'a> Reached<'a> {
         })
     }
 
-    fn sizes(&self, multi: usize) -> Vec<usize> {
-        let [teacher, student] = [self.teacher.entries.len(), self.student.entries.len()];
-        let of = |entries| [entries, entries, entries, entries + 1];
-        [of(teacher), of(student)].concat().into_iter().chain([multi; 2]).collect()
-    }
-
     /// The leaves of both directions, at most one of them, whose text a unit's is.
     fn realized_leaves<I: TokenId>(
         &self,
@@ -269,10 +317,25 @@ impl<'a> Reached<'a> {
 }
 
 impl Direction<'_> {
+    fn counts(&self) -> EntryCounts {
+        let nodes = self.entries.node.iter();
+        EntryCounts {
+            entries: self.entries.len(),
+            leaves: nodes.map(|&node| self.spellings.leaves_of(node)).sum(),
+            cut_off: self.spellings.cut_off(self.max_path),
+        }
+    }
+
     /// Writes the entries in the order of the index: of its first units, then of the others.
-    fn pack(&self, (unit_of, shared): (&[i64], usize), sections: [&mut [i64]; 4]) -> EntryCounts {
-        let [unit, node, depth, leaf_offsets] = sections;
-        let (mut next, mut leaves) = (0, 0);
+    /// `starts` are the positions at which the units of the batch begin on the side that spells.
+    fn pack<I>(
+        &self,
+        (unit_of, shared): (&[i64], usize),
+        single: &mut SideWriter<'_, I>,
+        spelled: &mut SideWriter<'_, I>,
+        starts: &[i32],
+    ) {
+        let mut next = 0;
         for block in [0..shared, shared..unit_of.len()] {
             // Both ascend, and every entry's unit is in one of the blocks.
             let mut place = block.start;
@@ -282,29 +345,16 @@ impl Direction<'_> {
                     place += 1;
                 }
                 if place < block.end && unit_of[place] == number {
-                    unit[next] = long(place);
-                    node[next] = i64::from(self.entries.node[entry]);
-                    depth[next] = i64::from(self.entries.depth[entry]);
-                    leaves += self.spellings.leaves_of(self.entries.node[entry]);
+                    let depth = i64::from(self.entries.depth[entry]);
+                    single.entry_unit[next] = long(place);
+                    single.entry_node[next] = i64::from(self.entries.node[entry]);
+                    single.entry_depth[next] = depth;
+                    let before = i64::from(starts[self.entries.unit[entry].index()]) - 1;
+                    spelled.reach.read(spelled.row[place].saturating_add(depth), before + depth);
                     next += 1;
-                    leaf_offsets[next] = long(leaves);
                 }
             }
         }
-        let cut_off = self.spellings.cut_off(self.max_path);
-        EntryCounts { entries: next, leaves, cut_off }
-    }
-}
-
-/// A name, what length came, what length is right, and why.
-type Length = (&'static str, usize, usize, &'static str);
-
-fn check_lengths(lengths: impl IntoIterator<Item = Length>) -> Result<()> {
-    match lengths.into_iter().find(|(_, found, expected, _)| found != expected) {
-        Some((name, found, expected, why)) => {
-            Err(Error::LengthMismatch { name, found, expected, why })
-        }
-        None => Ok(()),
     }
 }
 
@@ -316,34 +366,6 @@ enum Place {
 }
 
 impl UnitColumns<'_> {
-    /// Checks that all columns, and both sides' ids, fit together.
-    pub(crate) fn check<I: TokenId>(
-        &self,
-        teacher: RaggedIds<'_, I>,
-        student: RaggedIds<'_, I>,
-    ) -> Result<()> {
-        let units = self.kind.len();
-        check_offsets("row_offsets", self.row_offsets, units)?;
-        let rows = self.row_offsets.len() - 1;
-        let lengths = [
-            ("teacher_start", self.teacher_start.len(), units, "one entry for every unit"),
-            ("teacher_end", self.teacher_end.len(), units, "one entry for every unit"),
-            ("student_start", self.student_start.len(), units, "one entry for every unit"),
-            ("student_end", self.student_end.len(), units, "one entry for every unit"),
-            ("unit_class", self.unit_class.len(), units, "one entry for every unit"),
-            ("teacher_ids", teacher.rows(), rows, "as many rows as there are in the batch"),
-            ("student_ids", student.rows(), rows, "as many rows as there are in the batch"),
-        ];
-        check_lengths(lengths)
-    }
-
-    /// The units of a row.
-    pub(crate) fn of_row(&self, row: usize) -> Range<usize> {
-        // `check` has seen that no offset is negative.
-        let at = |index: usize| usize::try_from(self.row_offsets[index]).unwrap_or(0);
-        at(row)..at(row + 1)
-    }
-
     fn has_no_prefix(&self, unit: usize) -> bool {
         self.teacher_start[unit] == 0 || self.student_start[unit] == 0
     }
@@ -436,51 +458,6 @@ fn column_of(pair: &Pair, single: (Side, u32)) -> i64 {
         (Side::Student, id) => pair.student_column(id),
     };
     if column == NONE { -1 } else { i64::from(column) }
-}
-
-/// The steps of one side's realized paths, as they are written.
-struct Paths<'a> {
-    offsets: &'a mut [i64],
-    unit: &'a mut [i64],
-    row: &'a mut [i64],
-    id: &'a mut [i64],
-    next: usize,
-}
-
-impl<'a> Paths<'a> {
-    fn new(offsets: &'a mut [i64], [unit, row, id]: [&'a mut [i64]; 3]) -> Self {
-        Self { offsets, unit, row, id, next: 0 }
-    }
-
-    fn push<I: TokenId>(&mut self, unit: usize, prefix_row: i64, ids: &[I]) {
-        for (step, id) in (0..).zip(ids) {
-            self.unit[self.next] = long(unit);
-            self.row[self.next] = prefix_row + step;
-            self.id[self.next] = id.value();
-            self.next += 1;
-        }
-        self.offsets[unit + 1] = long(self.next);
-    }
-}
-
-/// A buffer cut into sections.
-struct Sections<'a>(std::vec::IntoIter<&'a mut [i64]>);
-
-impl<'a> Sections<'a> {
-    fn split(mut buffer: &'a mut [i64], sizes: impl Iterator<Item = usize>) -> Self {
-        let mut sections = Vec::new();
-        for size in sizes {
-            let (section, rest) = buffer.split_at_mut(size);
-            sections.push(section);
-            buffer = rest;
-        }
-        Self(sections.into_iter())
-    }
-
-    /// The next sections; empty ones past the end.
-    fn take<const N: usize>(&mut self) -> [&'a mut [i64]; N] {
-        std::array::from_fn(|_| self.0.next().unwrap_or_default())
-    }
 }
 
 fn long(count: usize) -> i64 {

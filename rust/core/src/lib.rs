@@ -40,6 +40,7 @@ pub mod error;
 pub mod index;
 pub mod pair;
 pub mod retokenize;
+pub mod sections;
 pub mod segment;
 pub mod spelling;
 pub mod storage;

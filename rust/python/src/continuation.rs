@@ -8,13 +8,12 @@ use pyo3::prelude::*;
 use simct_align::batch::RaggedIds;
 use simct_align::continuation::{Entries, PathOptions, on_path as enumerate};
 use simct_align::error::Side;
-use simct_align::index::UnitColumns;
 use simct_align::pair::Pair as CorePair;
 use simct_align::spelling::{SpellingTable, one_sided};
 use simct_align::threads::Threads;
 use simct_align::trie::ByteTrie as CoreTrie;
 
-use crate::arrays::{IdArray, different_dtypes, widen};
+use crate::arrays::{SideArrays, UnitArrays, widen, with_both_ids};
 use crate::errors::to_py_err;
 use crate::pair::Pair;
 use crate::vocabulary::Vocabulary;
@@ -161,54 +160,26 @@ fn side(of_teacher: bool) -> Side {
 /// Enumerates the continuations of a batch: (unit, node, depth) of the teacher's spellings, then
 /// of the student's.
 #[pyfunction]
-#[pyo3(signature = (
-    pair, row_offsets, teacher_start, teacher_end, student_start, student_end, kind, unit_class,
-    teacher, student, *, max_path, threads,
-))]
-#[expect(clippy::too_many_arguments, reason = "the columns of a batch")]
+#[pyo3(signature = (pair, units, teacher, student, *, max_path, threads))]
 pub(crate) fn on_path<'py>(
     py: Python<'py>,
     pair: &Pair,
-    row_offsets: PyReadonlyArray1<'py, i64>,
-    teacher_start: PyReadonlyArray1<'py, i32>,
-    teacher_end: PyReadonlyArray1<'py, i32>,
-    student_start: PyReadonlyArray1<'py, i32>,
-    student_end: PyReadonlyArray1<'py, i32>,
-    kind: PyReadonlyArray1<'py, u8>,
-    unit_class: PyReadonlyArray1<'py, u8>,
-    teacher: (Bound<'py, PyAny>, PyReadonlyArray1<'py, i64>),
-    student: (Bound<'py, PyAny>, PyReadonlyArray1<'py, i64>),
+    units: UnitArrays<'py>,
+    teacher: SideArrays<'py>,
+    student: SideArrays<'py>,
     max_path: usize,
     threads: Option<NonZeroUsize>,
 ) -> PyResult<(Columns<'py>, Columns<'py>)> {
-    let units = UnitColumns {
-        row_offsets: row_offsets.as_slice()?,
-        teacher_start: teacher_start.as_slice()?,
-        teacher_end: teacher_end.as_slice()?,
-        student_start: student_start.as_slice()?,
-        student_end: student_end.as_slice()?,
-        kind: kind.as_slice()?,
-        unit_class: unit_class.as_slice()?,
-    };
+    let units = units.columns()?;
     let options = path_options(max_path, threads);
-    let (teacher_ids, student_ids) = (IdArray::extract(&teacher.0)?, IdArray::extract(&student.0)?);
-    let (teacher_offsets, student_offsets) = (teacher.1.as_slice()?, student.1.as_slice()?);
-    macro_rules! enumerate {
-        ($teacher_ids:ident, $student_ids:ident) => {{
-            let (teacher, student) = ($teacher_ids.as_slice()?, $student_ids.as_slice()?);
-            py.detach(|| {
-                let teacher = RaggedIds::new(Side::Teacher, teacher, teacher_offsets)?;
-                let student = RaggedIds::new(Side::Student, student, student_offsets)?;
-                enumerate(&pair.core, &units, teacher, student, &options)
-            })
-        }};
-    }
-    let found = match (&teacher_ids, &student_ids) {
-        (IdArray::I64(teacher), IdArray::I64(student)) => enumerate!(teacher, student),
-        (IdArray::I32(teacher), IdArray::I32(student)) => enumerate!(teacher, student),
-        (IdArray::U32(teacher), IdArray::U32(student)) => enumerate!(teacher, student),
-        _ => return Err(different_dtypes()),
-    };
+    let (teacher_offsets, student_offsets) =
+        (teacher.offsets.as_slice()?, student.offsets.as_slice()?);
+    let found =
+        with_both_ids!(&teacher.values, &student.values, |teacher, student| py.detach(|| {
+            let teacher = RaggedIds::new(Side::Teacher, teacher, teacher_offsets)?;
+            let student = RaggedIds::new(Side::Student, student, student_offsets)?;
+            enumerate(&pair.core, &units, teacher, student, &options)
+        }));
     let found = found.map_err(to_py_err)?;
     let columns = |entries: Entries| {
         let Entries { unit, node, depth } = entries;

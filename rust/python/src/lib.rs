@@ -24,7 +24,7 @@ mod _native {
     #[pymodule_export]
     use super::ids::{ids_from_lists, segment_numbers};
     #[pymodule_export]
-    use super::index::build_index;
+    use super::index::{build_index, index_sections};
     #[pymodule_export]
     use super::pair::Pair;
     #[pymodule_export]

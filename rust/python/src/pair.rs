@@ -14,7 +14,7 @@ use simct_align::storage;
 use simct_align::threads::Threads;
 use simct_align::track::TokenId;
 
-use crate::arrays::{IdArray, different_dtypes, widen};
+use crate::arrays::{SideArrays, widen, with_both_ids};
 use crate::errors::to_py_err;
 use crate::vocabulary::Vocabulary;
 
@@ -77,21 +77,12 @@ impl Pair {
     }
 
     /// Aligns a batch: ((`row_offsets`, ranges), kind, class, (`row_offsets`, ranges), reason).
-    #[pyo3(signature = (
-        teacher_values, teacher_offsets, teacher_mask,
-        student_values, student_offsets, student_mask,
-        *, fail_on_mismatch, resync_bytes, threads,
-    ))]
-    #[expect(clippy::too_many_arguments, reason = "two sides of three arrays each")]
+    #[pyo3(signature = (teacher, student, *, fail_on_mismatch, resync_bytes, threads))]
     fn align<'py>(
         &self,
         py: Python<'py>,
-        teacher_values: &Bound<'py, PyAny>,
-        teacher_offsets: PyReadonlyArray1<'py, i64>,
-        teacher_mask: Option<PyReadonlyArray1<'py, u8>>,
-        student_values: &Bound<'py, PyAny>,
-        student_offsets: PyReadonlyArray1<'py, i64>,
-        student_mask: Option<PyReadonlyArray1<'py, u8>>,
+        teacher: SideArrays<'py>,
+        student: SideArrays<'py>,
         fail_on_mismatch: bool,
         resync_bytes: usize,
         threads: Option<NonZeroUsize>,
@@ -100,27 +91,15 @@ impl Pair {
             mismatch: MismatchPolicy { fail: fail_on_mismatch, resync_bytes },
             threads: threads.map_or(Threads::AllCores, Threads::Count),
         };
-        let masks = [teacher_mask, student_mask];
-        let teacher_mask = masks[0].as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
-        let student_mask = masks[1].as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
-        let offsets = (teacher_offsets.as_slice()?, student_offsets.as_slice()?);
-        let (teacher, student) =
-            (IdArray::extract(teacher_values)?, IdArray::extract(student_values)?);
-        macro_rules! align {
-            ($teacher:ident, $student:ident) => {{
-                let teacher =
-                    Input { values: $teacher.as_slice()?, offsets: offsets.0, mask: teacher_mask };
-                let student =
-                    Input { values: $student.as_slice()?, offsets: offsets.1, mask: student_mask };
-                py.detach(|| align(&self.core, teacher, student, &options))
-            }};
-        }
-        let aligned = match (&teacher, &student) {
-            (IdArray::I64(teacher), IdArray::I64(student)) => align!(teacher, student),
-            (IdArray::I32(teacher), IdArray::I32(student)) => align!(teacher, student),
-            (IdArray::U32(teacher), IdArray::U32(student)) => align!(teacher, student),
-            _ => return Err(different_dtypes()),
-        };
+        let teacher_mask = teacher.mask.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
+        let student_mask = student.mask.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
+        let offsets = (teacher.offsets.as_slice()?, student.offsets.as_slice()?);
+        let aligned = with_both_ids!(&teacher.values, &student.values, |teacher, student| py
+            .detach(|| {
+                let teacher = batch_side(Side::Teacher, teacher, offsets.0, teacher_mask)?;
+                let student = batch_side(Side::Student, student, offsets.1, student_mask)?;
+                align_batch(&self.core, teacher, student, &options)
+            }));
         Ok(into_arrays(py, aligned.map_err(to_py_err)?))
     }
 
@@ -144,30 +123,17 @@ impl Pair {
     }
 }
 
-/// One side of a batch, before it is checked.
-struct Input<'a, I> {
+fn batch_side<'a, I: TokenId>(
+    side: Side,
     values: &'a [I],
     offsets: &'a [i64],
     mask: Option<&'a [u8]>,
-}
-
-impl<'a, I: TokenId> Input<'a, I> {
-    fn check(self, side: Side) -> simct_align::error::Result<BatchSide<'a, I>> {
-        let ids = RaggedIds::new(side, self.values, self.offsets)?;
-        match self.mask {
-            None => Ok(BatchSide::whole_rows(ids)),
-            Some(mask) => BatchSide::masked(ids, mask),
-        }
+) -> simct_align::error::Result<BatchSide<'a, I>> {
+    let ids = RaggedIds::new(side, values, offsets)?;
+    match mask {
+        None => Ok(BatchSide::whole_rows(ids)),
+        Some(mask) => BatchSide::masked(ids, mask),
     }
-}
-
-fn align<I: TokenId>(
-    pair: &CorePair,
-    teacher: Input<'_, I>,
-    student: Input<'_, I>,
-    options: &AlignOptions,
-) -> simct_align::error::Result<AlignedRows> {
-    align_batch(pair, teacher.check(Side::Teacher)?, student.check(Side::Student)?, options)
 }
 
 fn into_arrays(py: Python<'_>, aligned: AlignedRows) -> Aligned<'_> {

@@ -7,7 +7,7 @@ use simct_align::batch::RaggedIds;
 use simct_align::error::Side;
 use simct_align::retokenize::{Counts, Plan, Retokenized, Retokenizer as CoreRetokenizer, Stretch};
 
-use crate::arrays::IdArray;
+use crate::arrays::{IdArray, with_ids};
 use crate::errors::to_py_err;
 use crate::pair::Pair;
 
@@ -43,21 +43,15 @@ impl Retokenizer {
     fn split(
         &self,
         py: Python<'_>,
-        values: &Bound<'_, PyAny>,
+        values: IdArray<'_>,
         offsets: Longs<'_>,
     ) -> PyResult<RetokenizePlan> {
         let offsets = offsets.as_slice()?;
-        macro_rules! split {
-            ($values:ident) => {{
-                let values = $values.as_slice()?;
-                py.detach(|| self.core.split(RaggedIds::new(Side::Student, values, offsets)?))
-            }};
-        }
-        let plan = match IdArray::extract(values)? {
-            IdArray::I64(values) => split!(values),
-            IdArray::I32(values) => split!(values),
-            IdArray::U32(values) => split!(values),
-        };
+        let plan = with_ids!(&values, |values| py.detach(|| self.core.split(RaggedIds::new(
+            Side::Student,
+            values,
+            offsets
+        )?)));
         Ok(RetokenizePlan { core: plan.map_err(to_py_err)? })
     }
 
@@ -83,7 +77,7 @@ impl Retokenizer {
         &self,
         py: Python<'_>,
         draft: &RetokenizedIds,
-        values: &Bound<'_, PyAny>,
+        values: IdArray<'_>,
         offsets: Longs<'_>,
         stretches: Vec<(usize, usize, usize, usize, usize)>,
     ) -> PyResult<RetokenizedIds> {
@@ -96,20 +90,10 @@ impl Retokenizer {
                 student: student_start..student_end,
             })
             .collect();
-        macro_rules! repair {
-            ($values:ident) => {{
-                let values = $values.as_slice()?;
-                py.detach(|| {
-                    let student = RaggedIds::new(Side::Student, values, offsets)?;
-                    self.core.repair(draft.core.clone(), student, &stretches)
-                })
-            }};
-        }
-        let made = match IdArray::extract(values)? {
-            IdArray::I64(values) => repair!(values),
-            IdArray::I32(values) => repair!(values),
-            IdArray::U32(values) => repair!(values),
-        };
+        let made = with_ids!(&values, |values| py.detach(|| {
+            let student = RaggedIds::new(Side::Student, values, offsets)?;
+            self.core.repair(draft.core.clone(), student, &stretches)
+        }));
         Ok(RetokenizedIds { core: made.map_err(to_py_err)? })
     }
 }

@@ -1,0 +1,221 @@
+//! The layout of an index: its sections, described once, and the counts that give their lengths.
+//!
+//! All integers of an index are `i64` and lie in one buffer, section after section, in the order of
+//! [`SECTIONS`]. Whoever writes or reads a section finds it by its name.
+
+use std::ops::Range;
+
+/// How many of what an [`Index`](crate::index::Index) holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// SHARED and SPECIAL units.
+    pub shared: usize,
+    /// MULTI units.
+    pub multi: usize,
+    /// Tokens of all MULTI units on the teacher's side.
+    pub teacher_steps: usize,
+    /// Tokens of all MULTI units on the student's side.
+    pub student_steps: usize,
+    /// Student tokens in SHARED and SPECIAL units.
+    pub student_tokens_shared: usize,
+    /// Units left out because they begin a row, where no logits predict them.
+    pub dropped_no_prefix: usize,
+    /// Units left out because their first token lost its dummy prefix.
+    pub dropped_dummy_prefix: usize,
+    /// Nodes of the teacher's spellings that units reach.
+    pub teacher: EntryCounts,
+    /// Nodes of the student's spellings that units reach.
+    pub student: EntryCounts,
+}
+
+/// How many continuations an [`Index`](crate::index::Index) holds in one direction; nothing
+/// without continuations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EntryCounts {
+    /// Entries.
+    pub entries: usize,
+    /// Their leaves together.
+    pub leaves: usize,
+    /// Spellings that are no continuations because they are longer than `max_path` and one token.
+    pub cut_off: usize,
+}
+
+/// A count that lengths of sections follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Units: SHARED and SPECIAL ones, then MULTI ones.
+    Units,
+    /// MULTI units.
+    Multi,
+    /// Teacher tokens in MULTI units.
+    TeacherSteps,
+    /// Student tokens in MULTI units.
+    StudentSteps,
+    /// Entries of the teacher's direction.
+    TeacherEntries,
+    /// Entries of the student's direction.
+    StudentEntries,
+}
+
+impl Count {
+    /// What Python calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Units => "n_units",
+            Self::Multi => "n_multi",
+            Self::TeacherSteps => "n_teacher_steps",
+            Self::StudentSteps => "n_student_steps",
+            Self::TeacherEntries => "n_teacher_entries",
+            Self::StudentEntries => "n_student_entries",
+        }
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn of(self, counts: &Counts) -> usize {
+        match self {
+            Self::Units => counts.shared + counts.multi,
+            Self::Multi => counts.multi,
+            Self::TeacherSteps => counts.teacher_steps,
+            Self::StudentSteps => counts.student_steps,
+            Self::TeacherEntries => counts.teacher.entries,
+            Self::StudentEntries => counts.student.entries,
+        }
+    }
+}
+
+/// Sections that an index has or lacks together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// What every index has.
+    Units,
+    /// The first token of every unit.
+    FirstIds,
+    /// The nodes that units reach, and the leaves that their texts are.
+    Continuations,
+}
+
+impl Group {
+    /// What Python calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Units => "units",
+            Self::FirstIds => "first_ids",
+            Self::Continuations => "continuations",
+        }
+    }
+}
+
+/// A section of the buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Its name.
+    pub name: &'static str,
+    /// Its length, but for `extra`.
+    pub count: Count,
+    /// What comes on top of the count: offsets have one entry more.
+    pub extra: usize,
+    /// Which indices have it.
+    pub group: Group,
+}
+
+impl Section {
+    const fn new(name: &'static str, count: Count, extra: usize, group: Group) -> Self {
+        Self { name, count, extra, group }
+    }
+}
+
+/// All sections, in the order in which they lie in the buffer.
+///
+/// | section | content |
+/// | --- | --- |
+/// | `unit` | number of the unit in the batch |
+/// | `kind` | its [`UnitKind`](crate::columns::UnitKind) |
+/// | `student_tokens` | how many it has |
+/// | `teacher_row`, `student_row` | flat logit row of its prefix |
+/// | `realized_shared_column` | the column whose text is the unit's, or −1 |
+/// | `teacher_offsets`, `student_offsets` | where the steps of a MULTI unit begin |
+/// | `teacher_step_…`, `student_step_…` | number among the MULTI units, logit row, token |
+/// | `teacher_first_id`, `student_first_id` | the unit's first token |
+/// | `teacher_entry_…` | place among the units, ascending; node of the teacher's spellings; how many realized student tokens lead there |
+/// | `student_entry_…` | likewise, the other way round |
+/// | `realized_teacher_leaf`, `realized_student_leaf` | the leaf whose text the unit's is, if it is a continuation of the unit, else −1 |
+///
+/// SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch.
+///
+/// The realized leaf is found by text: the unit's text is that of a one-sided token, on whichever
+/// paths either side realized it, and the spelling of that token, but for its last token, is how
+/// the realized path of the other side begins. So the leaf is among those of the unit's entries,
+/// and stands for a text that the unit has twice.
+pub const SECTIONS: [Section; 24] = {
+    use Count::{Multi, StudentEntries, StudentSteps, TeacherEntries, TeacherSteps, Units};
+    use Group::{Continuations, FirstIds};
+    let always = Group::Units;
+    [
+        Section::new("unit", Units, 0, always),
+        Section::new("kind", Units, 0, always),
+        Section::new("student_tokens", Units, 0, always),
+        Section::new("teacher_row", Units, 0, always),
+        Section::new("student_row", Units, 0, always),
+        Section::new("realized_shared_column", Multi, 0, always),
+        Section::new("teacher_offsets", Multi, 1, always),
+        Section::new("student_offsets", Multi, 1, always),
+        Section::new("teacher_step_unit", TeacherSteps, 0, always),
+        Section::new("teacher_step_row", TeacherSteps, 0, always),
+        Section::new("teacher_step_id", TeacherSteps, 0, always),
+        Section::new("student_step_unit", StudentSteps, 0, always),
+        Section::new("student_step_row", StudentSteps, 0, always),
+        Section::new("student_step_id", StudentSteps, 0, always),
+        Section::new("teacher_first_id", Units, 0, FirstIds),
+        Section::new("student_first_id", Units, 0, FirstIds),
+        Section::new("teacher_entry_unit", TeacherEntries, 0, Continuations),
+        Section::new("teacher_entry_node", TeacherEntries, 0, Continuations),
+        Section::new("teacher_entry_depth", TeacherEntries, 0, Continuations),
+        Section::new("student_entry_unit", StudentEntries, 0, Continuations),
+        Section::new("student_entry_node", StudentEntries, 0, Continuations),
+        Section::new("student_entry_depth", StudentEntries, 0, Continuations),
+        Section::new("realized_teacher_leaf", Multi, 0, Continuations),
+        Section::new("realized_student_leaf", Multi, 0, Continuations),
+    ]
+};
+
+/// Where the sections of some groups lie in the buffer.
+pub(crate) fn ranges(
+    sections: &[Section],
+    groups: &[Group],
+    counts: &Counts,
+) -> Vec<(&'static str, Range<usize>)> {
+    let mut end = 0;
+    let present = sections.iter().filter(|section| groups.contains(&section.group));
+    present
+        .map(|section| {
+            let start = end;
+            end += section.count.of(counts) + section.extra;
+            (section.name, start..end)
+        })
+        .collect()
+}
+
+/// A buffer cut into sections, each to be taken once.
+pub(crate) struct Sections<'a>(Vec<(&'static str, &'a mut [i64])>);
+
+impl<'a> Sections<'a> {
+    /// Cuts a buffer at [`ranges`].
+    pub(crate) fn cut(mut buffer: &'a mut [i64], ranges: &[(&'static str, Range<usize>)]) -> Self {
+        let mut sections = Vec::with_capacity(ranges.len());
+        for (name, range) in ranges {
+            let (section, rest) = buffer.split_at_mut(range.len());
+            sections.push((*name, section));
+            buffer = rest;
+        }
+        Self(sections)
+    }
+
+    /// The section of a name; an empty one if the index does not have it.
+    pub(crate) fn take(&mut self, name: &str) -> &'a mut [i64] {
+        let place = self.0.iter().position(|(known, _)| *known == name);
+        place.map_or(&mut [], |place| self.0.swap_remove(place).1)
+    }
+}
