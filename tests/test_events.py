@@ -14,11 +14,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from simct_align.loss.backends.torch.computation import TorchComputation
-from simct_align.loss.backends.torch.on_path import OnPathEngine
 
 from simct_align import Aligner, Vocabulary
 from simct_align.loss import SimCTLoss
+from simct_align.loss.backends.torch.computation import TorchComputation
+from simct_align.loss.backends.torch.on_path import OnPathEngine
 from support.on_path_twin import side_scores, twin_units
 from test_loss_on_path import make_aligner, random_spelling
 

@@ -383,7 +383,9 @@ def test_module_can_be_copied_and_pickled():
     loss_fn = SimCTLoss(c.pair, divergence=JSD(beta=0.25))
     expected = loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=c.index).loss
     for twin in (copy.deepcopy(loss_fn), pickle.loads(pickle.dumps(loss_fn))):
-        torch.testing.assert_close(twin(teacher_logits=c.teacher, student_logits=c.student, index=c.index).loss, expected)
+        torch.testing.assert_close(
+            twin(teacher_logits=c.teacher, student_logits=c.student, index=c.index).loss, expected
+        )
     assert loss_fn.state_dict() == {}
 
 

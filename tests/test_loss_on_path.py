@@ -352,11 +352,11 @@ def test_a_moved_leaf_is_noticed():
     c = case(1)
     loss_fn = SimCTLoss(c.aligner, candidates="on_path", score="sum")
     right = loss_fn(teacher_logits=c.teacher, student_logits=c.student, index=c.index).per_unit
-    for name in ("teacher_leaves", "student_leaves"):
+    for name in ("teacher_one_sided_token", "student_one_sided_token"):
         wrong_fn = copy.deepcopy(loss_fn)
-        leaves = getattr(wrong_fn.tables, name)
-        leaves[1] = leaves[1].roll(1)
-        wrong = wrong_fn(c.student, c.teacher, c.index).per_unit
+        tokens = getattr(wrong_fn.columns, name)
+        tokens.copy_(tokens.roll(1))
+        wrong = wrong_fn(teacher_logits=c.teacher, student_logits=c.student, index=c.index).per_unit
         assert not torch.allclose(wrong, right)
 
 

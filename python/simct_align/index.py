@@ -406,8 +406,8 @@ class AlignedIndex:
         """What a loss divides by: known before any forward pass, so that ranks can add it up.
 
         Args:
-            reduction: ``"unit"`` or ``"mean"`` (units), ``"token"`` (student tokens in them), ``"sum"`` or
-                ``"none"`` (1).
+            reduction: ``"unit"`` or ``"mean"`` (units), ``"token"`` (student tokens in them),
+                ``"sum"`` or ``"none"`` (1).
             candidates: The loss's candidate set; ``"shared"`` uses SHARED and SPECIAL units only.
 
         Returns:

@@ -115,6 +115,7 @@ class IndexView:
     Attributes:
         n_shared: SHARED and SPECIAL units.
         n_multi: MULTI units.
+        kind: ``[N]`` their `UnitKind`.
         realized_column: ``[n_multi]`` shared column of the realized text, -1 if none.
         teacher: The teacher's side.
         student: The student's side.
@@ -122,6 +123,7 @@ class IndexView:
 
     n_shared: int
     n_multi: int
+    kind: Tensor
     realized_column: Tensor
     teacher: SideUnits
     student: SideUnits
@@ -160,6 +162,7 @@ def view_index(packed: Tensor, sizes: IndexSizes) -> IndexView:
     return IndexView(
         n_shared=sizes.n_shared,
         n_multi=sizes.n_multi,
+        kind=packed[at["kind"]],
         realized_column=packed[at["realized_shared_column"]],
         teacher=side("teacher"),
         student=side("student"),

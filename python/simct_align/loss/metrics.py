@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from simct_align.index import AlignedIndex
 
 
-_SPECIAL = int(UnitKind.SPECIAL)  # torch.compile does not compare tensors with enumerations
-
-
 class UnitStat(IntEnum):
     """Rows of the figures per unit that an engine keeps.
 
-    The masses are probabilities: what a model puts on the shared vocabulary, on it and the realized
+    KEPT is 1 for units that took part, else 0; KEPT_SPECIAL is 1 for SPECIAL ones among them. The
+    masses are probabilities: what a model puts on the shared vocabulary, on it and the realized
     unit, and on all candidates.
     """
 
@@ -32,6 +30,7 @@ class UnitStat(IntEnum):
     STUDENT_SHARED = 4
     STUDENT_REALIZED = 5
     STUDENT_CANDIDATES = 6
+    KEPT_SPECIAL = 7
 
 
 class MassStats(NamedTuple):
@@ -96,6 +95,17 @@ class LossMetrics(NamedTuple):
     student_mass_continuations: Tensor
 
 
+def count_special(stats: Tensor, kind: Tensor) -> None:
+    """Fill the row of SPECIAL units.
+
+    Args:
+        stats: ``[len(UnitStat), units that take part]``, in index order; changed in place.
+        kind: ``[units]`` kinds of the units.
+    """
+    is_special = kind[: stats.shape[1]] == UnitKind.SPECIAL
+    torch.mul(stats[UnitStat.KEPT], is_special, out=stats[UnitStat.KEPT_SPECIAL])
+
+
 def make_metrics(
     per_unit: Tensor,
     stats: Tensor,
@@ -109,7 +119,7 @@ def make_metrics(
     Args:
         per_unit: ``[units]`` divergences.
         stats: ``[len(UnitStat), units]`` of the engine.
-        index: The units, on the device of the others.
+        index: The units.
         mass_shared: Whether SHARED and SPECIAL units have their masses in ``stats``.
         mass_multi: Whether MULTI units have.
 
@@ -118,9 +128,8 @@ def make_metrics(
     """
     per_unit, n_shared = per_unit.detach(), index.n_shared
     kept = stats[UnitStat.KEPT]
-    special = (index.kind[: kept.shape[0]] == _SPECIAL).to(kept.dtype)
     kept_shared, kept_multi = kept[:n_shared].sum(), kept[n_shared:].sum()
-    kept_special = (kept * special).sum()
+    kept_special = stats[UnitStat.KEPT_SPECIAL].sum()
 
     def count(number: int) -> Tensor:
         return torch.full_like(kept_shared, number)

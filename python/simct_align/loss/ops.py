@@ -27,7 +27,7 @@ from .columns import SideColumns
 from .engine import Engine
 from .handles import Handles
 from .layout import IndexSizes, view_index
-from .metrics import UnitStat
+from .metrics import UnitStat, count_special
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..divergence import Divergence
     from .backends.protocol import Backend, StudentSide
     from .engine import Result
+    from .layout import IndexView
 
 _LOG = logging.getLogger(__name__)
 
@@ -163,9 +164,12 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 
 def _problem(
-    teacher: Logits | Head, student: Logits | Head, pair: PairTensors, numbers: Numbers
+    teacher: Logits | Head,
+    student: Logits | Head,
+    index: IndexView,
+    pair: PairTensors,
+    numbers: Numbers,
 ) -> Problem:
-    index = view_index(pair.packed, numbers.sizes)
     teacher_columns = SideColumns(
         ids=pair.teacher_ids,
         n_extra=numbers.teacher_extra,
@@ -222,9 +226,11 @@ def _compute(
     teacher: Logits | Head, student: Logits | Head, pair: PairTensors, numbers: Numbers
 ) -> tuple[OperatorOutput, list[Tensor]]:
     with torch.no_grad(), _without_autocast(pair.packed.device.type):
-        problem = _problem(teacher, student, pair, numbers)
+        index = view_index(pair.packed, numbers.sizes)
+        problem = _problem(teacher, student, index, pair, numbers)
         weight = pair.weight.to(problem.settings.dtype)
         result, side = _run(problem, pair, numbers, weight * numbers.gradient_scale)
+        count_special(result.stats, index.kind)
         loss = (result.per_unit * weight).sum()
         return OperatorOutput(loss, result.per_unit, result.stats), side.gradients()
 

@@ -18,7 +18,7 @@ from ..backends.torch.rows import LogitsRows, StudentLogitsRows, Workspace
 from ..contract import Loss, refuse_positional
 from ..engine import chunks
 from ..layout import IndexSizes, view_index
-from ..metrics import UnitStat
+from ..metrics import UnitStat, count_special
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -326,4 +326,5 @@ class Baseline(Loss, ABC):
         loss, per_unit = _ChunkedSum.apply(student_logits, weight, job)
         stats = per_unit.new_zeros((len(UnitStat), *per_unit.shape))
         stats[UnitStat.KEPT] = 1.0
+        count_special(stats, job.index.kind)
         return self.output(loss, per_unit, stats, index)
