@@ -206,7 +206,7 @@ def _read_index(host: Tensor, n_shared: int, n_multi: int, steps: Any, entries: 
     for count in steps:
         sizes += [count] * 3
     for count in entries:
-        sizes += [count] * 3 + [count + 1]
+        sizes += [count] * 3
     sizes += [n_multi] * 2
     values = host.numpy()
     if values.shape != (sum(sizes),):
@@ -221,8 +221,8 @@ def _read_index(host: Tensor, n_shared: int, n_multi: int, steps: Any, entries: 
         realized_column=parts[5],
         offsets={"teacher": parts[6], "student": parts[7]},
         steps={"teacher": tuple(parts[8:11]), "student": tuple(parts[11:14])},  # type: ignore[dict-item]
-        entries={"teacher": tuple(parts[14:17]), "student": tuple(parts[18:21])},  # type: ignore[dict-item]
-        realized_leaf={"teacher": parts[22], "student": parts[23]},
+        entries={"teacher": tuple(parts[14:17]), "student": tuple(parts[17:20])},  # type: ignore[dict-item]
+        realized_leaf={"teacher": parts[20], "student": parts[21]},
     )
 
 
