@@ -171,7 +171,7 @@ def build_times(name: str, aligner: Aligner, repeat: int) -> list[dict[str, obje
     build = [seconds(lambda: fresh(aligner).spellings) for _ in range(repeat)]
     without = [seconds(lambda: fresh(untold).spellings) for _ in range(repeat)]
     trie = time_best(lambda: _native.ByteTrie(aligner.teacher._native), repeat, 0.0)
-    plain, spelled = fresh(aligner)._pair.to_bytes(""), aligner._pair.to_bytes("")
+    plain, spelled = fresh(aligner)._pair.to_bytes(), aligner._pair.to_bytes()
     load = [
         time_best(lambda d=d: _native.Pair.from_bytes(d), repeat, 0.0) for d in (plain, spelled)
     ]

@@ -408,10 +408,11 @@ def test_copies_and_second_backward_passes():
     torch.testing.assert_close(once, twice)
     weights = torch.rand(len(c.index), dtype=torch.float64)
     for copied in (loss_fn, copy.deepcopy(loss_fn), pickle.loads(pickle.dumps(loss_fn))):
-        out = copied(student, c.teacher, c.index)
+        tensors = {"teacher_logits": c.teacher, "student_logits": student, "index": c.index}
+        out = copied(**tensors)
         (weighted,) = torch.autograd.grad((out.per_unit * weights).sum(), student)
         single = sum(
-            w * torch.autograd.grad(copied(student, c.teacher, c.index).per_unit[u], student)[0]
+            w * torch.autograd.grad(copied(**tensors).per_unit[u], student)[0]
             for u, w in enumerate(weights)
         )
         torch.testing.assert_close(weighted, single)

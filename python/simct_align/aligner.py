@@ -547,7 +547,7 @@ class Aligner:
         Raises:
             OSError: The file cannot be written.
         """
-        Path(path).write_bytes(self._pair.to_bytes(""))
+        Path(path).write_bytes(self._pair.to_bytes())
 
     @classmethod
     def load(
@@ -584,7 +584,7 @@ class Aligner:
         student_source: TokenizerSource | None,
     ) -> Aligner:
         aligner = cls.__new__(cls)
-        aligner._pair, _ = _native.Pair.from_bytes(data)
+        aligner._pair = _native.Pair.from_bytes(data)
         aligner._teacher = Vocabulary(aligner._pair.teacher, source=teacher_source)
         aligner._student = Vocabulary(aligner._pair.student, source=student_source)
         aligner._shared = _shared_vocabulary(aligner._pair)
@@ -592,7 +592,7 @@ class Aligner:
 
     def __reduce__(self) -> tuple[object, ...]:
         sources = (self._teacher._source, self._student._source)
-        return self._from_bytes, (self._pair.to_bytes(""), *sources)
+        return self._from_bytes, (self._pair.to_bytes(), *sources)
 
 
 def _vocabulary(source: object) -> Vocabulary:

@@ -5,60 +5,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::columns::Segments;
-use crate::error::{Error, Result, Side};
+use crate::error::{Error, Result};
+use crate::ids::{RaggedIds, Side, TokenId};
 use crate::pair::Pair;
 use crate::resync::RESYNC_WINDOW;
 use crate::segment::{MismatchPolicy, Row, align_region};
 use crate::threads::{self, Threads};
-use crate::track::TokenId;
-use crate::vocabulary::check_offsets;
 
 /// About how many student tokens a worker takes at once: their columns stay in its second-level
 /// cache until they are copied to their place.
 const CHUNK_TOKENS: usize = 8 * 1024;
-
-/// Rows of ids: row `i` is `values[offsets[i]..offsets[i + 1]]`.
-#[derive(Clone, Copy, Debug)]
-pub struct RaggedIds<'a, I> {
-    values: &'a [I],
-    offsets: &'a [i64],
-}
-
-impl<'a, I: TokenId> RaggedIds<'a, I> {
-    /// Checks the offsets: from 0 to the number of values, never falling. The side is for the
-    /// error message.
-    ///
-    /// # Errors
-    ///
-    /// The first offset that is wrong.
-    pub fn new(side: Side, values: &'a [I], offsets: &'a [i64]) -> Result<Self> {
-        let name = match side {
-            Side::Teacher => "teacher_ids",
-            Side::Student => "student_ids",
-        };
-        check_offsets(name, offsets, values.len())?;
-        Ok(Self { values, offsets })
-    }
-
-    /// The ids of a row.
-    #[must_use]
-    pub fn row(&self, row: usize) -> &'a [I] {
-        &self.values[self.range(row)]
-    }
-
-    /// How many rows there are.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.offsets.len() - 1
-    }
-
-    /// Where a row lies in the values.
-    pub(crate) fn range(&self, row: usize) -> Range<usize> {
-        // `check_offsets` has seen that no offset is negative.
-        let at = |index: usize| usize::try_from(self.offsets[index]).unwrap_or(0);
-        at(row)..at(row + 1)
-    }
-}
 
 /// One side of a batch: its ids, and which positions take part.
 #[derive(Clone, Copy, Debug)]
@@ -80,11 +36,11 @@ impl<'a, I: TokenId> BatchSide<'a, I> {
     ///
     /// A mask that is not as long as the values.
     pub fn masked(ids: RaggedIds<'a, I>, mask: &'a [u8]) -> Result<Self> {
-        if mask.len() != ids.values.len() {
+        if mask.len() != ids.values().len() {
             return Err(Error::LengthMismatch {
                 name: "mask",
                 found: mask.len(),
-                expected: ids.values.len(),
+                expected: ids.values().len(),
                 why: "one entry for every id",
             });
         }
@@ -217,8 +173,8 @@ pub fn align_batch<T: TokenId, S: TokenId>(
     student.check_row_lengths(Side::Student)?;
 
     let job = Job { pair, teacher, student, policy: options.mismatch };
-    let chunks = chunks(student.ids.offsets);
-    let units = teacher.ids.values.len().min(student.ids.values.len());
+    let chunks = chunks(student.ids.offsets());
+    let units = teacher.ids.values().len().min(student.ids.values().len());
     let mut aligned = AlignedRows::with_capacity(rows, units);
     let workers = options.threads.count().min(chunks.len());
     if workers <= 1 {
@@ -252,7 +208,7 @@ pub fn segment_numbers(
     end: &[i32],
     width: usize,
 ) -> Result<Vec<i64>> {
-    check_offsets("row_offsets", row_offsets, start.len())?;
+    let segments = RaggedIds::named("row_offsets", start, row_offsets)?;
     if end.len() != start.len() {
         return Err(Error::LengthMismatch {
             name: "end",
@@ -261,7 +217,6 @@ pub fn segment_numbers(
             why: "one entry for every start",
         });
     }
-    let segments = RaggedIds { values: start, offsets: row_offsets };
     let mut numbers = vec![-1; segments.rows() * width];
     for row in 0..segments.rows() {
         let cells = &mut numbers[row * width..][..width];

@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 
-use crate::batch::RaggedIds;
 use crate::error::{Error, Result};
-use crate::track::TokenId;
-use crate::vocabulary::check_offsets;
+use crate::ids::{RaggedIds, check_offsets, range_of_row};
 
 /// What a unit is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +198,7 @@ pub struct UnitColumns<'a> {
 
 impl UnitColumns<'_> {
     /// Checks that all columns, and both sides' ids, fit together.
-    pub(crate) fn check<I: TokenId>(
+    pub(crate) fn check<I>(
         &self,
         teacher: RaggedIds<'_, I>,
         student: RaggedIds<'_, I>,
@@ -222,9 +220,7 @@ impl UnitColumns<'_> {
 
     /// The units of a row.
     pub(crate) fn of_row(&self, row: usize) -> Range<usize> {
-        // `check` has seen that no offset is negative.
-        let at = |index: usize| usize::try_from(self.row_offsets[index]).unwrap_or(0);
-        at(row)..at(row + 1)
+        range_of_row(self.row_offsets, row)
     }
 }
 

@@ -26,15 +26,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::batch::RaggedIds;
 use crate::class::TRIMMED;
 use crate::columns::{UnitColumns, UnitKind};
-use crate::error::{Error, Result, Side};
+use crate::error::{Error, Result};
+use crate::ids::{RaggedIds, Side, TokenId};
 use crate::pair::Pair;
 use crate::path_trie::Step;
 use crate::spelling::{MAX_PATH, SpellingTable};
 use crate::threads::{self, Threads};
-use crate::track::TokenId;
 
 /// About how many units a worker takes at once.
 const CHUNK_UNITS: i64 = 16 * 1024;

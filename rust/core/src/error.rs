@@ -1,26 +1,6 @@
 //! The one error of this crate.
 
-use std::fmt;
-
-use crate::vocabulary::MAX_TOKENS;
-
-/// Which of the two models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The model whose distribution is the target.
-    Teacher,
-    /// The model that is trained.
-    Student,
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Side::Teacher => "teacher",
-            Side::Student => "student",
-        })
-    }
-}
+use crate::ids::{BadOffsets, MAX_TOKENS, Side};
 
 /// Two texts that differ, with the place: boxed, because it is rare and large.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,20 +41,8 @@ pub enum Error {
         bytes: usize,
     },
     /// Ragged data whose offsets are not those of its values.
-    #[error(
-        "{name}: offsets must start at 0, never fall and end at the number of values \
-         ({values}); found {found} at index {index}"
-    )]
-    BadOffsets {
-        /// The argument.
-        name: &'static str,
-        /// Index of the first wrong offset.
-        index: usize,
-        /// Its value.
-        found: i64,
-        /// The number of values.
-        values: usize,
-    },
+    #[error(transparent)]
+    BadOffsets(#[from] BadOffsets),
     /// Two arrays that must have one length.
     #[error("{name} has {found} entries, expected {expected}: {why}")]
     LengthMismatch {
@@ -256,6 +224,17 @@ pub enum Error {
         threads: usize,
         /// What the system said.
         reason: String,
+    },
+    /// A saved aligner of another version of the format.
+    #[error(
+        "the saved aligner has format version {found}, this release reads version {expected}: make \
+         the file again with Aligner(teacher, student).save(path)"
+    )]
+    FileVersion {
+        /// The file's version.
+        found: u32,
+        /// The version that is read.
+        expected: u32,
     },
     /// A saved aligner that cannot be read.
     #[error("not a saved aligner, or a damaged one: {reason}")]

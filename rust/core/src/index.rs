@@ -12,15 +12,14 @@
 
 use std::ops::Range;
 
-use crate::batch::RaggedIds;
 use crate::class::TRIMMED;
 use crate::columns::{UnitColumns, UnitKind, check_lengths};
 use crate::continuation::{Entries, PathOptions, on_path};
-use crate::error::{Error, Result, Side};
-use crate::pair::{NONE, Pair};
+use crate::error::{Error, Result};
+use crate::ids::{NONE, RaggedIds, Side, TokenId};
+use crate::pair::Pair;
 use crate::sections::{Counts, EntryCounts, Group, SECTIONS, Section, Sections, ranges};
 use crate::spelling::{SpellingTable, Spellings};
-use crate::track::TokenId;
 use crate::vocabulary::Vocabulary;
 
 /// One side's ids, and where its rows lie in the flat logits.

@@ -11,8 +11,8 @@
 //! # Example
 //!
 //! ```
-//! use simct_align::batch::{AlignOptions, BatchSide, RaggedIds, align_batch};
-//! use simct_align::error::Side;
+//! use simct_align::batch::{AlignOptions, BatchSide, align_batch};
+//! use simct_align::ids::{RaggedIds, Side};
 //! use simct_align::pair::{Pair, PairOptions};
 //! use simct_align::vocabulary::{Token, Vocabulary};
 //!
@@ -37,6 +37,7 @@ pub mod class;
 pub mod columns;
 pub mod continuation;
 pub mod error;
+pub mod ids;
 pub mod index;
 pub mod pair;
 pub mod retokenize;
@@ -51,7 +52,7 @@ pub mod vocabulary;
 mod path_trie;
 mod resync;
 mod speller;
-pub mod track;
+mod track;
 
 #[cfg(test)]
 mod reference;

@@ -2,13 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::batch::RaggedIds;
-use crate::error::{Error, Result, Side};
-use crate::spelling::Spellings;
-use crate::vocabulary::{MAX_TOKENS, TokenKind, Vocabulary};
+use sha2::{Digest, Sha256};
 
-/// Stands for "none" in tables of ids and columns.
-pub const NONE: u32 = u32::MAX;
+use crate::error::{Error, Result};
+use crate::ids::{MAX_TOKENS, NONE, RaggedIds, Side};
+use crate::spelling::{SpelledSide, Spellings, one_sided};
+use crate::vocabulary::{TokenKind, Vocabulary};
 
 /// How many low bits of a [`SharedEntry`] hold an id; the class bits lie above.
 const ID_BITS: u32 = 24;
@@ -150,7 +149,7 @@ impl Pair {
         student: &Vocabulary,
         options: &PairOptions,
     ) -> Result<Stops> {
-        let pick = |side, vocabulary: &Vocabulary, given: &Option<Vec<u32>>| {
+        let pick = |side, vocabulary: &Vocabulary, given: &Option<_>| -> Result<Vec<u32>> {
             let given = given.as_ref().unwrap_or(&vocabulary.settings().stops);
             let mut stops = Vec::with_capacity(given.len());
             for &id in given {
@@ -220,6 +219,25 @@ impl Pair {
         self.student_columns.get(id as usize).copied().unwrap_or(NONE)
     }
 
+    /// A side's vocabulary, and which of its tokens are shared.
+    pub(crate) fn side(&self, side: Side) -> SpelledSide<'_> {
+        let (vocabulary, columns) = match side {
+            Side::Teacher => (&self.teacher, &self.teacher_columns),
+            Side::Student => (&self.student, &self.student_columns),
+        };
+        SpelledSide { vocabulary, columns }
+    }
+
+    /// The one-sided tokens of a side, by canonical id, ascending.
+    ///
+    /// # Complexity
+    ///
+    /// O(tokens of the side).
+    #[must_use]
+    pub fn one_sided(&self, side: Side) -> Vec<u32> {
+        one_sided(self.side(side))
+    }
+
     /// The spellings of one-sided tokens, if they have been made.
     #[must_use]
     pub fn known_spellings(&self) -> Option<&Spellings> {
@@ -239,8 +257,9 @@ impl Pair {
         self.make_spellings(None, None)
     }
 
-    /// Makes the spellings of one-sided tokens with what the tokenizers emit; see
-    /// [`Spellings::new`]. Does nothing if they have been made: what refers to their nodes would
+    /// Makes the spellings of one-sided tokens with what the tokenizers emit: `teacher` holds the
+    /// student's ids for every token of [`Pair::one_sided`] of the teacher, one row for each, empty
+    /// where there is nothing; `student` the teacher's, likewise. Does nothing if they have been made: what refers to their nodes would
     /// become wrong.
     ///
     /// # Complexity
@@ -258,14 +277,44 @@ impl Pair {
         if let Some(known) = self.spellings.get() {
             return Ok(known);
         }
-        let made = Spellings::new(self, teacher, student)?;
+        let sides = [Side::Teacher, Side::Student].map(|side| self.side(side));
+        let made = Spellings::new(sides, [teacher, student])?;
         Ok(self.spellings.get_or_init(|| made))
     }
 
-    /// The column of a text; [`NONE`] if no token of both sides spells it.
+    /// SHA-256 of what an alignment depends on: pairs with equal digests align all ids alike.
+    ///
+    /// In it go, integers as 32-bit little-endian: the text `simct-align pair 1`; the
+    /// [digests](Vocabulary::digest) of the teacher's and of the student's vocabulary; the number
+    /// of mapped pairs of special tokens and both ids of each, by teacher id, the column of the
+    /// stops among them; the number of the teacher's stops and their ids, canonical first; and the
+    /// student's. Nothing depends on the process, on the platform or on the format of a saved
+    /// pair. Spellings are not in it: they depend on tokenizers too.
+    ///
+    /// # Complexity
+    ///
+    /// O(columns) time.
     #[must_use]
-    pub fn text_column(&self, bytes: &[u8]) -> u32 {
-        self.teacher.find(bytes).map_or(NONE, |id| self.teacher_column(id))
+    pub fn digest(&self) -> [u8; 32] {
+        let columns = self.shared_teacher_ids.iter().zip(&self.shared_student_ids);
+        let specials: Vec<u32> = columns
+            .filter(|(teacher_id, _)| self.teacher.is_special(**teacher_id))
+            .flat_map(|(&teacher_id, &student_id)| [teacher_id, student_id])
+            .collect();
+        let mut hasher = Sha256::new();
+        hasher.update(b"simct-align pair 1");
+        hasher.update(self.teacher.digest());
+        hasher.update(self.student.digest());
+        for (count, ids) in [
+            (specials.len() / 2, &specials),
+            (self.stops.teacher.len(), &self.stops.teacher),
+            (self.stops.student.len(), &self.stops.student),
+        ] {
+            // `MAX_TOKENS` bounds all of them.
+            hasher.update(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+            hasher.update(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
+        }
+        hasher.finalize().into()
     }
 }
 
@@ -406,8 +455,6 @@ mod tests {
         assert_eq!(pair.stop_column(), Some(1));
         assert_eq!([0, 1, 2, 3, 4].map(|id| pair.teacher_column(id)), [0, 1, 2, 2, 1]);
         assert_eq!([0, 1, 2, 3, 4].map(|id| pair.student_column(id)), [1, 1, 2, NONE, 0]);
-        assert_eq!(pair.text_column(b"A"), 2);
-        assert_eq!(pair.text_column(b"y"), NONE);
         Ok(())
     }
 
@@ -447,5 +494,40 @@ mod tests {
             Some(Error::StopMappedToOther { teacher: 4, student: 0 })
         );
         assert_eq!(refusal(vec![(1, 0), (1, 0)], [vec![1], vec![0]]), None);
+    }
+
+    #[test]
+    fn digests_tell_what_an_alignment_depends_on() -> Result<()> {
+        let [teacher, student] = small();
+        let digest =
+            |special_tokens: &[(u32, u32)], teacher_stops: &[u32], student_stops: &[u32]| {
+                let options = PairOptions {
+                    special_tokens: special_tokens.to_vec(),
+                    teacher_stops: Some(teacher_stops.to_vec()),
+                    student_stops: Some(student_stops.to_vec()),
+                };
+                pair(teacher.clone(), student.clone(), &options).map(|pair| pair.digest())
+            };
+        let base = digest(&[], &[], &[])?;
+        // It must not change: batches travel between processes and releases with it.
+        let hex: String = base.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "d1df7ef516ced98dbce954fe61f96e881b9b4a70b5b9970390077d87b56b9d0d");
+        let all = [
+            base,
+            digest(&[(1, 0)], &[], &[])?,
+            digest(&[(1, 1)], &[], &[])?,
+            digest(&[(1, 0), (4, 1)], &[], &[])?,
+            digest(&[], &[1], &[0])?,
+            digest(&[], &[1, 4], &[0])?,
+            digest(&[], &[1], &[0, 1])?,
+            digest(&[], &[4, 1], &[0])?,
+            pair(student.clone(), teacher.clone(), &PairOptions::default())?.digest(),
+        ];
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+        assert_eq!(digest(&[(1, 0), (4, 1)], &[], &[])?, digest(&[(4, 1), (1, 0)], &[], &[])?);
+        // One side's stops alone have no partner.
+        assert_eq!(digest(&[], &[1], &[])?, base);
+        Ok(())
     }
 }

@@ -9,7 +9,7 @@
 //! open-addressing table, and a filter of hashed bits, small enough for the second-level cache,
 //! answers nearly every question that the table would deny: a branch that is predicted right.
 
-use crate::track::TokenId;
+use crate::ids::TokenId;
 
 /// A step to a node, and what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 
-use crate::batch::{AlignOptions, AlignedRows, BatchSide, RaggedIds, align_batch};
+use crate::batch::{AlignOptions, AlignedRows, BatchSide, align_batch};
 use crate::columns::{Reason, UnitKind};
-use crate::error::{Error, Result, Side};
+use crate::error::{Error, Result};
+use crate::ids::{RaggedIds, Side};
 use crate::pair::{Pair, PairOptions};
 use crate::segment::MismatchPolicy;
 use crate::threads::Threads;

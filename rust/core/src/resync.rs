@@ -13,7 +13,8 @@
 use rustc_hash::FxHashMap;
 
 use crate::error::Result;
-use crate::track::{TokenId, Track};
+use crate::ids::TokenId;
+use crate::track::Track;
 
 /// How many bytes of a side may be skipped at most.
 pub(crate) const RESYNC_WINDOW: usize = 4096;
@@ -133,7 +134,7 @@ fn best_within(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Side;
+    use crate::ids::Side;
     use crate::vocabulary::{Token, Vocabulary};
 
     fn resync(teacher: &[&str], student: &[&str], bytes: usize) -> Result<Option<(usize, usize)>> {

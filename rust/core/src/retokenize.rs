@@ -18,11 +18,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::batch::RaggedIds;
-use crate::error::{Error, Result, Side};
-use crate::pair::{NONE, Pair};
+use crate::error::{Error, Result};
+use crate::ids::{NONE, RaggedIds, Side, TokenId};
+use crate::pair::Pair;
 use crate::speller::Speller;
-use crate::track::TokenId;
 use crate::vocabulary::Vocabulary;
 
 /// Stands in front of every text that a tokenizer with a dummy prefix encodes, and takes that
@@ -457,7 +456,7 @@ mod tests {
     }
 
     fn rows<'a>(values: &'a [i64], offsets: &'a [i64]) -> Result<RaggedIds<'a, i64>> {
-        RaggedIds::new(Side::Student, values, offsets)
+        Ok(RaggedIds::new(Side::Student, values, offsets)?)
     }
 
     #[test]

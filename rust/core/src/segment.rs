@@ -40,10 +40,11 @@ use std::ops::Range;
 
 use crate::class::{SPLITS_CHARACTER, TEXT_BITS, TRIMMED, class_of_text};
 use crate::columns::{Reason, Segments, UnitKind};
-use crate::error::{Error, Mismatch, Result, Side};
+use crate::error::{Error, Mismatch, Result};
+use crate::ids::{Side, TokenId};
 use crate::pair::{Pair, SharedEntry};
 use crate::resync::find_resync;
-use crate::track::{Open, TokenId, Track};
+use crate::track::{Open, Track};
 
 /// What to do where the texts differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

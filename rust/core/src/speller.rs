@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::pair::NONE;
+use crate::ids::NONE;
 use crate::trie::ByteTrie;
 use crate::vocabulary::Vocabulary;
 

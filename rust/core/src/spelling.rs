@@ -13,9 +13,10 @@
 //! Leaves are numbered in the order of their nodes, then of their last token, and nodes in the
 //! order of their paths, so the leaves of a node are neighbours.
 
-use crate::batch::RaggedIds;
-use crate::error::{Error, Result, Side};
-use crate::pair::{NONE, Pair};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::ids::{NONE, RaggedIds, Side};
 use crate::path_trie::{MAX_NODES, Nodes, PathTrie};
 use crate::trie::{ByteTrie, ShortestPaths};
 use crate::vocabulary::{TokenKind, Vocabulary};
@@ -23,6 +24,14 @@ use crate::vocabulary::{TokenKind, Vocabulary};
 /// How long the path of a node may be. The spelling of a 64 KiB token in bytes would be 65,536
 /// nodes that no text ever reaches; it is kept as a spelling, without a leaf.
 pub const MAX_PATH: usize = 64;
+
+/// One side of a pair: a vocabulary, and which of its tokens the other side has as well.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SpelledSide<'a> {
+    pub(crate) vocabulary: &'a Arc<Vocabulary>,
+    /// Id -> column of the shared vocabulary, or [`NONE`].
+    pub(crate) columns: &'a [u32],
+}
 
 /// The spellings of both directions.
 #[derive(Debug)]
@@ -34,10 +43,8 @@ pub struct Spellings {
 }
 
 impl Spellings {
-    /// Finds the spellings of both sides, with what their tokenizers emit, where there is one.
-    ///
-    /// `teacher` holds the student's ids for every token of `one_sided(pair, Side::Teacher)`, one
-    /// row for each, empty where there is nothing; `student` the teacher's, likewise.
+    /// Finds the spellings of both sides (teacher, student), with what the other side's tokenizer
+    /// emits for every one-sided token, where there is one.
     ///
     /// # Complexity
     ///
@@ -47,14 +54,13 @@ impl Spellings {
     /// # Errors
     ///
     /// Encodings of another number of tokens; more than 2^30 nodes.
-    pub fn new(
-        pair: &Pair,
-        teacher: Option<RaggedIds<'_, i64>>,
-        student: Option<RaggedIds<'_, i64>>,
+    pub(crate) fn new(
+        [teacher, student]: [SpelledSide<'_>; 2],
+        [teacher_encodings, student_encodings]: [Option<RaggedIds<'_, i64>>; 2],
     ) -> Result<Self> {
         Ok(Self {
-            teacher: find_spellings(pair, Side::Teacher, teacher)?,
-            student: find_spellings(pair, Side::Student, student)?,
+            teacher: find_spellings(teacher, student.vocabulary, teacher_encodings)?,
+            student: find_spellings(student, teacher.vocabulary, student_encodings)?,
         })
     }
 
@@ -68,38 +74,14 @@ impl Spellings {
     }
 }
 
-/// The one-sided tokens of a side, ascending.
-///
-/// # Complexity
-///
-/// O(tokens of the side).
-#[must_use]
-pub fn one_sided(pair: &Pair, side: Side) -> Vec<u32> {
-    let vocabulary = vocabulary(pair, side);
-    let column = |id| match side {
-        Side::Teacher => pair.teacher_column(id),
-        Side::Student => pair.student_column(id),
-    };
+/// The one-sided tokens of a side, by canonical id, ascending.
+pub(crate) fn one_sided(SpelledSide { vocabulary, columns }: SpelledSide<'_>) -> Vec<u32> {
     vocabulary
         .ids()
         .filter(|&id| matches!(vocabulary.kind(id), TokenKind::Normal | TokenKind::Byte))
         .filter(|&id| vocabulary.canonical_id(id) == id && !vocabulary.token_bytes(id).is_empty())
-        .filter(|&id| column(id) == NONE)
+        .filter(|&id| columns[id as usize] == NONE)
         .collect()
-}
-
-fn vocabulary(pair: &Pair, side: Side) -> &Vocabulary {
-    match side {
-        Side::Teacher => &pair.teacher,
-        Side::Student => &pair.student,
-    }
-}
-
-fn other(side: Side) -> Side {
-    match side {
-        Side::Teacher => Side::Student,
-        Side::Student => Side::Teacher,
-    }
 }
 
 /// The spellings of one side's one-sided tokens in the tokens of the other, and their leaves.
@@ -121,10 +103,11 @@ pub struct SpellingTable {
 }
 
 impl SpellingTable {
-    /// Builds the trie of spellings that are sorted as the fields say.
+    /// Builds the trie of spellings of some tokens of `own` in tokens of `speller`, sorted as the
+    /// fields say.
     pub(crate) fn from_sorted(
-        side: Side,
-        pair: &Pair,
+        own: &Vocabulary,
+        speller: &Vocabulary,
         tokens: Vec<u32>,
         offsets: Vec<u32>,
         paths: Vec<u32>,
@@ -150,11 +133,11 @@ impl SpellingTable {
         }
         let leaves = offsets.windows(2).take_while(|ends| is_leaf(ends[1] - ends[0])).count();
         node_offsets.push(u32::try_from(leaves).unwrap_or(u32::MAX));
-        let mut place_of = vec![NONE; vocabulary(pair, side).len()];
+        let mut place_of = vec![NONE; own.len()];
         for (place, &token) in (0..).zip(&tokens) {
             place_of[token as usize] = place;
         }
-        let trie = PathTrie::new(&nodes, vocabulary(pair, other(side)).len());
+        let trie = PathTrie::new(&nodes, speller.len());
         Ok(Self { tokens, offsets, paths, unspelled, node_offsets, place_of, trie })
     }
 
@@ -272,11 +255,11 @@ fn is_leaf(tokens: u32) -> bool {
 }
 
 fn find_spellings(
-    pair: &Pair,
-    side: Side,
+    own: SpelledSide<'_>,
+    speller: &Arc<Vocabulary>,
     encodings: Option<RaggedIds<'_, i64>>,
 ) -> Result<SpellingTable> {
-    let singles = one_sided(pair, side);
+    let singles = one_sided(own);
     if let Some(encodings) = encodings
         && encodings.rows() != singles.len()
     {
@@ -287,15 +270,11 @@ fn find_spellings(
             why: "one row for every one-sided token",
         });
     }
-    let speller = match side {
-        Side::Teacher => &pair.student,
-        Side::Student => &pair.teacher,
-    };
-    let trie = ByteTrie::new(speller.clone());
+    let trie = ByteTrie::new(Arc::clone(speller));
     let mut shortest = ShortestPaths::new(&trie);
     let (mut spelled, mut unspelled, mut paths) = (Vec::new(), Vec::new(), Vec::new());
     for (row, &token) in singles.iter().enumerate() {
-        let bytes = vocabulary(pair, side).token_bytes(token);
+        let bytes = own.vocabulary.token_bytes(token);
         let start = paths.len();
         let emitted = encodings.map_or(&[][..], |encodings| encodings.row(row));
         match exact_part(speller, emitted, bytes) {
@@ -326,7 +305,7 @@ fn find_spellings(
         offsets.push(u32::try_from(sorted.len()).unwrap_or(u32::MAX));
     }
     let tokens = spelled.into_iter().map(|(token, _)| token).collect();
-    SpellingTable::from_sorted(side, pair, tokens, offsets, sorted, unspelled)
+    SpellingTable::from_sorted(own.vocabulary, speller, tokens, offsets, sorted, unspelled)
 }
 
 /// What of the emitted ids spells exactly these bytes: all of them, or all but a first one that
@@ -355,25 +334,33 @@ fn spells(speller: &Vocabulary, ids: &[i64], mut bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pair::PairOptions;
     use crate::vocabulary::Token;
 
-    fn pair(teacher: &[&str], student: &[&str], dummy_prefix: bool) -> Pair {
-        let teacher = Vocabulary::from_tokens(teacher.iter().map(Token::normal)).unwrap();
-        let mut student = Vocabulary::from_tokens(student.iter().map(Token::normal)).unwrap();
-        student.settings.dummy_prefix = dummy_prefix;
-        Pair::new(teacher.into(), student.into(), &PairOptions::default()).unwrap()
-    }
+    /// Both sides, and what they share.
+    struct Sides([Arc<Vocabulary>; 2], [Vec<u32>; 2]);
 
-    fn spell(pair: &Pair, values: &[i64], offsets: &[i64]) -> Result<Spellings> {
-        let encodings = RaggedIds::new(Side::Student, values, offsets)?;
-        Spellings::new(pair, Some(encodings), None)
+    impl Sides {
+        fn new(teacher: &[&str], student: &[&str], dummy_prefix: bool) -> Self {
+            let [teacher, mut student] = [teacher, student]
+                .map(|tokens| Vocabulary::from_tokens(tokens.iter().map(Token::normal)).unwrap());
+            student.settings.dummy_prefix = dummy_prefix;
+            let columns = [(&teacher, &student), (&student, &teacher)].map(|(own, other)| {
+                let column = |id| other.find(own.token_bytes(id)).unwrap_or(NONE);
+                own.ids().map(column).collect()
+            });
+            Self([teacher.into(), student.into()], columns)
+        }
+
+        fn spell(&self, teacher: Option<RaggedIds<'_, i64>>) -> Result<Spellings> {
+            let side = |at: usize| SpelledSide { vocabulary: &self.0[at], columns: &self.1[at] };
+            Spellings::new([side(0), side(1)], [teacher, None])
+        }
     }
 
     #[test]
     fn leaves_of_a_node_are_neighbours_and_sorted() -> Result<()> {
-        let pair = pair(&["13", "12", "123", "1", "é2", "9"], &["1", "2", "3", "1"], false);
-        let Spellings { teacher, student } = Spellings::new(&pair, None, None)?;
+        let sides = Sides::new(&["13", "12", "123", "1", "é2", "9"], &["1", "2", "3", "1"], false);
+        let Spellings { teacher, student } = sides.spell(None)?;
         // `1`: 12, 13; `1 2`: 123
         assert_eq!(teacher.one_sided_tokens(), [1, 0, 2]);
         assert_eq!(teacher.node_offsets(), [0, 2, 3]);
@@ -392,10 +379,11 @@ mod tests {
 
     #[test]
     fn what_the_tokenizer_emits_counts_if_it_is_exact() -> Result<()> {
-        let pair = pair(&["abc"], &["a", "b", "c", "ab", "bc", " ", " a"], true);
+        let sides = Sides::new(&["abc"], &["a", "b", "c", "ab", "bc", " ", " a"], true);
         let spelled = |values: &[i64]| -> Result<Vec<u32>> {
             let offsets = [0, i64::try_from(values.len()).unwrap()];
-            let spellings = spell(&pair, values, &offsets)?;
+            let encodings = RaggedIds::new(Side::Student, values, &offsets)?;
+            let spellings = sides.spell(Some(encodings))?;
             Ok(spellings.teacher.spelling(0).unwrap().to_vec())
         };
         assert_eq!(spelled(&[0, 4])?, [0, 4]);
@@ -406,7 +394,8 @@ mod tests {
         for inexact in [&[6, 4][..], &[5, 5, 0, 4], &[0, 4, 2], &[0, 1], &[0, 99], &[-1], &[]] {
             assert_eq!(spelled(inexact)?, shortest, "{inexact:?}");
         }
-        assert!(matches!(spell(&pair, &[], &[0]), Err(Error::LengthMismatch { .. })));
+        let none = RaggedIds::new(Side::Student, &[], &[0])?;
+        assert!(matches!(sides.spell(Some(none)), Err(Error::LengthMismatch { .. })));
         Ok(())
     }
 
@@ -414,8 +403,8 @@ mod tests {
     fn tokens_of_64_kib_cost_no_node_each() -> Result<()> {
         let long = "a".repeat(1 << 16);
         let longest_leaf = "a".repeat(MAX_PATH + 1);
-        let pair = pair(&[&long, &long[1..], &longest_leaf, "aa"], &["a"], false);
-        let table = Spellings::new(&pair, None, None)?.teacher;
+        let sides = Sides::new(&[&long, &long[1..], &longest_leaf, "aa"], &["a"], false);
+        let table = sides.spell(None)?.teacher;
         assert_eq!(table.one_sided_tokens(), [3, 2]);
         assert_eq!(table.node_offsets().len(), MAX_PATH + 1);
         assert_eq!(table.spelling(0).map(<[u32]>::len), Some(1 << 16));

@@ -3,7 +3,6 @@
 //! ```text
 //! 8 bytes   "SIMCTALN"
 //! u32       version
-//! section   the caller's note (UTF-8)
 //! sections  teacher vocabulary, student vocabulary
 //! sections  teacher ids and student ids of the columns, teacher stops, student stops
 //! section   one byte: whether the spellings have been made
@@ -22,26 +21,26 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result, Side};
+use crate::error::{Error, Result};
+use crate::ids::Side;
 use crate::pair::{Pair, Stops};
 use crate::spelling::{SpellingTable, Spellings};
 use crate::vocabulary::{Settings, TokenKind, Vocabulary};
 
 const MAGIC: &[u8; 8] = b"SIMCTALN";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const CHECKSUM_BYTES: usize = 32;
 
-/// Writes a pair, with text of the caller's own; with its spellings, if they have been made.
+/// Writes a pair, with its spellings if they have been made.
 ///
 /// # Complexity
 ///
 /// O(bytes of both vocabularies and of the spellings) time and memory.
 #[must_use]
-pub fn to_bytes(pair: &Pair, note: &str) -> Vec<u8> {
+pub fn to_bytes(pair: &Pair) -> Vec<u8> {
     let mut writer = Writer(Vec::new());
     writer.0.extend_from_slice(MAGIC);
     writer.0.extend_from_slice(&VERSION.to_le_bytes());
-    writer.section(note.as_bytes());
     writer.vocabulary(&pair.teacher);
     writer.vocabulary(&pair.student);
     writer.integers(&pair.shared_teacher_ids);
@@ -59,7 +58,7 @@ pub fn to_bytes(pair: &Pair, note: &str) -> Vec<u8> {
     writer.0
 }
 
-/// Reads what [`to_bytes`] wrote: the pair and the caller's text.
+/// Reads what [`to_bytes`] wrote.
 ///
 /// # Complexity
 ///
@@ -67,8 +66,9 @@ pub fn to_bytes(pair: &Pair, note: &str) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`Error::BadFile`] for anything else, a newer version or a damaged file.
-pub fn from_bytes(data: &[u8]) -> Result<(Pair, String)> {
+/// [`Error::FileVersion`] for another version, [`Error::BadFile`] for a damaged file and anything
+/// else.
+pub fn from_bytes(data: &[u8]) -> Result<Pair> {
     let Some(rest) = data.strip_prefix(MAGIC) else {
         return Err(bad("it does not begin as one"));
     };
@@ -81,13 +81,12 @@ pub fn from_bytes(data: &[u8]) -> Result<(Pair, String)> {
     };
     let version = u32::from_le_bytes(*version);
     if version != VERSION {
-        return Err(bad(format!("it has version {version}, this release reads {VERSION}")));
+        return Err(Error::FileVersion { found: version, expected: VERSION });
     }
     if Sha256::digest(body).as_slice() != checksum {
         return Err(bad("its checksum does not match its content"));
     }
     let mut reader = Reader(&body[MAGIC.len() + VERSION.to_le_bytes().len()..]);
-    let note = reader.text()?;
     let teacher = Arc::new(reader.vocabulary()?);
     let student = Arc::new(reader.vocabulary()?);
     let shared_teacher_ids = reader.ids(teacher.len())?;
@@ -106,7 +105,7 @@ pub fn from_bytes(data: &[u8]) -> Result<(Pair, String)> {
     if !reader.0.is_empty() {
         return Err(bad("there is something behind its end"));
     }
-    Ok((pair, note))
+    Ok(pair)
 }
 
 fn bad(reason: impl Into<String>) -> Error {
@@ -219,14 +218,11 @@ impl<'a> Reader<'a> {
     }
 
     fn spellings(&mut self, side: Side, pair: &Pair) -> Result<SpellingTable> {
-        let (own, other) = match side {
-            Side::Teacher => (pair.teacher.len(), pair.student.len()),
-            Side::Student => (pair.student.len(), pair.teacher.len()),
-        };
-        let tokens = self.ids(own)?;
+        let (own, speller) = (pair.side(side).vocabulary, pair.side(side.other()).vocabulary);
+        let tokens = self.ids(own.len())?;
         let offsets = self.integers()?;
-        let paths = self.ids(other)?;
-        let unspelled = self.ids(own)?;
+        let paths = self.ids(speller.len())?;
+        let unspelled = self.ids(own.len())?;
         let fits = offsets.len() == tokens.len() + 1
             && offsets.first() == Some(&0)
             && offsets.last().map(|&end| end as usize) == Some(paths.len())
@@ -234,7 +230,7 @@ impl<'a> Reader<'a> {
         if !fits {
             return Err(bad("the spellings in it do not fit together"));
         }
-        SpellingTable::from_sorted(side, pair, tokens, offsets, paths, unspelled)
+        SpellingTable::from_sorted(own, speller, tokens, offsets, paths, unspelled)
     }
 }
 
@@ -256,36 +252,36 @@ mod tests {
             ..PairOptions::default()
         };
         let pair = Pair::new(teacher.into(), student.into(), &options)?;
-        let bytes = to_bytes(&pair, "a note");
+        let bytes = to_bytes(&pair);
         Ok((pair, bytes))
     }
 
     #[test]
     fn what_is_written_is_read() -> Result<()> {
         let (pair, bytes) = saved()?;
-        let (again, note) = from_bytes(&bytes)?;
-        assert_eq!(note, "a note");
+        let again = from_bytes(&bytes)?;
+        assert_eq!(again.digest(), pair.digest());
         assert_eq!(again.shared, pair.shared);
         assert_eq!(again.teacher_columns, pair.teacher_columns);
         assert_eq!(again.student_columns, pair.student_columns);
         assert_eq!(again.stops, pair.stops);
         assert_eq!(again.teacher.settings, pair.teacher.settings);
         assert_eq!(again.student.digest, pair.student.digest);
-        assert_eq!(to_bytes(&again, "a note"), bytes);
+        assert_eq!(to_bytes(&again), bytes);
         Ok(())
     }
 
     #[test]
     fn spellings_are_written_once_they_have_been_made() -> Result<()> {
         let (pair, without) = saved()?;
-        assert!(from_bytes(&without)?.0.known_spellings().is_none());
+        assert!(from_bytes(&without)?.known_spellings().is_none());
         pair.spellings()?;
-        let bytes = to_bytes(&pair, "a note");
-        let (again, _) = from_bytes(&bytes)?;
+        let bytes = to_bytes(&pair);
+        let again = from_bytes(&bytes)?;
         let table = again.known_spellings().map(|spellings| &spellings.teacher).unwrap();
         assert_eq!(table.spelling(3), Some(&[2, 1][..]));
         assert_eq!(table.one_sided_tokens(), [3]);
-        assert_eq!(to_bytes(&again, "a note"), bytes);
+        assert_eq!(to_bytes(&again), bytes);
         Ok(())
     }
 
@@ -293,13 +289,35 @@ mod tests {
     fn every_damage_is_seen() -> Result<()> {
         let (pair, _) = saved()?;
         pair.spellings()?;
-        let bytes = to_bytes(&pair, "a note");
+        let bytes = to_bytes(&pair);
         for place in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[place] ^= 1;
-            assert!(matches!(from_bytes(&damaged), Err(Error::BadFile { .. })), "byte {place}");
+            let refused = from_bytes(&damaged);
+            let version = MAGIC.len()..MAGIC.len() + VERSION.to_le_bytes().len();
+            if version.contains(&place) {
+                assert!(matches!(refused, Err(Error::FileVersion { .. })), "byte {place}");
+            } else {
+                assert!(matches!(refused, Err(Error::BadFile { .. })), "byte {place}");
+            }
             assert!(matches!(from_bytes(&bytes[..place]), Err(Error::BadFile { .. })));
         }
         Ok(())
+    }
+
+    #[test]
+    fn another_version_is_refused_with_what_to_do() {
+        // How a file of version 2 begins: its note was empty.
+        let old = *b"SIMCTALN\x02\0\0\0\0\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0abxy";
+        for data in [&old[..], &old[..12]] {
+            let data = [data, &[0; CHECKSUM_BYTES]].concat();
+            let error = from_bytes(&data).unwrap_err();
+            assert_eq!(error, Error::FileVersion { found: 2, expected: 3 });
+            assert_eq!(
+                error.to_string(),
+                "the saved aligner has format version 2, this release reads version 3: make the \
+                 file again with Aligner(teacher, student).save(path)"
+            );
+        }
     }
 }

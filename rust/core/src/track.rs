@@ -2,47 +2,9 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result, Side};
-use crate::pair::NONE;
+use crate::error::{Error, Result};
+use crate::ids::{NONE, Side, TokenId};
 use crate::vocabulary::Vocabulary;
-
-/// Token ids as they come: any of the usual integer types.
-pub trait TokenId: Copy + Send + Sync {
-    /// The id as an index; one past every vocabulary for a negative id.
-    fn index(self) -> usize;
-    /// The id for an error message.
-    fn value(self) -> i64;
-}
-
-impl TokenId for i32 {
-    #[inline]
-    fn index(self) -> usize {
-        usize::try_from(self).unwrap_or(usize::MAX)
-    }
-    fn value(self) -> i64 {
-        i64::from(self)
-    }
-}
-
-impl TokenId for u32 {
-    #[inline]
-    fn index(self) -> usize {
-        self as usize
-    }
-    fn value(self) -> i64 {
-        i64::from(self)
-    }
-}
-
-impl TokenId for i64 {
-    #[inline]
-    fn index(self) -> usize {
-        usize::try_from(self).unwrap_or(usize::MAX)
-    }
-    fn value(self) -> i64 {
-        self
-    }
-}
 
 /// The tokens of one side of a region, and how far they have been read.
 #[derive(Clone, Debug)]

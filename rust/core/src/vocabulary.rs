@@ -11,11 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::class::class_of_text;
 use crate::error::{Error, Result};
-use crate::track::TokenId;
-
-/// How many tokens a vocabulary may hold: 2^24 - 1, so that an id and the eight class bits of
-/// its text share one 32-bit table entry.
-pub const MAX_TOKENS: usize = (1 << 24) - 1;
+use crate::ids::{MAX_TOKENS, TokenId, check_offsets};
 
 /// What an id stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -388,33 +384,10 @@ fn hash(bytes: &[u8]) -> u64 {
     FxBuildHasher.hash_one(bytes)
 }
 
-/// Checks that offsets start at 0, never fall and end at `values`.
-pub(crate) fn check_offsets(name: &'static str, offsets: &[i64], values: usize) -> Result<()> {
-    let end = i64::try_from(values).unwrap_or(i64::MAX);
-    let wrong = |index: usize| Error::BadOffsets { name, index, found: offsets[index], values };
-    match offsets {
-        [] => Err(Error::LengthMismatch {
-            name,
-            found: 0,
-            expected: 1,
-            why: "offsets hold one entry more than there are rows",
-        }),
-        [first, ..] if *first != 0 => Err(wrong(0)),
-        [.., last] if *last != end => {
-            // An earlier fall is the likelier cause, and the better place to name.
-            let fall = offsets.windows(2).position(|pair| pair[1] < pair[0]);
-            Err(wrong(fall.map_or(offsets.len() - 1, |index| index + 1)))
-        }
-        _ => match offsets.windows(2).position(|pair| pair[1] < pair[0]) {
-            Some(index) => Err(wrong(index + 1)),
-            None => Ok(()),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::BadOffsets;
 
     #[test]
     fn canonical_ids_prefer_normal_tokens_then_small_ids() -> Result<()> {
@@ -439,7 +412,7 @@ mod tests {
 
     #[test]
     fn digests_tell_tokens_apart_and_ignore_stops() -> Result<()> {
-        let build = |tokens: [Token; 2], stops| {
+        let build = |tokens: [Token; 2], stops| -> Result<_> {
             let vocabulary = Vocabulary::from_tokens(tokens)?;
             let offsets: Vec<i64> = vocabulary.offsets.iter().map(|&o| i64::from(o)).collect();
             let kinds: Vec<u8> = vocabulary.kinds.iter().map(|&k| k as u8).collect();
@@ -456,7 +429,8 @@ mod tests {
     #[test]
     fn digests_ignore_padding_behind_the_last_token_only() -> Result<()> {
         let unused = || Token { bytes: vec![], kind: TokenKind::Unused, name: None };
-        let digest = |tokens: Vec<Token>| Ok(*Vocabulary::from_tokens(tokens)?.digest());
+        let digest =
+            |tokens: Vec<Token>| Vocabulary::from_tokens(tokens).map(|made| *made.digest());
         let base = digest(vec![Token::normal("a"), Token::normal("b")])?;
         assert_eq!(base, digest(vec![Token::normal("a"), Token::normal("b"), unused(), unused()])?);
         assert_ne!(base, digest(vec![Token::normal("a"), unused(), Token::normal("b")])?);
@@ -476,7 +450,7 @@ mod tests {
         {
             assert_eq!(
                 build(b"ab", offsets, &[0, 0], vec![]),
-                Some(Error::BadOffsets { name: "offsets", index, found, values: 2 })
+                Some(BadOffsets::Wrong { name: "offsets", index, found, values: 2 }.into())
             );
         }
         assert_eq!(build(b"", &[0, 0], &[9], vec![]), Some(Error::BadKind { id: 0, kind: 9 }));

@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use simct_align::batch::{AlignOptions, AlignedRows, BatchSide, RaggedIds, align_batch};
-use simct_align::error::{Error, Side};
+use simct_align::batch::{AlignOptions, AlignedRows, BatchSide, align_batch};
+use simct_align::error::Error;
+use simct_align::ids::{RaggedIds, Side, TokenId};
 use simct_align::pair::{Pair, PairOptions};
 use simct_align::segment::MismatchPolicy;
 use simct_align::threads::Threads;
-use simct_align::track::TokenId;
 use simct_align::vocabulary::{Settings, Vocabulary};
 
 const KINDS: [&str; 3] = ["shared", "multi", "special"];

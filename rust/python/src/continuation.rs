@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
-use simct_align::batch::RaggedIds;
 use simct_align::continuation::{Entries, PathOptions, on_path as enumerate};
-use simct_align::error::Side;
+use simct_align::ids::{RaggedIds, Side};
 use simct_align::pair::Pair as CorePair;
-use simct_align::spelling::{SpellingTable, one_sided};
+use simct_align::spelling::SpellingTable;
 use simct_align::threads::Threads;
 use simct_align::trie::ByteTrie as CoreTrie;
 
@@ -119,7 +118,7 @@ pub(crate) fn one_sided_tokens<'py>(
     pair: &Pair,
     of_teacher: bool,
 ) -> (Longs<'py>, Vec<Option<String>>) {
-    let ids = one_sided(&pair.core, side(of_teacher));
+    let ids = pair.core.one_sided(side(of_teacher));
     let vocabulary = if of_teacher { pair.core.teacher() } else { pair.core.student() };
     let text = |&id: &u32| String::from_utf8(vocabulary.token_bytes(id).to_vec()).ok();
     (widen(py, &ids), ids.iter().map(text).collect())

@@ -5,8 +5,7 @@ use std::num::NonZeroUsize;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use simct_align::batch::RaggedIds;
-use simct_align::error::Side;
+use simct_align::ids::{RaggedIds, Side};
 use simct_align::index::{Index, IndexOptions, IndexSide, build_index as build};
 use simct_align::sections::{EntryCounts, SECTIONS};
 

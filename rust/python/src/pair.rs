@@ -6,13 +6,12 @@ use std::sync::Arc;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use simct_align::batch::{AlignOptions, AlignedRows, BatchSide, RaggedIds, align_batch};
-use simct_align::error::Side;
+use simct_align::batch::{AlignOptions, AlignedRows, BatchSide, align_batch};
+use simct_align::ids::{RaggedIds, Side, TokenId};
 use simct_align::pair::{Pair as CorePair, PairOptions};
 use simct_align::segment::MismatchPolicy;
 use simct_align::storage;
 use simct_align::threads::Threads;
-use simct_align::track::TokenId;
 
 use crate::arrays::{SideArrays, widen, with_both_ids};
 use crate::errors::to_py_err;
@@ -109,17 +108,23 @@ impl Pair {
         self.core.known_spellings().is_some()
     }
 
-    /// The pair as the bytes of a file, with text of the caller's own.
-    fn to_bytes<'py>(&self, py: Python<'py>, note: &str) -> Bound<'py, PyBytes> {
-        let bytes = py.detach(|| storage::to_bytes(&self.core, note));
+    /// What an alignment depends on, as a number of 32 bytes.
+    #[getter]
+    fn digest<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.core.digest())
+    }
+
+    /// The pair as the bytes of a file.
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let bytes = py.detach(|| storage::to_bytes(&self.core));
         PyBytes::new(py, &bytes)
     }
 
-    /// Reads what `to_bytes` wrote: (pair, the caller's text).
+    /// Reads what `to_bytes` wrote.
     #[staticmethod]
-    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<(Self, String)> {
-        let (core, note) = py.detach(|| storage::from_bytes(data)).map_err(to_py_err)?;
-        Ok((Self { core: Arc::new(core) }, note))
+    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
+        let core = py.detach(|| storage::from_bytes(data)).map_err(to_py_err)?;
+        Ok(Self { core: Arc::new(core) })
     }
 }
 

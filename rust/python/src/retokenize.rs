@@ -3,8 +3,7 @@
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use simct_align::batch::RaggedIds;
-use simct_align::error::Side;
+use simct_align::ids::{RaggedIds, Side};
 use simct_align::retokenize::{Counts, Plan, Retokenized, Retokenizer as CoreRetokenizer, Stretch};
 
 use crate::arrays::{IdArray, with_ids};
