@@ -446,7 +446,8 @@ def _make_loss(aligner: Aligner, args: SimCTConfig) -> Loss:
         keywords = {"beta": args.beta}
     else:
         keywords = {}
-    return _OBJECTIVES[args.objective](aligner, **keywords)
+    loss_fn: Loss = _OBJECTIVES[args.objective](aligner, **keywords)
+    return loss_fn
 
 
 def _has_adapters(model: Any) -> bool:

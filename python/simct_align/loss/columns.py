@@ -155,7 +155,7 @@ class PairColumns(torch.nn.Module):
             )
             for side in SIDES
         }
-        self.pair_digest = getattr(aligner, "digest", "")
+        self.pair_digest = aligner.digest
         self.columns_needed: dict[Side, int] = {}
         for side, (kinds, ids, stops) in sides.items():
             tensors, needed = _side(kinds, ids, stops, self.stop_column, side)

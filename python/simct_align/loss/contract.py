@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 REDUCTIONS = ("unit", "mean", "token", "sum", "none")
 #: What `AlignedBatch.index` takes to make a group of sections.
-_OPTIONS: dict[str, dict[str, int | bool]] = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     "first_ids": {"first_ids": True},
     "continuations": {"max_path": 8},
 }
@@ -132,7 +132,7 @@ class Loss(torch.nn.Module):
         return ()
 
     @property
-    def index_options(self) -> dict[str, int | bool]:
+    def index_options(self) -> dict[str, Any]:
         """The options of `AlignedBatch.index` that make the groups."""
         return {
             name: value for group in self.index_groups for name, value in _OPTIONS[group].items()
@@ -217,12 +217,11 @@ class Loss(torch.nn.Module):
                 or made for tensors of other shapes.
         """
         if isinstance(index, AlignedBatch):
-            strides = {
-                f"{side}_stride": tensor.shape[1] if tensor.dim() == 3 else None
-                for side, tensor in (("teacher", teacher), ("student", student))
-            }
-            index = index.index(**strides, **self.index_options)  # type: ignore[arg-type]
-            index = index.to(student.device)
+            index = index.index(
+                teacher_stride=teacher.shape[1] if teacher.dim() == 3 else None,
+                student_stride=student.shape[1] if student.dim() == 3 else None,
+                **self.index_options,
+            ).to(student.device)
         elif not isinstance(index, AlignedIndex):
             raise TypeError(
                 f"index: expected an AlignedIndex or an AlignedBatch, got {type(index).__name__}"

@@ -11,7 +11,7 @@ device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -49,7 +49,7 @@ class Engine:
         weight: ``[]`` or ``[units]``, what every unit's gradient is multiplied by.
     """
 
-    def __init__(self, problem: Problem, computation: Computation, weight: Tensor) -> None:
+    def __init__(self, problem: Problem, computation: Computation[Any], weight: Tensor) -> None:
         self.problem = problem
         self.settings = problem.settings
         self._computation = computation

@@ -34,7 +34,7 @@ class UnitStat(IntEnum):
 
 
 class MassStats(NamedTuple):
-    """The masses of one side among the figures per unit."""
+    """Where the masses of one side are among the figures per unit."""
 
     shared: UnitStat
     realized: UnitStat
@@ -141,10 +141,6 @@ def make_metrics(
     else:
         measured = stats[:, :0]
     mean = measured.mean(1)
-    teacher, student = (
-        MassStats(*(mean[stat] for stat in stats_of_side))
-        for stats_of_side in (TEACHER_MASS, STUDENT_MASS)
-    )
     return LossMetrics(
         units_shared=kept_shared - kept_special,
         units_special=kept_special,
@@ -155,12 +151,12 @@ def make_metrics(
         dropped_dummy_prefix=count(index.dropped_dummy_prefix),
         divergence_shared=per_unit[:n_shared].sum() / kept_shared,
         divergence_multi=per_unit[n_shared:].sum() / kept_multi,
-        teacher_mass_shared=teacher.shared,
-        teacher_mass_candidates=teacher.candidates,
-        teacher_mass_recovered=teacher.candidates - teacher.shared,
-        teacher_mass_continuations=teacher.candidates - teacher.realized,
-        student_mass_shared=student.shared,
-        student_mass_candidates=student.candidates,
-        student_mass_recovered=student.candidates - student.shared,
-        student_mass_continuations=student.candidates - student.realized,
+        teacher_mass_shared=mean[TEACHER_MASS.shared],
+        teacher_mass_candidates=mean[TEACHER_MASS.candidates],
+        teacher_mass_recovered=mean[TEACHER_MASS.candidates] - mean[TEACHER_MASS.shared],
+        teacher_mass_continuations=mean[TEACHER_MASS.candidates] - mean[TEACHER_MASS.realized],
+        student_mass_shared=mean[STUDENT_MASS.shared],
+        student_mass_candidates=mean[STUDENT_MASS.candidates],
+        student_mass_recovered=mean[STUDENT_MASS.candidates] - mean[STUDENT_MASS.shared],
+        student_mass_continuations=mean[STUDENT_MASS.candidates] - mean[STUDENT_MASS.realized],
     )

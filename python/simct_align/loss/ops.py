@@ -237,9 +237,9 @@ def _compute(
 
 def _run(
     problem: Problem, pair: PairTensors, numbers: Numbers, weight: Tensor
-) -> tuple[Result, StudentSide]:
+) -> tuple[Result, StudentSide[Any]]:
     """Run the engine on a back end, and on the reference what that refuses."""
-    backend = BACKENDS[numbers.backend].value
+    backend: Backend = BACKENDS[numbers.backend].value
     if numbers.on_path:
         if not isinstance(backend, TorchBackend):
             _log_fallback(backend.name, "on-path continuations are PyTorch operations")
@@ -334,7 +334,7 @@ class _Operator:
         self._student, self._differentiable = student, differentiable
         self._names = (*inputs._fields, *PairTensors._fields)
         n_results = len(OperatorOutput._fields) + len(differentiable)
-        numbers = [Numbers, *([] if extra is None else [extra])]
+        numbers: list[type] = [Numbers, *([] if extra is None else [extra])]
         self.op = torch.library.custom_op(
             f"simct_align::{name}",
             self.forward,

@@ -13,7 +13,7 @@ back end refuses is computed by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -151,10 +151,15 @@ class Scores(Protocol):
     def realized_mass(self) -> Tensor | None: ...  # noqa: D102
 
 
-class Side(Protocol):
+S = TypeVar("S", bound=Scores)
+"""A back end's own scores."""
+S_co = TypeVar("S_co", bound=Scores, covariant=True)
+
+
+class Side(Protocol[S_co]):
     """One model's rows on a back end."""
 
-    def scores(self, units: slice, *, multi: bool, mass: bool) -> Scores:
+    def scores(self, units: slice, *, multi: bool, mass: bool) -> S_co:
         """Score the candidates of a chunk of units.
 
         Args:
@@ -165,10 +170,10 @@ class Side(Protocol):
         ...
 
 
-class StudentSide(Side, Protocol):
+class StudentSide(Side[S], Protocol[S]):
     """The student's rows, which take the gradient."""
 
-    def accumulate(self, scores: Scores) -> None:
+    def accumulate(self, scores: S) -> None:
         """Take the gradient by the rows of a chunk, whose scores `Computation.compare` has seen.
 
         Args:
@@ -181,16 +186,16 @@ class StudentSide(Side, Protocol):
         ...
 
 
-class Computation(Protocol):
+class Computation(Protocol[S]):
     """A problem on a back end."""
 
     @property
-    def teacher(self) -> Side:
+    def teacher(self) -> Side[S]:
         """The teacher's rows."""
         ...
 
     @property
-    def student(self) -> StudentSide:
+    def student(self) -> StudentSide[S]:
         """The student's rows."""
         ...
 
@@ -210,7 +215,7 @@ class Computation(Protocol):
         """Take the gradient by what `prepare_paths` read: after all MULTI units."""
         ...
 
-    def compare(self, teacher: Scores, student: Scores, grad: Tensor | None) -> Tensor:
+    def compare(self, teacher: S, student: S, grad: Tensor | None) -> Tensor:
         """Return the divergences of a chunk, and prepare the student's scores for `accumulate`.
 
         Args:
@@ -242,7 +247,7 @@ class Backend(Protocol):
         """
         ...
 
-    def start(self, problem: Problem) -> Computation:
+    def start(self, problem: Problem) -> Computation[Any]:
         """Begin to compute a problem.
 
         Args:

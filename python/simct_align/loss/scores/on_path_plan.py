@@ -512,7 +512,8 @@ class _Mover:
     ) -> None:
         arrays = [getattr(plan, field.name) for plan in plans for field in fields(plan)]
         packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
-        pieces = packed.to(device, non_blocking=True).split([array.size for array in arrays])
+        moved = packed.to(device, non_blocking=True)
+        pieces = torch.split(moved, [array.size for array in arrays])
         self._tensors = {
             id(array): piece.view(array.shape) for array, piece in zip(arrays, pieces, strict=True)
         }

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ...layout import IndexSizes
     from ...scores.on_path_plan import DirectionPlan, Plan, SidePlan
-    from ..protocol import Problem, Settings
+    from ..protocol import Problem, Settings, SideProblem
     from .computation import TorchSide
 
 _GROUP = 64
@@ -102,11 +102,17 @@ def _reordered(problem: Problem, plan: Plan) -> Problem:
     its own.
     """
     order, planned = plan.units.order, plan.host.planned
-    sides = {
-        side: replace(model, units=replace(model.units, row=model.units.row[order]))
-        for side, model in (("teacher", problem.teacher), ("student", problem.student))
-    }
-    return replace(problem, **sides, n_shared=order.shape[0] - planned, n_multi=planned)
+
+    def reordered(side: SideProblem) -> SideProblem:
+        return replace(side, units=replace(side.units, row=side.units.row[order]))
+
+    return replace(
+        problem,
+        teacher=reordered(problem.teacher),
+        student=reordered(problem.student),
+        n_shared=order.shape[0] - planned,
+        n_multi=planned,
+    )
 
 
 class _SidePaths:
