@@ -14,7 +14,7 @@ import pytest
 
 from conftest import TOKENIZER_NAMES, gsm8k_answers, hard_texts, tokenizer_dir
 from simct_align.readers import TextTokenizer, TokenTable, open_tokenizer
-from simct_align.vocabulary import TokenKind
+from simct_align.token_kind import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
