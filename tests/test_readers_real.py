@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from simct_align.readers import TextTokenizer, TokenTable, open_tokenizer
-from simct_align.vocabulary import TokenKind
+from simct_align.token_kind import TokenKind
 from support.paths import TOKENIZER_NAMES, tokenizer_dir
 from support.texts import gsm8k_answers, hard_texts
 

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from simct_align.errors import UnsupportedTokenizerError
 from simct_align.readers import open_tokenizer
-from simct_align.vocabulary import TokenKind
+from simct_align.token_kind import TokenKind
 
 NORMAL, BYTE, SPECIAL, UNUSED = TokenKind
 

@@ -13,17 +13,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simct_align._native import AlignmentError, __version__
-from simct_align.aligner import Aligner, SharedVocabulary
+from simct_align.aligner import Aligner
 from simct_align.batch import AlignedBatch, AlignmentCounts, UnmatchedSpans
 from simct_align.collator import SimCTCollator
 from simct_align.continuations import Continuation, Continuations, PairSpellings, Spellings
-from simct_align.errors import MissingTokenizerError, UnsupportedTokenizerError
+from simct_align.errors import (
+    MissingAlignerError,
+    MissingTokenizerError,
+    UnsupportedTokenizerError,
+)
 from simct_align.index import AlignedIndex
 from simct_align.inputs import RaggedIds
+from simct_align.pair import SharedVocabulary
 from simct_align.prepare import PreparedBatch
 from simct_align.retokenize import RetokenizedIds
+from simct_align.token_kind import TokenKind
 from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
-from simct_align.vocabulary import Difference, TokenKind, VerifyReport, Vocabulary
+from simct_align.vocabulary import Difference, VerifyReport, Vocabulary
 
 if TYPE_CHECKING:
     from simct_align.loss import LinearSimCTLoss as LinearSimCTLoss
@@ -45,6 +51,7 @@ __all__ = [
     "Continuations",
     "Difference",
     "LinearSimCTLoss",
+    "MissingAlignerError",
     "MissingTokenizerError",
     "PairSpellings",
     "PreparedBatch",

@@ -7,28 +7,35 @@ spans stay as they are, and units that are left out are in neither. All work is 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from simct_align.units import UnitClass, UnitKind
+from simct_align.units import UnitClass, UnitColumns, UnitKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-    from simct_align.batch import AlignedBatch
+#: A batch, or units alone.
+_Units = TypeVar("_Units", bound=UnitColumns)
 
 #: Bits that hold for a text if they hold for one of its parts; the others must hold for all.
 _BITS_OF_A_PART = UnitClass.NON_ASCII | UnitClass.SPLITS_CHARACTER | UnitClass.TRIMMED
 
 
 def coarsen(
-    batch: AlignedBatch, by: int | Literal["whitespace", "random"], *, seed: int | None
-) -> AlignedBatch:
-    """See :meth:`simct_align.AlignedBatch.coarsen`."""
+    batch: _Units,
+    by: int | Literal["whitespace", "random"],
+    *,
+    seed: int | None,
+    begins_with_whitespace: Callable[[], NDArray[np.bool_]],
+) -> _Units:
+    """See :meth:`simct_align.AlignedBatch.coarsen`; the callable tells of every unit's text."""
     starts_run = _starts_run(batch)
     if by == "whitespace":
-        starts_group = starts_run | _begins_with_whitespace(batch)
+        starts_group = starts_run | begins_with_whitespace()
     elif by == "random":
         if seed is None:
             raise ValueError("coarsen('random') needs a seed")
@@ -42,7 +49,7 @@ def coarsen(
     return _merge(batch, np.flatnonzero(starts_group))
 
 
-def keep_units(batch: AlignedBatch, keep: NDArray[np.bool_]) -> AlignedBatch:
+def keep_units(batch: _Units, keep: NDArray[np.bool_]) -> _Units:
     """The batch with the units of a mask, bool ``[units]``, alone."""
     kept_before = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])
     return replace(
@@ -57,7 +64,7 @@ def keep_units(batch: AlignedBatch, keep: NDArray[np.bool_]) -> AlignedBatch:
     )
 
 
-def without(batch: AlignedBatch, kind: UnitKind | str) -> AlignedBatch:
+def without(batch: _Units, kind: UnitKind | str) -> _Units:
     """See :meth:`simct_align.AlignedBatch.without`."""
     by_name = {known.name.lower(): known for known in UnitKind}
     if isinstance(kind, str):
@@ -67,7 +74,7 @@ def without(batch: AlignedBatch, kind: UnitKind | str) -> AlignedBatch:
     return keep_units(batch, batch.kind != kind)
 
 
-def sample_units(batch: AlignedBatch, fraction: float, *, seed: int) -> AlignedBatch:
+def sample_units(batch: _Units, fraction: float, *, seed: int) -> _Units:
     """See :meth:`simct_align.AlignedBatch.sample_units`."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction}, expected 0 to 1")
@@ -75,7 +82,7 @@ def sample_units(batch: AlignedBatch, fraction: float, *, seed: int) -> AlignedB
     return keep_units(batch, drawn < fraction)
 
 
-def _starts_run(batch: AlignedBatch) -> NDArray[np.bool_]:
+def _starts_run(batch: UnitColumns) -> NDArray[np.bool_]:
     """Where a unit must not be joined with the one before it."""
     starts = np.ones(batch.n_units, bool)
     special = batch.kind == UnitKind.SPECIAL
@@ -90,14 +97,7 @@ def _starts_run(batch: AlignedBatch) -> NDArray[np.bool_]:
     return starts
 
 
-def _begins_with_whitespace(batch: AlignedBatch) -> NDArray[np.bool_]:
-    rows = np.repeat(np.arange(len(batch)), np.diff(batch.row_offsets))
-    first_ids = batch.student.values[batch.student.offsets[rows] + batch.student_start]
-    begins: NDArray[np.bool_] = batch._pair.student.begins_with_whitespace[first_ids] != 0
-    return begins
-
-
-def _merge(batch: AlignedBatch, first: NDArray[np.intp]) -> AlignedBatch:
+def _merge(batch: _Units, first: NDArray[np.intp]) -> _Units:
     """Joins units into groups, given the first unit of each."""
     if not len(first):
         return batch

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from simct_align import _native
-from simct_align.batch import AlignedBatch, UnmatchedSpans
-from simct_align.continuations import enumerate_continuations, make_spellings
+from simct_align.align import align_batch
+from simct_align.continuations import enumerate_continuations
 from simct_align.errors import MissingTokenizerError
-from simct_align.inputs import integer, read_side, same_dtype, thread_count
+from simct_align.inputs import thread_count
+from simct_align.pair import SharedVocabulary as SharedVocabulary
+from simct_align.pair import VocabularyPair
 from simct_align.prepare import PreparedBatch, prepare
 from simct_align.retokenize import PaddingSide, RetokenizedIds, retokenize
 from simct_align.vocabulary import Vocabulary
@@ -23,36 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-    from simct_align.continuations import Continuations, PairSpellings
+    from simct_align.batch import AlignedBatch
+    from simct_align.continuations import Continuations
     from simct_align.tokenizer_source import TokenizerSource
 
 
-@dataclass(frozen=True)
-class SharedVocabulary:
-    """The texts and control tokens that are a single token on both sides: the loss's columns.
-
-    Columns are sorted by teacher id, by canonical ids, one for every byte string, one for every
-    mapped pair of special tokens and one for all stops together.
-
-    Attributes:
-        teacher_ids: int64 ``[columns]``.
-        student_ids: int64 ``[columns]``.
-        stop_column: The column of the stops; −1 if one side has none.
-        teacher_stop_ids: All stops of the teacher, the canonical one first; int64.
-        student_stop_ids: All stops of the student, likewise.
-    """
-
-    teacher_ids: NDArray[np.int64]
-    student_ids: NDArray[np.int64]
-    stop_column: int
-    teacher_stop_ids: NDArray[np.int64]
-    student_stop_ids: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.teacher_ids)
-
-
-class Aligner:
+class Aligner(VocabularyPair):
     """Aligns token ids of a teacher with token ids of a student.
 
     Make one per pair of tokenizers and keep it: building reads both vocabularies and joins them
@@ -90,51 +66,12 @@ class Aligner:
         special_tokens: Mapping[str | int, str | int] | None = None,
         stop_tokens: tuple[Sequence[str | int], Sequence[str | int]] | None = None,
     ) -> None:
-        self._teacher = _vocabulary(teacher)
-        self._student = _vocabulary(student)
-        pairs = [
-            (
-                _token_id("special_tokens", self._teacher, t),
-                _token_id("special_tokens", self._student, s),
-            )
-            for t, s in (special_tokens or {}).items()
-        ]
-        stops: list[list[int] | None] = [None, None]
-        if stop_tokens is not None:
-            if len(stop_tokens) != 2 or any(isinstance(side, (str, int)) for side in stop_tokens):
-                raise TypeError(
-                    "stop_tokens: expected ([teacher's ids or names], [student's ids or names]), "
-                    f"got {stop_tokens!r}"
-                )
-            stops = [
-                [_token_id("stop_tokens", vocabulary, token) for token in side]
-                for vocabulary, side in zip(
-                    (self._teacher, self._student), stop_tokens, strict=True
-                )
-            ]
-        self._pair = _native.Pair(
-            self._teacher._native,
-            self._student._native,
-            special_tokens=pairs,
-            teacher_stops=stops[0],
-            student_stops=stops[1],
+        super().__init__(
+            _vocabulary(teacher),
+            _vocabulary(student),
+            special_tokens=special_tokens,
+            stop_tokens=stop_tokens,
         )
-        self._shared = _shared_vocabulary(self._pair)
-
-    @property
-    def teacher(self) -> Vocabulary:
-        """The teacher's vocabulary."""
-        return self._teacher
-
-    @property
-    def student(self) -> Vocabulary:
-        """The student's vocabulary."""
-        return self._student
-
-    @property
-    def shared(self) -> SharedVocabulary:
-        """The shared vocabulary."""
-        return self._shared
 
     def __repr__(self) -> str:
         return (
@@ -192,36 +129,16 @@ class Aligner:
             >>> [(unit.text, len(unit.teacher), len(unit.student)) for unit in batch.units(0)][-1]
             ('12', 2, 1)
         """
-        if on_mismatch not in ("skip", "error"):
-            raise ValueError(f"on_mismatch: expected 'skip' or 'error', got {on_mismatch!r}")
-        teacher = read_side("teacher", teacher_ids, teacher_mask)
-        student = read_side("student", student_ids, student_mask)
-        units, kind, unit_class, unmatched, reason = self._pair.align(
-            *same_dtype(teacher, student),
-            fail_on_mismatch=on_mismatch == "error",
-            resync_bytes=integer("resync_bytes", resync_bytes, at_least=1),
-            threads=thread_count(threads),
+        return align_batch(
+            self,
+            teacher_ids,
+            student_ids,
+            teacher_mask=teacher_mask,
+            student_mask=student_mask,
+            on_mismatch=on_mismatch,
+            resync_bytes=resync_bytes,
+            threads=threads,
         )
-        return AlignedBatch(
-            *units,
-            kind=kind,
-            unit_class=unit_class,
-            unmatched=UnmatchedSpans(*unmatched, reason=reason),
-            teacher=teacher,
-            student=student,
-            _pair=self._pair,
-            _aligner=self,
-        )
-
-    @cached_property
-    def spellings(self) -> PairSpellings:
-        """How each side writes the tokens that only the other side has.
-
-        Made on first use, with the tokenizers where there are some, and kept with the aligner:
-        :meth:`save` and pickle hold them once they have been made. A side without a tokenizer
-        writes by the shortest paths.
-        """
-        return make_spellings(self._pair, self._teacher, self._student)
 
     def spelling(
         self, token_id: int, *, side: Literal["teacher", "student"] = "teacher"
@@ -318,18 +235,18 @@ class Aligner:
             >>> aligner.continuations(batch).of_unit(1)[1]
             Continuation(text='13', teacher=(1,), student=(0, 2))
         """
-        maker = batch._aligner
-        if (maker.teacher.digest, maker.student.digest) != (
-            self._teacher.digest,
-            self._student.digest,
-        ):
-            raise ValueError(f"batch: expected one of {self!r}, got one of {maker!r}")
+        if batch.pair_digest != self.digest:
+            raise ValueError(
+                f"batch: expected one of {self!r} with digest {self.digest[:12]}, got one of an "
+                f"aligner with digest {batch.pair_digest[:12]}"
+            )
         return enumerate_continuations(
             self._pair,
             self.spellings,
             batch,
-            max_path,
-            thread_count(threads),
+            (batch.teacher, batch.student),
+            max_path=max_path,
+            threads=threads,
         )
 
     def _sides(self, side: str) -> tuple[Vocabulary, Vocabulary]:
@@ -531,10 +448,6 @@ class Aligner:
             threads=thread_count(threads),
         )
 
-    @cached_property
-    def _retokenizer(self) -> _native.Retokenizer:
-        return _native.Retokenizer(self._pair)
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes vocabularies and tables to one file: versioned, checksummed, no tokenizer.
 
@@ -583,11 +496,11 @@ class Aligner:
         teacher_source: TokenizerSource | None,
         student_source: TokenizerSource | None,
     ) -> Aligner:
+        native = _native.Pair.from_bytes(data)
         aligner = cls.__new__(cls)
-        aligner._pair = _native.Pair.from_bytes(data)
-        aligner._teacher = Vocabulary(aligner._pair.teacher, source=teacher_source)
-        aligner._student = Vocabulary(aligner._pair.student, source=student_source)
-        aligner._shared = _shared_vocabulary(aligner._pair)
+        aligner._teacher = Vocabulary(native.teacher, source=teacher_source)
+        aligner._student = Vocabulary(native.student, source=student_source)
+        aligner._adopt(native)
         return aligner
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -599,11 +512,6 @@ def _vocabulary(source: object) -> Vocabulary:
     return source if isinstance(source, Vocabulary) else Vocabulary.from_tokenizer(source)
 
 
-def _shared_vocabulary(pair: _native.Pair) -> SharedVocabulary:
-    column = pair.stop_column
-    return SharedVocabulary(*pair.shared_ids, -1 if column is None else column, *pair.stop_ids)
-
-
 def _check_text(number: int, text: object) -> None:
     if not isinstance(text, str):
         raise TypeError(f"texts[{number}]: expected a string, got {type(text).__name__}")
@@ -613,21 +521,3 @@ def _check_text(number: int, text: object) -> None:
         raise ValueError(
             f"texts[{number}] is no valid Unicode at character {error.start}: {error.reason}"
         ) from None
-
-
-def _token_id(argument: str, vocabulary: Vocabulary, token: str | int) -> int:
-    """The id of a token given by name or id."""
-    if not isinstance(token, str):
-        token = integer(argument, token, at_least=0)
-        if token >= len(vocabulary):
-            raise ValueError(
-                f"{argument}: id {token} is not in the vocabulary of {len(vocabulary)}"
-            )
-        return token
-    token_id = vocabulary.special_ids.get(token)
-    if token_id is None:
-        raise ValueError(
-            f"{argument}: {token!r} is not a special token of {vocabulary!r}; if the tokenizer "
-            f"does not flag it as one, name it in Vocabulary.from_tokenizer(..., special=[...])"
-        )
-    return token_id

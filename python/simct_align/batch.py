@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from simct_align import _native, ablations
-from simct_align.continuations import checked_max_path
+from simct_align.continuations import checked_max_path, enumerate_continuations
+from simct_align.errors import MissingAlignerError
 from simct_align.index import AlignedIndex
 from simct_align.inputs import LogitRows, RaggedIds, integer, same_dtype, thread_count
+from simct_align.pair import VocabularyPair, living_pair
 from simct_align.units import Unit, UnitClass, UnitColumns, UnitKind, UnmatchedReason
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from simct_align.aligner import Aligner
+    from simct_align.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class AlignedBatch(UnitColumns):
     unmatched span. The arrays of ids are the caller's own: do not write to them while the batch
     is in use.
 
+    A batch holds its aligner, but pickles without it: arrays and a digest travel between
+    processes, vocabularies do not. After unpickling, :meth:`units`, :meth:`index`,
+    ``coarsen("whitespace")`` and :meth:`Aligner.continuations` need an aligner of that digest: the
+    newest that lives in the process is found by itself, and :meth:`with_aligner` gives one. All
+    else works without.
+
     Attributes:
         row_offsets: Units of row ``i`` are ``row_offsets[i]:row_offsets[i + 1]``; int64
             ``[rows + 1]``.
@@ -96,6 +104,7 @@ class AlignedBatch(UnitColumns):
         unmatched: What is not in a unit, and why.
         teacher: The teacher's ids.
         student: The student's ids.
+        pair_digest: :attr:`Aligner.digest` of the aligner that made the batch.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary
@@ -109,14 +118,49 @@ class AlignedBatch(UnitColumns):
     unmatched: UnmatchedSpans
     teacher: RaggedIds
     student: RaggedIds
-    _pair: _native.Pair
-    _aligner: Aligner
+    pair_digest: str
+    _pair: VocabularyPair | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return (
             f"<AlignedBatch of {len(self)} rows: {self.n_units} units, "
             f"{len(self.unmatched)} unmatched spans>"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pair": None}
+
+    def with_aligner(self, aligner: VocabularyPair) -> AlignedBatch:
+        """The batch with an aligner, for methods that need one after unpickling.
+
+        Args:
+            aligner: An :class:`Aligner` of the batch's :attr:`pair_digest`.
+
+        Returns:
+            A batch over the same arrays.
+
+        Raises:
+            TypeError: No aligner.
+            ValueError: An aligner of another digest.
+        """
+        if not isinstance(aligner, VocabularyPair):
+            raise TypeError(f"aligner: expected an Aligner, got {type(aligner).__name__}")
+        if aligner.digest != self.pair_digest:
+            raise ValueError(
+                f"aligner: {aligner!r} has digest {aligner.digest[:12]}, but the batch was made by "
+                f"an aligner with digest {self.pair_digest[:12]}"
+            )
+        return replace(self, _pair=aligner)
+
+    def _need_pair(self, what: str) -> VocabularyPair:
+        pair = self._pair or living_pair(self.pair_digest)
+        if pair is None:
+            raise MissingAlignerError(
+                f"{what} needs the aligner that made this batch, and no aligner with its digest "
+                f"{self.pair_digest[:12]} lives in this process: make or load one and keep it, or "
+                "give it with batch.with_aligner(aligner)"
+            )
+        return pair
 
     def units(self, row: int, *, max_path: int = 0) -> list[Unit]:
         """The units of one row as objects, to look at.
@@ -155,17 +199,16 @@ class AlignedBatch(UnitColumns):
                 self.unit_class,
             )
         ]
+        pair = self._need_pair("units")
         teacher_ids, student_ids = self.teacher.row(number), self.student.row(number)
-        continuations = self._continuations_of_row(number, max_path)
+        continuations = self._continuations_of_row(pair, number, max_path)
         found = []
         for *columns_of_unit, further in zip(*columns, continuations, strict=True):
             t_start, t_end, s_start, s_end, kind, unit_class = columns_of_unit
-            text = self._decode(self._pair.student, student_ids[s_start:s_end])
+            text = _decode(pair.student, student_ids[s_start:s_end])
             if unit_class & UnitClass.TRIMMED:
                 # One side's bytes hold the dummy prefix, the other's are the text.
-                text = min(
-                    text, self._decode(self._pair.teacher, teacher_ids[t_start:t_end]), key=len
-                )
+                text = min(text, _decode(pair.teacher, teacher_ids[t_start:t_end]), key=len)
             found.append(
                 Unit(
                     range(t_start, t_end),
@@ -179,7 +222,9 @@ class AlignedBatch(UnitColumns):
             )
         return found
 
-    def _continuations_of_row(self, row: int, max_path: int) -> list[tuple[str, ...]]:
+    def _continuations_of_row(
+        self, pair: VocabularyPair, row: int, max_path: int
+    ) -> list[tuple[str, ...]]:
         units = slice(self.row_offsets[row], self.row_offsets[row + 1])
         if checked_max_path(max_path, at_least=0) == 0:
             return [()] * int(units.stop - units.start)
@@ -195,15 +240,14 @@ class AlignedBatch(UnitColumns):
             teacher=self.teacher.only(row),
             student=self.student.only(row),
         )
-        found = self._aligner.continuations(alone, max_path=max_path, threads=1)
+        sides = (alone.teacher, alone.student)
+        found = enumerate_continuations(
+            pair._pair, pair.spellings, alone, sides, max_path=max_path, threads=1
+        )
         return [
             tuple(continuation.text for continuation in found.of_unit(unit))
             for unit in range(alone.n_units)
         ]
-
-    @staticmethod
-    def _decode(vocabulary: _native.Vocabulary, ids: NDArray[Any]) -> bytes:
-        return vocabulary.decode_bytes(ids.astype(np.int64))
 
     def coverage(self) -> AlignmentCounts:
         """Counts what is in units and what is not.
@@ -277,13 +321,14 @@ class AlignedBatch(UnitColumns):
             ([0, 1], [0, 1])
         """
         max_path = checked_max_path(max_path, at_least=0)
+        pair = self._need_pair("index")
         if max_path:
-            _ = self._aligner.spellings
+            _ = pair.spellings
         teacher_ids, student_ids = same_dtype(self.teacher, self.student)
         teacher = _logit_rows("teacher", teacher_ids, teacher_row_starts, teacher_stride)
         student = _logit_rows("student", student_ids, student_row_starts, student_stride)
         packed, counts = _native.build_index(
-            self._pair,
+            pair._pair,
             self,
             (teacher, student),
             first_ids=first_ids,
@@ -302,6 +347,7 @@ class AlignedBatch(UnitColumns):
             teacher_stride=teacher.stride,
             student_stride=student.stride,
             host=packed,
+            pair_digest=self.pair_digest,
         )
 
     def coarsen(
@@ -333,7 +379,17 @@ class AlignedBatch(UnitColumns):
             >>> [unit.text for unit in batch.coarsen("whitespace").units(0)]
             ['one', ' two', ' 34']
         """
-        return ablations.coarsen(self, n, seed=seed)
+        return ablations.coarsen(
+            self, n, seed=seed, begins_with_whitespace=self._begins_with_whitespace
+        )
+
+    def _begins_with_whitespace(self) -> NDArray[np.bool_]:
+        """Whether the text of every unit begins with white space."""
+        rows = np.repeat(np.arange(len(self)), np.diff(self.row_offsets))
+        first_ids = self.student.values[self.student.offsets[rows] + self.student_start]
+        student = self._need_pair('coarsen("whitespace")').student
+        begins: NDArray[np.bool_] = student._native.begins_with_whitespace[first_ids] != 0
+        return begins
 
     def without(self, kind: UnitKind | str) -> AlignedBatch:
         """Leaves out all units of one kind.
@@ -416,6 +472,10 @@ def _logit_rows(
             f"{starts.shape}"
         )
     return LogitRows(side, np.ascontiguousarray(starts, np.int64), None)
+
+
+def _decode(vocabulary: Vocabulary, ids: NDArray[Any]) -> bytes:
+    return vocabulary._native.decode_bytes(ids.astype(np.int64))
 
 
 def _tokens(side: RaggedIds) -> int:

@@ -40,9 +40,8 @@ class SimCTCollator:
     ``chat_template_kwargs``. Each side's prompts come from its own chat template; texts become the
     student's ids by its own tokenizer, and the teacher's ids are made of the student's.
 
-    What leaves a worker is tensors and the index, which holds no tokenizer and no tables: an
-    :class:`AlignedBatch` would carry its aligner along. ``aligner.align_batch`` makes it again from
-    the batch in the time of a copy.
+    What leaves a worker is tensors and the index, which holds no tokenizer and no tables.
+    ``aligner.align_batch`` makes the :class:`AlignedBatch` again in the time of a copy.
 
     Args:
         aligner: The pair; both vocabularies with their tokenizers.

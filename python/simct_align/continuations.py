@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from simct_align import _native
-from simct_align.inputs import integer, same_dtype
+from simct_align.inputs import integer, same_dtype, thread_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from simct_align.batch import AlignedBatch
+    from simct_align.inputs import RaggedIds
+    from simct_align.units import UnitColumns
     from simct_align.vocabulary import Vocabulary
 
 #: How many realized tokens a continuation may begin with at most: no node's path is longer.
@@ -294,17 +295,19 @@ def _encode(writer: Vocabulary, texts: list[str]) -> list[list[int]]:
 def enumerate_continuations(
     pair: _native.Pair,
     spellings: PairSpellings,
-    batch: AlignedBatch,
+    units: UnitColumns,
+    sides: tuple[RaggedIds, RaggedIds],
+    *,
     max_path: int,
     threads: int | None,
 ) -> Continuations:
-    """See :meth:`Aligner.continuations`."""
+    """See :meth:`Aligner.continuations`; ``sides`` are the teacher's ids and the student's."""
     found = _native.on_path(
         pair,
-        batch,
-        *same_dtype(batch.teacher, batch.student),
+        units,
+        *same_dtype(*sides),
         max_path=checked_max_path(max_path, at_least=1),
-        threads=threads,
+        threads=thread_count(threads),
     )
     teacher, student = (
         Entries(*entries, side.leaves) for entries, side in zip(found, spellings, strict=True)

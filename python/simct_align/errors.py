@@ -17,3 +17,7 @@ class UnsupportedTokenizerError(ValueError):
 
 class MissingTokenizerError(ValueError):
     """A method that tokenizes text was called on an object that has no tokenizer."""
+
+
+class MissingAlignerError(ValueError):
+    """A method of a batch needs its aligner, and the process has none for that batch."""

@@ -133,6 +133,7 @@ class AlignedIndex:
             a device.
         groups: The groups of sections that the index has: ``"units"``, and ``"first_ids"`` and
             ``"continuations"`` if it was made with them.
+        pair_digest: :attr:`Aligner.digest` of the aligner that made the batch.
     """
 
     packed: Any

@@ -35,7 +35,8 @@ import numpy as np
 
 from simct_align.aligner import Aligner
 from simct_align.inputs import read_side
-from simct_align.vocabulary import TokenKind, Vocabulary
+from simct_align.token_kind import TokenKind
+from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

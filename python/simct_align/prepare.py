@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simct_align.align import align_batch
 from simct_align.inputs import RaggedIds, integer, read_side
-from simct_align.retokenize import PaddingSide, RetokenizeCounts, pad_rows
+from simct_align.retokenize import PaddingSide, RetokenizeCounts, pad_rows, retokenize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-    from simct_align.aligner import Aligner
     from simct_align.batch import AlignedBatch
+    from simct_align.pair import VocabularyPair
 
 #: What ``torch.nn.CrossEntropyLoss`` and Hugging Face's models leave out of a loss.
 IGNORED_LABEL = -100
@@ -101,7 +102,7 @@ class _Turns:
 
 
 def prepare(
-    aligner: Aligner,
+    pair: VocabularyPair,
     completion_ids: object,
     *,
     teacher_prompt_ids: object,
@@ -133,7 +134,7 @@ def prepare(
         if limit is not None:
             integer(name, limit, at_least=least)
 
-    shared = aligner.shared
+    shared = pair.shared
     student_stops, teacher_stops = shared.student_stop_ids, shared.teacher_stop_ids
     stops_added = 0
     for turn, ids in enumerate(completions.ids):
@@ -146,7 +147,7 @@ def prepare(
     for turn, tokens in enumerate(limited):
         cut_short[turn] |= tokens > 0
 
-    retokenized = aligner.retokenize(_ragged(completions.ids), threads=threads)
+    retokenized = retokenize(pair, _ragged(completions.ids), student_mask=None, threads=threads)
     answers = _Turns(
         [retokenized.row(turn).copy() for turn in range(len(retokenized))], completions.starts
     )
@@ -170,7 +171,8 @@ def prepare(
         )
     ]
     teacher, student = sides
-    aligned = aligner.align_batch(
+    aligned = align_batch(
+        pair,
         teacher.input_ids,
         student.input_ids,
         teacher_mask=teacher.completion_mask,

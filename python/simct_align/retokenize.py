@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from simct_align import _native
+from simct_align.align import align_batch
 from simct_align.inputs import RaggedIds, read_side
+from simct_align.pair import VocabularyPair
+from simct_align.token_kind import TokenKind
 from simct_align.units import UnitClass, UnmatchedReason
-from simct_align.vocabulary import TokenKind, Vocabulary
+from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from simct_align.aligner import Aligner
     from simct_align.batch import AlignedBatch
 
 PaddingSide = Literal["left", "right"]
@@ -92,16 +94,16 @@ class RetokenizedIds(RaggedIds):
 
 
 def retokenize(
-    aligner: Aligner, student_ids: object, *, student_mask: object | None, threads: int | None
+    pair: VocabularyPair, student_ids: object, *, student_mask: object | None, threads: int | None
 ) -> RetokenizedIds:
     """Makes the teacher's ids; documented at :meth:`Aligner.retokenize`."""
     student = read_side("student", student_ids, student_mask)
-    _check_ids(student, len(aligner.student))
+    _check_ids(student, len(pair.student))
     regions, row_regions = _regions(student)
-    if aligner.teacher.digest == aligner.student.digest:
-        values, region_offsets, counts = _same_vocabulary(aligner, regions)
+    if pair.teacher.digest == pair.student.digest:
+        values, region_offsets, counts = _same_vocabulary(pair, regions)
     else:
-        made = _cross(aligner, regions, threads)
+        made = _cross(pair, regions, threads)
         values, region_offsets = made.arrays()
         counts = RetokenizeCounts(**made.counts())
     return RetokenizedIds(
@@ -134,9 +136,7 @@ class TextEncoder:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        from simct_align.aligner import Aligner
-
-        self._aligner = Aligner(
+        self._pair = VocabularyPair(
             vocabulary, Vocabulary.from_token_bytes([bytes([byte]) for byte in range(256)])
         )
 
@@ -157,7 +157,7 @@ class TextEncoder:
         offsets = np.zeros(len(written) + 1, np.int64)
         np.cumsum([len(text) for text in written], out=offsets[1:])
         values = np.frombuffer(b"".join(written), np.uint8).astype(np.int32)
-        return self._aligner.retokenize((values, offsets), threads=threads)
+        return retokenize(self._pair, (values, offsets), student_mask=None, threads=threads)
 
 
 def pad_rows(
@@ -197,12 +197,12 @@ def pad_rows(
     return dense, taken.astype(np.int64)
 
 
-def _cross(aligner: Aligner, regions: RaggedIds, threads: int | None) -> _native.RetokenizedIds:
-    retokenizer = aligner._retokenizer
+def _cross(pair: VocabularyPair, regions: RaggedIds, threads: int | None) -> _native.RetokenizedIds:
+    retokenizer = pair._retokenizer
     plan = retokenizer.split(regions.values, regions.offsets)
-    encoded = _native.ids_from_lists("encoded", aligner.teacher.encode_batch(plan.texts()))
+    encoded = _native.ids_from_lists("encoded", pair.teacher.encode_batch(plan.texts()))
     draft = retokenizer.assemble(plan, *encoded)
-    aligned = aligner.align_batch(draft.arrays(), regions, threads=threads)
+    aligned = align_batch(pair, draft.arrays(), regions, threads=threads)
     stretches = _differing_stretches(aligned)
     if not stretches:
         return draft
@@ -238,10 +238,10 @@ def _differing_stretches(aligned: AlignedBatch) -> list[tuple[int, int, int, int
 
 
 def _same_vocabulary(
-    aligner: Aligner, regions: RaggedIds
+    pair: VocabularyPair, regions: RaggedIds
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], RetokenizeCounts]:
     """Ids cross as they are: the sampled cut is the teacher's own too."""
-    shared, kinds = aligner.shared, aligner.student.kinds
+    shared, kinds = pair.shared, pair.student.kinds
     partner = np.full(len(kinds), -1, np.int64)
     partner[shared.student_ids] = shared.teacher_ids
     # A stop stays the one that was sampled, if it is one to the teacher.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simct_align import _native
 from simct_align.errors import MissingTokenizerError
+from simct_align.token_kind import TokenKind
 from simct_align.tokenizer_source import TokenizerSource
 
 if TYPE_CHECKING:
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from simct_align.readers import TextTokenizer
-
-
-class TokenKind(IntEnum):
-    """What a token id stands for."""
-
-    #: Text.
-    NORMAL = 0
-    #: One byte, the fallback for text that no normal token spells (``<0x0A>``).
-    BYTE = 1
-    #: A control token, which adds no bytes.
-    SPECIAL = 2
-    #: No token: a hole, or a padding row of an embedding.
-    UNUSED = 3
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.readers.base import TokenTable, build_table, refuse_control_tokens, resolve_special
-from simct_align.vocabulary import TokenKind
+from simct_align.token_kind import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

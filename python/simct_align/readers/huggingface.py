@@ -18,7 +18,7 @@ from simct_align.readers.decoders import (
     flatten,
     token_reader,
 )
-from simct_align.vocabulary import TokenKind
+from simct_align.token_kind import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -13,7 +13,7 @@ from simct_align.readers.base import (
     resolve_special,
     stop_ids,
 )
-from simct_align.vocabulary import TokenKind
+from simct_align.token_kind import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -1,0 +1,183 @@
+"""Two vocabularies, and what is made once for both: what an aligner and its batches share."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from simct_align import _native
+from simct_align.continuations import make_spellings
+from simct_align.inputs import integer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from simct_align.continuations import PairSpellings
+    from simct_align.vocabulary import Vocabulary
+
+#: The pairs that live in this process, the newest last. Several may have one digest.
+_LIVING: weakref.WeakValueDictionary[int, VocabularyPair] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class SharedVocabulary:
+    """The texts and control tokens that are a single token on both sides: the loss's columns.
+
+    Columns are sorted by teacher id, by canonical ids, one for every byte string, one for every
+    mapped pair of special tokens and one for all stops together.
+
+    Attributes:
+        teacher_ids: int64 ``[columns]``.
+        student_ids: int64 ``[columns]``.
+        stop_column: The column of the stops; −1 if one side has none.
+        teacher_stop_ids: All stops of the teacher, the canonical one first; int64.
+        student_stop_ids: All stops of the student, likewise.
+    """
+
+    teacher_ids: NDArray[np.int64]
+    student_ids: NDArray[np.int64]
+    stop_column: int
+    teacher_stop_ids: NDArray[np.int64]
+    student_stop_ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.teacher_ids)
+
+
+class VocabularyPair:
+    """A teacher's and a student's vocabulary: what an :class:`Aligner` is, without its methods.
+
+    Args:
+        teacher: The teacher's vocabulary.
+        student: The student's.
+        special_tokens: As for :class:`Aligner`.
+        stop_tokens: Likewise.
+
+    Raises:
+        ValueError: A token name is unknown or not a special token, or tokens are mapped twice.
+    """
+
+    _pair: _native.Pair
+    _shared: SharedVocabulary
+
+    def __init__(
+        self,
+        teacher: Vocabulary,
+        student: Vocabulary,
+        *,
+        special_tokens: Mapping[str | int, str | int] | None = None,
+        stop_tokens: tuple[Sequence[str | int], Sequence[str | int]] | None = None,
+    ) -> None:
+        self._teacher = teacher
+        self._student = student
+        pairs = [
+            (
+                _token_id("special_tokens", self._teacher, t),
+                _token_id("special_tokens", self._student, s),
+            )
+            for t, s in (special_tokens or {}).items()
+        ]
+        stops: list[list[int] | None] = [None, None]
+        if stop_tokens is not None:
+            if len(stop_tokens) != 2 or any(isinstance(side, (str, int)) for side in stop_tokens):
+                raise TypeError(
+                    "stop_tokens: expected ([teacher's ids or names], [student's ids or names]), "
+                    f"got {stop_tokens!r}"
+                )
+            stops = [
+                [_token_id("stop_tokens", vocabulary, token) for token in side]
+                for vocabulary, side in zip(
+                    (self._teacher, self._student), stop_tokens, strict=True
+                )
+            ]
+        native = _native.Pair(
+            self._teacher._native,
+            self._student._native,
+            special_tokens=pairs,
+            teacher_stops=stops[0],
+            student_stops=stops[1],
+        )
+        self._adopt(native)
+
+    def _adopt(self, native: _native.Pair) -> None:
+        """Takes the native pair of its vocabularies; batches find the pair from now on."""
+        self._pair = native
+        self._shared = _shared_vocabulary(native)
+        _LIVING[id(self)] = self
+
+    @property
+    def teacher(self) -> Vocabulary:
+        """The teacher's vocabulary."""
+        return self._teacher
+
+    @property
+    def student(self) -> Vocabulary:
+        """The student's vocabulary."""
+        return self._student
+
+    @property
+    def shared(self) -> SharedVocabulary:
+        """The shared vocabulary."""
+        return self._shared
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of all that an alignment depends on.
+
+        That is both vocabularies (as in :attr:`Vocabulary.digest`), the mapped special tokens and
+        the stops. It is the same in every process, and for a loaded aligner. Tokenizers and
+        spellings take no part.
+        """
+        return self._pair.digest.hex()
+
+    @cached_property
+    def spellings(self) -> PairSpellings:
+        """How each side writes the tokens that only the other side has.
+
+        Made on first use, with the tokenizers where there are some, and kept with the aligner:
+        :meth:`save` and pickle hold them once they have been made. A side without a tokenizer
+        writes by the shortest paths.
+        """
+        return make_spellings(self._pair, self._teacher, self._student)
+
+    @cached_property
+    def _retokenizer(self) -> _native.Retokenizer:
+        return _native.Retokenizer(self._pair)
+
+
+def living_pair(digest: str) -> VocabularyPair | None:
+    """The newest pair of a digest that lives in this process, if there is one."""
+    # A list made at once: another thread may make a pair meanwhile.
+    for reference in reversed(_LIVING.valuerefs()):
+        pair = reference()
+        if pair is not None and pair.digest == digest:
+            return pair
+    return None
+
+
+def _shared_vocabulary(pair: _native.Pair) -> SharedVocabulary:
+    column = pair.stop_column
+    return SharedVocabulary(*pair.shared_ids, -1 if column is None else column, *pair.stop_ids)
+
+
+def _token_id(argument: str, vocabulary: Vocabulary, token: str | int) -> int:
+    """The id of a token given by name or id."""
+    if not isinstance(token, str):
+        token = integer(argument, token, at_least=0)
+        if token >= len(vocabulary):
+            raise ValueError(
+                f"{argument}: id {token} is not in the vocabulary of {len(vocabulary)}"
+            )
+        return token
+    token_id = vocabulary.special_ids.get(token)
+    if token_id is None:
+        raise ValueError(
+            f"{argument}: {token!r} is not a special token of {vocabulary!r}; if the tokenizer "
+            f"does not flag it as one, name it in Vocabulary.from_tokenizer(..., special=[...])"
+        )
+    return token_id
