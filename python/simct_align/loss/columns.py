@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from .scores.on_path_plan import SIDES, pack_spellings
+from .scores.on_path_plan import SIDES
+from .scores.planner import pack_spellings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

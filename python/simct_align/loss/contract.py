@@ -159,16 +159,28 @@ class Loss(torch.nn.Module):
         """
         return index.normalizer(self.reduction, "realized" if self.uses_multi else "shared")
 
-    def check_logits(self, side: Side, logits: Tensor) -> None:
-        """Refuse what cannot be logits of a side, by its shape, dtype and device.
+    def check_logits(
+        self, teacher_logits: Tensor, student_logits: Tensor, index: AlignedIndex | AlignedBatch
+    ) -> AlignedIndex:
+        """Refuse logits that do not fit the pair or the index; return the index for them.
 
         Args:
-            side: ``"teacher"`` or ``"student"``.
-            logits: The logits.
+            teacher_logits: ``[tokens, columns]`` or ``[batch, length, columns]``.
+            student_logits: The same for the student.
+            index: An index, or a batch to make one of.
 
         Raises:
-            ValueError: Wrong rank, not floating, on another device, or too few columns.
+            TypeError: The index is neither an index nor a batch.
+            ValueError: Logits of a wrong rank, not floating, on another device, with too few
+                columns or rows; and see `take_index`.
         """
+        self._check_side("teacher", teacher_logits)
+        self._check_side("student", student_logits)
+        return self.take_index(
+            index, teacher=teacher_logits, student=student_logits, argument="logits"
+        )
+
+    def _check_side(self, side: Side, logits: Tensor) -> None:
         name = f"{side}_logits"
         if logits.dim() not in (2, 3) or not logits.is_floating_point():
             raise ValueError(

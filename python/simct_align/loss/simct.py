@@ -274,11 +274,7 @@ class SimCTLoss(SimCTBase):
                 normalizer came with a reduction that has none.
         """
         refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
-        self.check_logits("teacher", teacher_logits)
-        self.check_logits("student", student_logits)
-        index = self.take_index(
-            index, teacher=teacher_logits, student=student_logits, argument="logits"
-        )
+        index = self.check_logits(teacher_logits, student_logits, index)
         result = logits_loss(
             LogitsTensors(teacher_logits.detach(), student_logits),
             self._tensors(index, self.weight(index, normalizer, student_logits)),

@@ -302,11 +302,7 @@ class Baseline(Loss, ABC):
                 normalizer came with a reduction that has none.
         """
         refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
-        self.check_logits("teacher", teacher_logits)
-        self.check_logits("student", student_logits)
-        index = self.take_index(
-            index, teacher=teacher_logits, student=student_logits, argument="logits"
-        )
+        index = self.check_logits(teacher_logits, student_logits, index)
         weight = self.weight(index, normalizer, student_logits)
         wants_gradient = (
             self.reduction != "none" and torch.is_grad_enabled() and student_logits.requires_grad

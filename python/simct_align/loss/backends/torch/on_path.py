@@ -23,7 +23,8 @@ import torch
 from ...engine import Engine, Result
 from ...metrics import STUDENT_MASS, TEACHER_MASS
 from ...scores.on_path import Entries, Leaves, PathScores, RealizedUnits
-from ...scores.on_path_plan import OTHER, SIDES, Wanted, make_plan
+from ...scores.on_path_plan import OTHER, SIDES, Wanted
+from ...scores.planner import make_plan
 from .computation import TorchComputation, rows_per_chunk
 
 if TYPE_CHECKING:
