@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from simct_align import _native
 from simct_align.align import align_batch
 from simct_align.continuations import enumerate_continuations
 from simct_align.errors import MissingTokenizerError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from simct_align.batch import AlignedBatch
     from simct_align.continuations import Continuations
-    from simct_align.tokenizer_source import TokenizerSource
 
 
 class Aligner(VocabularyPair):
@@ -488,24 +486,6 @@ class Aligner(VocabularyPair):
         if student_tokenizer is not None:
             aligner._student = aligner._student.with_tokenizer(student_tokenizer)
         return aligner
-
-    @classmethod
-    def _from_bytes(
-        cls,
-        data: bytes,
-        teacher_source: TokenizerSource | None,
-        student_source: TokenizerSource | None,
-    ) -> Aligner:
-        native = _native.Pair.from_bytes(data)
-        aligner = cls.__new__(cls)
-        aligner._teacher = Vocabulary(native.teacher, source=teacher_source)
-        aligner._student = Vocabulary(native.student, source=student_source)
-        aligner._adopt(native)
-        return aligner
-
-    def __reduce__(self) -> tuple[object, ...]:
-        sources = (self._teacher._source, self._student._source)
-        return self._from_bytes, (self._pair.to_bytes(), *sources)
 
 
 def _vocabulary(source: object) -> Vocabulary:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from simct_align import _native
 from simct_align.continuations import make_spellings
 from simct_align.inputs import integer
+from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from simct_align.continuations import PairSpellings
-    from simct_align.vocabulary import Vocabulary
+    from simct_align.tokenizer_source import TokenizerSource
 
 #: The pairs that live in this process, the newest last. Several may have one digest.
 _LIVING: weakref.WeakValueDictionary[int, VocabularyPair] = weakref.WeakValueDictionary()
@@ -148,6 +150,24 @@ class VocabularyPair:
     @cached_property
     def _retokenizer(self) -> _native.Retokenizer:
         return _native.Retokenizer(self._pair)
+
+    @classmethod
+    def _from_bytes(
+        cls,
+        data: bytes,
+        teacher_source: TokenizerSource | None,
+        student_source: TokenizerSource | None,
+    ) -> Self:
+        native = _native.Pair.from_bytes(data)
+        pair = cls.__new__(cls)
+        pair._teacher = Vocabulary(native.teacher, source=teacher_source)
+        pair._student = Vocabulary(native.student, source=student_source)
+        pair._adopt(native)
+        return pair
+
+    def __reduce__(self) -> tuple[object, ...]:
+        sources = (self._teacher._source, self._student._source)
+        return self._from_bytes, (self._pair.to_bytes(), *sources)
 
 
 def living_pair(digest: str) -> VocabularyPair | None:

@@ -462,3 +462,105 @@ fn column_of(pair: &Pair, single: (Side, u32)) -> i64 {
 fn long(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::PairOptions;
+    use crate::threads::Threads;
+    use crate::vocabulary::Token;
+
+    /// A batch of one row with everything in it, and its index in the order of a table.
+    fn build(table: &[Section], options: &IndexOptions, strides: [i64; 2]) -> Result<Index> {
+        let teacher = ["12", "13", "ab", "+", "a"].map(Token::normal);
+        let student = ["1", "2", "3", "b", "+", "a", "23"].map(Token::normal);
+        let teacher = Vocabulary::from_tokens(teacher)?;
+        let student = Vocabulary::from_tokens(student)?;
+        let pair = Pair::new(teacher.into(), student.into(), &PairOptions::default())?;
+        // `+`, `+`, `12`, `ab`, `+`
+        let (teacher, student) = (vec![3i64, 3, 0, 2, 3], vec![4i64, 4, 0, 1, 5, 3, 4]);
+        let units = UnitColumns {
+            row_offsets: &[0, 5],
+            teacher_start: &[0, 1, 2, 3, 4],
+            teacher_end: &[1, 2, 3, 4, 5],
+            student_start: &[0, 1, 2, 4, 6],
+            student_end: &[1, 2, 4, 6, 7],
+            kind: &[0, 0, 1, 1, 0],
+            unit_class: &[0; 5],
+        };
+        let [teacher_offsets, student_offsets] = [[0, 5], [0, 7]];
+        let side =
+            |ids, row_starts, stride: i64| IndexSide { ids, row_starts, stride: Some(stride) };
+        let teacher = RaggedIds::new(Side::Teacher, &teacher, &teacher_offsets)?;
+        let student = RaggedIds::new(Side::Student, &student, &student_offsets)?;
+        let sides = (side(teacher, &[10], strides[0]), side(student, &[20], strides[1]));
+        build_in_order(table, &pair, &units, sides, options)
+    }
+
+    fn all() -> IndexOptions {
+        let threads = Threads::AllCores;
+        let continuations = Some(PathOptions { max_path: 8, threads });
+        IndexOptions { first_ids: true, continuations }
+    }
+
+    #[test]
+    fn a_permuted_table_permutes_the_buffer() -> Result<()> {
+        let index = build(&SECTIONS, &all(), [9; 2])?;
+        let places = ranges(&SECTIONS, &all().groups(), &index.counts);
+        assert_eq!(places.len(), SECTIONS.len());
+        assert_eq!(places.last().map(|(_, range)| range.end), Some(index.packed.len()));
+        for turned in 0..SECTIONS.len() {
+            let mut table = SECTIONS;
+            table.reverse();
+            table.rotate_left(turned);
+            let permuted = build(&table, &all(), [9; 2])?;
+            assert_eq!(permuted.counts, index.counts);
+            for (name, range) in ranges(&table, &all().groups(), &permuted.counts) {
+                let known = places.iter().find(|(known, _)| *known == name).unwrap();
+                assert_eq!(permuted.packed[range], index.packed[known.1.clone()], "{name}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn sections_hold_what_their_names_say() -> Result<()> {
+        let index = build(&SECTIONS, &all(), [9; 2])?;
+        let places = ranges(&SECTIONS, &all().groups(), &index.counts);
+        let read = |name: &str| {
+            let (_, range) = places.iter().find(|(known, _)| *known == name).unwrap();
+            &index.packed[range.clone()]
+        };
+        assert_eq!(read("unit"), [1, 4, 2, 3]);
+        assert_eq!(read("kind"), [0, 0, 1, 1]);
+        assert_eq!(read("student_tokens"), [1, 1, 2, 2]);
+        assert_eq!(read("teacher_row"), [10, 13, 11, 12]);
+        assert_eq!(read("student_row"), [20, 25, 21, 23]);
+        assert_eq!(read("realized_shared_column"), [-1, -1]);
+        assert_eq!(read("student_offsets"), [0, 2, 4]);
+        assert_eq!(read("student_step_unit"), [0, 0, 1, 1]);
+        assert_eq!(read("student_step_row"), [21, 22, 23, 24]);
+        assert_eq!(read("student_step_id"), [0, 1, 5, 3]);
+        assert_eq!(read("teacher_first_id"), [3, 3, 0, 2]);
+        assert_eq!(read("student_first_id"), [4, 4, 0, 5]);
+        // After `1` come 12 and 13, after `a` comes ab.
+        assert_eq!(read("teacher_entry_unit"), [2, 3]);
+        assert_eq!(read("teacher_entry_node"), [0, 1]);
+        assert_eq!(read("teacher_entry_depth"), [1, 1]);
+        assert_eq!(read("student_entry_unit"), []);
+        assert_eq!(read("realized_teacher_leaf"), [0, 2]);
+        assert_eq!((index.teacher_rows_needed, index.student_rows_needed), (14, 26));
+        Ok(())
+    }
+
+    #[test]
+    fn a_stride_holds_all_that_is_read_of_a_row() {
+        let plain = IndexOptions::default();
+        assert!(build(&SECTIONS, &plain, [4, 6]).is_ok());
+        let error = build(&SECTIONS, &plain, [3, 6]).unwrap_err();
+        assert_eq!(error, Error::StrideTooShort { side: Side::Teacher, stride: 3, needed: 4 });
+        assert!(build(&SECTIONS, &plain, [4, 5]).unwrap_err().to_string().starts_with(
+            "student_stride: expected at least 6, so many rows of logits are read for one row of"
+        ));
+    }
+}

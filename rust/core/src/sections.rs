@@ -181,8 +181,11 @@ pub const SECTIONS: [Section; 24] = {
     ]
 };
 
-/// Where the sections of some groups lie in the buffer.
-pub(crate) fn ranges(
+/// Where the sections of some groups lie in the buffer, by name, in order.
+///
+/// `sections` is [`SECTIONS`], or a table of another order.
+#[must_use]
+pub fn ranges(
     sections: &[Section],
     groups: &[Group],
     counts: &Counts,
