@@ -37,7 +37,7 @@ python-test: $(VENV)/.developed
 
 # Every bench once, small: it checks its answers, its timings mean nothing.
 bench-quick: $(VENV)/.developed
-	for bench in benches/[a-z]*.py; do echo "== $$bench"; $(BIN)/python $$bench --quick || exit 1; done
+	for bench in benches/[a-z]*.py; do echo "== $$bench"; PYTHONPATH=examples $(BIN)/python $$bench --quick || exit 1; done
 
 # The built wheel in an environment of its own, with only the run-time dependencies.
 wheel-test: $(VENV)/.created

@@ -7,16 +7,13 @@ import fnmatch
 import gzip
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from _common import ROOT, commit_id
-
-sys.path.insert(0, str(ROOT / "examples"))
+from _common import commit_id
 from gguf_models import Loaded
 from measurements import Measured, Ratio
 from two_families import as_json

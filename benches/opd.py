@@ -1,5 +1,6 @@
 """On-policy distillation of a real model family into another, objective by objective.
 
+    export PYTHONPATH=examples
     python benches/opd.py                     # run what is missing; hours
     python benches/opd.py --only 'gsm8k-*-0'  # a part of it
     python benches/opd.py --show              # tables and curves of what is there
@@ -28,7 +29,6 @@ import importlib.util
 import json
 import math
 import os
-import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
@@ -40,8 +40,6 @@ import torch
 
 from _cells import Cell, command_line, matches, measured_as_json, tiny_models
 from _common import ROOT, print_table
-
-sys.path.insert(0, str(ROOT / "examples"))
 from gguf_models import Loaded, load
 from measurements import Measurer, Ratio, change
 from two_families import Row, Settings, as_json, make_trainer, read_rows, seconds_per_step

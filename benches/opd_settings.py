@@ -1,5 +1,6 @@
 """Which settings draw one real model to another without making it worse at real answers.
 
+    export PYTHONPATH=examples
     python benches/opd_settings.py                    # run what is missing; hours
     python benches/opd_settings.py --only 'rate-*'    # a part of it
     python benches/opd_settings.py --show             # the table of what is there
@@ -15,7 +16,6 @@ sees. A setting passes if the reverse KL of the student's samples surely falls (
 from __future__ import annotations
 
 import copy
-import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 from _cells import Cell, command_line, matches, measured_as_json, tiny_models
 from _common import ROOT, print_table
-
-sys.path.insert(0, str(ROOT / "examples"))
 from gguf_models import Loaded, load
 from measurements import Measurer, change
 from two_families import (

@@ -1,6 +1,6 @@
 """How much supervision the shared vocabulary loses on real models, and what recovers it.
 
-    python benches/recovered.py [--csv CSV] [--texts N] [--quick]
+    PYTHONPATH=examples python benches/recovered.py [--csv CSV] [--texts N] [--quick]
 
 Two small real models (see examples/gguf_models.py) read real text, either as the teacher. At every
 unit, the candidate set's coverage is the probability, under the teacher, that its text goes on with
@@ -17,7 +17,8 @@ Events are not nested here: the probability of "some candidate" is the sum of th
 probabilities of the teacher's paths that no other candidate's path begins. This is written for
 itself, apart from the loss; a plain Python loop over all one-sided tokens checks some units.
 
---quick runs the same on tiny random models, whose figures mean nothing.
+The models come from the example's modules, hence PYTHONPATH. --quick needs none of them: it runs
+the same on tiny random models, whose figures mean nothing.
 """
 
 from __future__ import annotations
@@ -292,7 +293,6 @@ def summary(case: str, found: list[NDArray[Any]], *, hard: bool) -> dict[str, ob
 
 
 def real_models() -> dict[str, Side]:
-    sys.path.insert(0, str(ROOT / "examples"))
     import gguf_models
 
     sides = {}

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from support import paths
+from support.paths import LEFT_OUT
 
 if TYPE_CHECKING:
     import pytest
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says what was left out, whatever the verbosity."""
-    if paths.missing:
-        terminalreporter.section("left out: real tokenizers or data that are not there")
-        for path in sorted(paths.missing):
-            terminalreporter.line(path)
+    """Says what was left out, whatever the verbosity and the number of processes."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    left_out = {reason: n for reason, n in reasons.items() if reason.startswith(LEFT_OUT)}
+    if left_out:
+        terminalreporter.section("left out: real tokenizers or text that are not there")
+        for reason, count in sorted(left_out.items()):
+            terminalreporter.line(f"{count} tests {reason}")

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simct_align import Aligner, UnitKind, UnmatchedReason
-from simct_align.demo import demo_passage
 from support.slow_alignment import Span, align_region, common_boundaries
-from support.texts import gsm8k_answers, hard_texts
+from support.texts import answers, hard_texts
 from support.vocabularies import ALL_NAMES, token_bytes, vocabulary
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PAIRS = list(itertools.permutations(ALL_NAMES, 2))
 N_ANSWERS = 150
@@ -49,18 +45,9 @@ texts_of_any_kind = st.lists(
 )
 
 
-def or_demo_passage(texts: Callable[[], list[str]]) -> list[str]:
-    """Shared data, or the bundled passage: tokenizers that need no file are tested without it."""
-    try:
-        return texts()
-    except pytest.skip.Exception:  # the summary still names the missing path
-        return list(demo_passage())
-
-
 @functools.cache
 def corpus() -> tuple[str, ...]:
-    answers = or_demo_passage(lambda: gsm8k_answers(N_ANSWERS))
-    return (*answers, *or_demo_passage(hard_texts), *LINES)
+    return (*answers(N_ANSWERS), *hard_texts(), *LINES)
 
 
 @functools.cache
@@ -164,7 +151,7 @@ def test_units_are_all_common_boundaries(teacher: str, student: str) -> None:
 def check_every_rule(teacher: str, student: str, aligner: Aligner) -> None:
     """Hard texts, unfaithful ones included, against the twin of the full rules."""
     last = len(corpus())
-    first = last - len(LINES) - len(or_demo_passage(hard_texts))
+    first = last - len(LINES) - len(hard_texts())
     # A fifth of the texts for each pair: every text meets every tokenizer many times.
     rows = range(first + PAIRS.index((teacher, student)) % 5, last, 5)
     ids = [[corpus_ids(name)[row] for row in rows] for name in (teacher, student)]

@@ -27,7 +27,7 @@ from support.chat_tokenizers import (  # noqa: E402
     real_aligner,
     real_chat_tokenizer,
 )
-from support.texts import gsm8k_answers  # noqa: E402
+from support.texts import answers  # noqa: E402
 
 CONVERSATION = [
     {"role": "user", "content": "What is 2 + 2?"},
@@ -297,15 +297,12 @@ def test_the_index_feeds_the_loss():
     assert touched.sum() > 0
 
 
-def test_real_conversations():
-    aligner = real_aligner(
-        "gemma2", "qwen2_5", (["<end_of_turn>", "<eos>"], ["<|im_end|>", "<|endoftext|>"])
-    )
+@pytest.mark.parametrize("names", [("deepseek", "demo_byte_level"), ("gemma2", "qwen2_5")])
+def test_real_conversations(names):
+    aligner = real_aligner(*names)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        collator = SimCTCollator(
-            aligner, real_chat_tokenizer("gemma2"), real_chat_tokenizer("qwen2_5")
-        )
+        collator = SimCTCollator(aligner, *map(real_chat_tokenizer, names))
     rows = [
         {
             "messages": [
@@ -313,7 +310,7 @@ def test_real_conversations():
                 {"role": "assistant", "content": text},
             ]
         }
-        for text in gsm8k_answers(24)
+        for text in answers(24)
     ]
     batch = collator(rows)
     counts = batch["counts"]
@@ -321,7 +318,7 @@ def test_real_conversations():
     assert counts["teacher_tokens_in_units"] == counts["teacher_tokens"]
     assert counts["units_special"] == 24
     # What the templates write, with the completions in it.
-    for prefix, name in (("teacher_", "gemma2"), ("", "qwen2_5")):
+    for prefix, name in zip(("teacher_", ""), names, strict=True):
         tokenizer = real_chat_tokenizer(name)
         ids = batch[prefix + "input_ids"][3][batch[prefix + "attention_mask"][3] == 1]
         text = tokenizer.apply_chat_template(rows[3]["messages"], tokenize=False)

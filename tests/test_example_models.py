@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import gguf_models
 from simct_align import Aligner, TokenKind, Vocabulary
 from simct_align.chat import check_end_of_turn, prompt_ids
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-import gguf_models  # noqa: E402
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAMES = ("smollm2", "gemma3")
 TALK = [

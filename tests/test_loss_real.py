@@ -13,13 +13,13 @@ from simct_align import Aligner
 from simct_align.loss import SimCTLoss
 from support import loss_twins
 from support.index_twin import PlainPair, PlainSide, build_index, plain_units
-from support.paths import TOKENIZER_NAMES
-from support.texts import gsm8k_answers, hard_texts
-from support.vocabularies import BUNDLED, token_bytes, vocabulary
+from support.texts import answers, hard_texts
+from support.vocabularies import ALL_NAMES, token_bytes, vocabulary
 
 SCORES = ("mean", "sum", "event", "mean_logit")
-NAMES = (*TOKENIZER_NAMES, *BUNDLED)
-PAIRS = list(itertools.permutations(NAMES, 2))
+PAIRS = list(itertools.permutations(ALL_NAMES, 2))
+#: They write these texts alike.
+SAME_MERGES = ({"mistral_nemo", "tekken"}, {"qwen2_5", "qwen_tiktoken"})
 TEXTS = ["1234567 naïve\n\n\n", "Σ x² → “quote” 🙂", "def f(xs):\n\treturn  xs[::-1]  # ok"]
 
 
@@ -78,10 +78,10 @@ def assert_same_index(index, twin):
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
 def test_index_equals_its_twin(teacher, student):
-    batch = aligner(teacher, student).align_texts([*gsm8k_answers(20), *hard_texts(), "", *TEXTS])
+    batch = aligner(teacher, student).align_texts([*answers(20), *hard_texts(), "", *TEXTS])
     pair = plain_pair(teacher, student)
     _, twin = twin_of(batch, pair)
-    assert twin.n_multi > 0
+    assert (twin.n_multi == 0) == ({teacher, student} in SAME_MERGES)
     assert_same_index(batch.index(first_ids=True), twin)
     strides = tuple(max(map(len, rows_of(side))) + 3 for side in (batch.teacher, batch.student))
     _, twin = twin_of(batch, pair, strides=strides)
@@ -94,7 +94,7 @@ def test_index_equals_its_twin(teacher, student):
     assert_same_index(index, twin)
 
 
-@pytest.mark.parametrize(("teacher", "student"), PAIRS[::2])
+@pytest.mark.parametrize(("teacher", "student"), PAIRS[::5])
 def test_loss_equals_its_twin(teacher, student):
     number = PAIRS.index((teacher, student))
     pair = plain_pair(teacher, student)
@@ -121,9 +121,10 @@ def test_loss_equals_its_twin(teacher, student):
 
 @pytest.mark.parametrize("score", SCORES)
 def test_two_newlines_against_one_and_one(score):
-    pair, both = plain_pair("qwen2_5", "gemma2"), aligner("qwen2_5", "gemma2")
+    pair, both = (make("qwen_tiktoken", "deepseek") for make in (plain_pair, aligner))
     ids = {
-        t: [token_bytes(n).index(t) for n in ("qwen2_5", "gemma2")] for t in (b"a", b"\n", b"\n\n")
+        t: [token_bytes(n).index(t) for n in ("qwen_tiktoken", "deepseek")]
+        for t in (b"a", b"\n", b"\n\n")
     }
     teacher = [ids[b"a"][0], ids[b"\n\n"][0]]
     student = [ids[b"a"][1], ids[b"\n"][1], ids[b"\n"][1]]

@@ -11,6 +11,7 @@ from simct_align import Aligner, UnitKind, Vocabulary
 from simct_align.chat import check_end_of_turn, content_text, prompt_ids
 from simct_align.retokenize import TextEncoder
 from support.chat_tokenizers import (
+    STOPS,
     demo_aligner,
     demo_chat_tokenizers,
     real_aligner,
@@ -361,22 +362,20 @@ def test_a_template_with_another_end_of_turn_is_warned_about():
         check_end_of_turn("student", fallback, aligner.student, [1])
 
 
-STOPS = {
-    "gemma2": ["<end_of_turn>", "<eos>"],
-    "qwen2_5": ["<|im_end|>", "<|endoftext|>"],
-    "llama3_1": ["<|eot_id|>", "<|end_of_text|>"],
-    "mistral_nemo": ["</s>"],
-}
-
-
 @pytest.mark.parametrize(
     ("teacher", "student"),
-    [("gemma2", "qwen2_5"), ("qwen2_5", "llama3_1"), ("mistral_nemo", "gemma2")],
+    [
+        ("deepseek", "demo_byte_level"),
+        ("demo_byte_level", "deepseek"),
+        ("gemma2", "qwen2_5"),
+        ("qwen2_5", "llama3_1"),
+        ("mistral_nemo", "gemma2"),
+    ],
 )
 def test_real_templates(teacher, student):
     """Random rollouts in a real conversation: all but control tokens is in units."""
     tokenizers = [real_chat_tokenizer(teacher), real_chat_tokenizer(student)]
-    aligner = real_aligner(teacher, student, (STOPS[teacher], STOPS[student]))
+    aligner = real_aligner(teacher, student)
     for side, tokenizer, vocab, stops in (
         ("teacher", tokenizers[0], aligner.teacher, aligner.shared.teacher_stop_ids),
         ("student", tokenizers[1], aligner.student, aligner.shared.student_stop_ids),

@@ -427,13 +427,19 @@ def test_the_side_of_padding_changes_nothing(tmp_path, side):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_thinking_and_tool_calls_are_text_to_whom_they_are_no_tokens(tmp_path, turned):
-    names = ("qwen2_5", "gemma2")[:: -1 if turned else 1]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("deepseek", "demo_byte_level"),
+        ("demo_byte_level", "deepseek"),
+        ("qwen2_5", "gemma2"),
+        ("gemma2", "qwen2_5"),
+    ],
+)
+def test_thinking_and_tool_calls_are_text_to_whom_they_are_no_tokens(tmp_path, names):
     teacher_tokenizer, student_tokenizer = (copy.deepcopy(real_chat_tokenizer(n)) for n in names)
     for tokenizer in (teacher_tokenizer, student_tokenizer):
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    stops = {"qwen2_5": ["<|im_end|>"], "gemma2": ["<end_of_turn>"]}
     answer = '<think>\n2 + 2\n</think>\n<tool_call>\n{"name": "add"}\n</tool_call> It is 4.'
     row = {
         "messages": [
@@ -451,7 +457,7 @@ def test_thinking_and_tool_calls_are_text_to_whom_they_are_no_tokens(tmp_path, t
             gradient_checkpointing=False, disable_tqdm=True,
         ),
         teacher_tokenizer=teacher_tokenizer,
-        aligner=real_aligner(*names, (stops[names[0]], stops[names[1]])),
+        aligner=real_aligner(*names),
         processing_class=student_tokenizer,
         train_dataset=Dataset.from_list([row] * 2),
     )  # fmt: skip

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT / "examples"), str(ROOT / "benches")]
-from _cells import tiny_models  # noqa: E402
-from measurements import LABELS, Measurer, Ratio, change, log_probabilities, sample  # noqa: E402
-from two_families import read_rows, split_rows  # noqa: E402
-from word_problems import word_problems  # noqa: E402
+from _cells import tiny_models
+from measurements import LABELS, Measurer, Ratio, change, log_probabilities, sample
+from two_families import read_rows, split_rows
+from word_problems import word_problems
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 torch.set_num_threads(1)
 

