@@ -114,6 +114,7 @@ fn build_in_order<I: TokenId>(
 
     let (mut next_shared, mut next_multi) = (0, counts.shared);
     for row in 0..rows {
+        let lengths = (teacher_out.begin_row(row), student_out.begin_row(row));
         for unit in units.of_row(row) {
             let at = match units.place(unit) {
                 Place::Dropped => continue,
@@ -122,13 +123,13 @@ fn build_in_order<I: TokenId>(
             };
             let place = *at;
             *at += 1;
-            let (teacher_range, student_range) = units.ranges(row, unit, teacher, student)?;
+            let (teacher_range, student_range) = units.ranges(row, unit, lengths)?;
             unit_of[place] = long(unit);
             kind[place] = i64::from(units.kind[unit]);
             tokens[place] = long(student_range.len());
             let multi = place.checked_sub(counts.shared);
-            let teacher_ids = teacher_out.push(row, teacher_range, place, multi);
-            let student_ids = student_out.push(row, student_range, place, multi);
+            let teacher_ids = teacher_out.push(teacher_range, place, multi);
+            let student_ids = student_out.push(student_range, place, multi);
             if let Some(multi) = multi {
                 let single = single_token(pair, row, teacher_ids, student_ids)?;
                 column[multi] = single.map_or(-1, |single| column_of(pair, single));
@@ -174,11 +175,13 @@ struct Reach {
 impl Reach {
     const NOTHING: Self = Self { first: 0, end: 0, width: 0 };
 
-    /// Notes that a flat row is read, and which one of its row of the batch it is.
-    fn read(&mut self, flat: i64, in_row: i64) {
+    /// Notes that a flat row, which has a number in its row of the batch, and some rows after it
+    /// are read.
+    #[inline]
+    fn read(&mut self, flat: i64, in_row: i64, further: i64) {
         self.first = self.first.min(flat);
-        self.end = self.end.max(flat.saturating_add(1));
-        self.width = self.width.max(in_row + 1);
+        self.end = self.end.max(flat.saturating_add(further + 1));
+        self.width = self.width.max(in_row + further + 1);
     }
 
     /// How many rows of logits there must be, if each row of the batch has its own.
@@ -196,6 +199,9 @@ impl Reach {
 /// The sections of one side, as they are written.
 struct SideWriter<'a, I> {
     side: IndexSide<'a, I>,
+    /// Of the row of the batch that is being written.
+    row_start: i64,
+    row_ids: &'a [I],
     row: &'a mut [i64],
     first_id: &'a mut [i64],
     offsets: &'a mut [i64],
@@ -216,6 +222,8 @@ impl<'a, I: TokenId> SideWriter<'a, I> {
         let mut take = |what: &str| sections.take(&format!("{name}_{what}"));
         Self {
             side,
+            row_start: 0,
+            row_ids: &[],
             row: take("row"),
             first_id: take("first_id"),
             offsets: take("offsets"),
@@ -231,22 +239,24 @@ impl<'a, I: TokenId> SideWriter<'a, I> {
         }
     }
 
+    /// Goes on with a row of the batch; returns how many tokens it has.
+    fn begin_row(&mut self, row: usize) -> usize {
+        self.row_start = self.side.row_starts[row];
+        self.row_ids = self.side.ids.row(row);
+        self.row_ids.len()
+    }
+
     /// Writes a unit at its place, and its steps if it is a MULTI unit.
-    fn push(
-        &mut self,
-        row: usize,
-        positions: Range<usize>,
-        place: usize,
-        multi: Option<usize>,
-    ) -> &'a [I] {
+    #[inline]
+    fn push(&mut self, positions: Range<usize>, place: usize, multi: Option<usize>) -> &'a [I] {
         let before = long(positions.start) - 1;
-        let prefix = self.side.row_starts[row].saturating_add(before);
-        let ids = &self.side.ids.row(row)[positions];
+        let prefix = self.row_start.saturating_add(before);
+        let ids = &self.row_ids[positions];
         self.row[place] = prefix;
         if let (Some(first), Some(id)) = (self.first_id.get_mut(place), ids.first()) {
             *first = id.value();
         }
-        self.reach.read(prefix, before);
+        let mut last = 0;
         if let Some(multi) = multi {
             for (step, id) in (0..).zip(ids) {
                 self.step_unit[self.next_step] = long(multi);
@@ -255,9 +265,9 @@ impl<'a, I: TokenId> SideWriter<'a, I> {
                 self.next_step += 1;
             }
             self.offsets[multi + 1] = long(self.next_step);
-            let last = long(ids.len()) - 1;
-            self.reach.read(prefix.saturating_add(last), before + last);
+            last = long(ids.len()) - 1;
         }
+        self.reach.read(prefix, before, last);
         ids
     }
 }
@@ -349,7 +359,7 @@ impl Direction<'_> {
                     single.entry_node[next] = i64::from(self.entries.node[entry]);
                     single.entry_depth[next] = depth;
                     let before = i64::from(starts[self.entries.unit[entry].index()]) - 1;
-                    spelled.reach.read(spelled.row[place].saturating_add(depth), before + depth);
+                    spelled.reach.read(spelled.row[place], before, depth);
                     next += 1;
                 }
             }
@@ -399,13 +409,12 @@ impl UnitColumns<'_> {
         }
     }
 
-    /// The positions of a unit in its rows.
-    fn ranges<I: TokenId>(
+    /// The positions of a unit in its rows, which have these lengths.
+    fn ranges(
         &self,
         row: usize,
         unit: usize,
-        teacher: IndexSide<'_, I>,
-        student: IndexSide<'_, I>,
+        (teacher_length, student_length): (usize, usize),
     ) -> Result<(Range<usize>, Range<usize>)> {
         let range = |side, start: i32, end: i32, length: usize| match (
             usize::try_from(start),
@@ -414,8 +423,6 @@ impl UnitColumns<'_> {
             (Ok(start), Ok(end)) if start < end && end <= length => Ok(start..end),
             _ => Err(Error::UnitOutsideRow { row, unit, side, start, end }),
         };
-        let (teacher_length, student_length) =
-            (teacher.ids.row(row).len(), student.ids.row(row).len());
         Ok((
             range(Side::Teacher, self.teacher_start[unit], self.teacher_end[unit], teacher_length)?,
             range(Side::Student, self.student_start[unit], self.student_end[unit], student_length)?,
