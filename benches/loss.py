@@ -11,15 +11,15 @@ no implementation avoids. The answers of `SimCTLoss` are checked against (b)'s a
 (d) against (b)'s formula.
 
 Then the first 500 units of real texts with random logits, GSM8K answers and code (the sources of
-this Python's standard library), Qwen2.5 teaching Gemma 2: ``candidates="on_path"`` beside
-``"realized"`` on the same index, in turn. Some units are checked against log-probabilities of the
+this Python's standard library), Qwen2.5 teaching Gemma 2: `candidates="on_path"` beside
+`"realized"` on the same index, in turn. Some units are checked against log-probabilities of the
 paths that `Aligner.continuations` lists.
 
 Peak extra memory is the process's high-water mark during a call, less what is resident after it
 (inputs and the gradients that the caller asked for). Linux only; elsewhere the column is empty. On
 a GPU it is the same difference of the allocator's figures.
 
-``--dtype bfloat16`` gives every case inputs of that dtype; all of them compute in float32. The bars
+`--dtype bfloat16` gives every case inputs of that dtype; all of them compute in float32. The bars
 are those of 500 units in float32 on a CPU; other settings go to a CSV of their own.
 """
 

@@ -148,7 +148,7 @@ def load(
         name: "smollm2" or "gemma3".
         device: Where the model goes: float32 on a CPU, bfloat16 elsewhere.
         trained: It will be trained: float32 everywhere, since steps of a small learning rate are
-            rounded away in bfloat16 weights. (The trainer's ``bf16`` computes in bfloat16.)
+            rounded away in bfloat16 weights. (The trainer's `bf16` computes in bfloat16.)
         cache: See `gguf_file`.
 
     Returns:

@@ -109,7 +109,7 @@ class Measurer:
     Args:
         teacher: The teacher.
         student: The student as it is now; any model with its tokenizer can be measured later.
-        rows: With ``prompt`` and ``completion`` (the gold answer), both texts or both messages.
+        rows: With `prompt` and `completion` (the gold answer), both texts or both messages.
         max_new_tokens: Samples are cut at so many tokens of whoever samples.
         seed: Of the samples; the same before and after.
     """

@@ -105,7 +105,7 @@ _KINDS: tuple[Callable[[random.Random], Problem], ...] = (
 
 
 def word_problems(count: int, seed: int) -> list[dict[str, Any]]:
-    """Draw rows with ``prompt`` and ``completion`` as messages; other seeds, other problems.
+    """Draw rows with `prompt` and `completion` as messages; other seeds, other problems.
 
     Args:
         count: How many; no two are alike.

@@ -1,4 +1,4 @@
-"""The contract of NeMo-RL's ``AlignmentBatch``, checked against a slow reading of the units."""
+"""The contract of NeMo-RL's `AlignmentBatch`, checked against a slow reading of the units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment inside ``datasets`` and Ray Data: the result in the process, whoever works on it."""
+"""Alignment inside `datasets` and Ray Data: the result in the process, whoever works on it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The text that the demo tokenizers are trained on: every sentence is made here, from a seed.
 
 No text of anybody else goes in. Templates are filled from word lists by a seeded generator, so
-that the same seed gives the same bytes on every machine (``random.Random`` promises that for
-``random()``, the one method used here).
+that the same seed gives the same bytes on every machine (`random.Random` promises that for
+`random()`, the one method used here).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Picker:
-    """Choices from one seed, by ``random()`` alone: no Python release changes its sequence."""
+    """Choices from one seed, by `random()` alone: no Python release changes its sequence."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -342,7 +342,7 @@ KINDS: dict[str, Callable[[Picker], str]] = {
 
 
 def texts(seed: int, counts: dict[str, int]) -> Iterator[str]:
-    """``counts[kind]`` texts of every kind, kind by kind, the same for the same seed."""
+    """`counts[kind]` texts of every kind, kind by kind, the same for the same seed."""
     pick = Picker(seed)
     for kind, count in counts.items():
         for _ in range(count):

@@ -1,10 +1,10 @@
-"""Makes the two tokenizers that ship in ``simct_align.demo``, from text that it writes itself.
+"""Makes the two tokenizers that ship in `simct_align.demo`, from text that it writes itself.
 
-``python tools/make_demo_tokenizers.py`` writes them; ``--check`` builds them again and compares
+`python tools/make_demo_tokenizers.py` writes them; `--check` builds them again and compares
 them with the files in the package (exit code 1 where they differ). The merges are learned here, in
-plain Python with a stated order for ties, because the trainers of the ``tokenizers`` library
+plain Python with a stated order for ties, because the trainers of the `tokenizers` library
 promise no order between releases: this way the content is the same byte for byte everywhere.
-(Compressed bytes may differ between releases of zlib, so ``--check`` compares what is inside.)
+(Compressed bytes may differ between releases of zlib, so `--check` compares what is inside.)
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ Word = tuple[str, ...]
 
 
 def learn_merges(words: dict[Word, int], limit: int) -> list[tuple[str, str]]:
-    """Byte-pair encoding: joins the most frequent neighbours, up to ``limit`` times.
+    """Byte-pair encoding: joins the most frequent neighbours, up to `limit` times.
 
     Of pairs that are equally frequent, the one that is first in code point order is joined.
     """
@@ -136,7 +136,7 @@ def byte_characters() -> list[str]:
 def model(
     tokens: Iterable[str], merges: list[tuple[str, str]], **options: object
 ) -> dict[str, Any]:
-    """A BPE model whose ids are the places in ``tokens``, then the merged tokens, each once."""
+    """A BPE model whose ids are the places in `tokens`, then the merged tokens, each once."""
     vocabulary = dict.fromkeys([*tokens, *(left + right for left, right in merges)])
     return {
         "type": "BPE",

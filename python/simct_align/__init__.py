@@ -1,11 +1,11 @@
 """Byte-exact alignment of two tokenizations, for on-policy distillation across tokenizers.
 
-Start with :class:`Aligner`: give it two tokenizers, then batches of token ids::
+Start with `Aligner`: give it two tokenizers, then batches of token ids::
 
     aligner = Aligner("path/to/teacher", "path/to/student")
     batch = aligner.align_batch(teacher_ids, student_ids)
 
-What needs PyTorch (``SimCTLoss``, ``LinearSimCTLoss``) is imported on first use.
+What needs PyTorch (`SimCTLoss`, `LinearSimCTLoss`) is imported on first use.
 """
 
 from __future__ import annotations

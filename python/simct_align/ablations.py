@@ -1,6 +1,6 @@
 """Coarser, smaller and partial versions of an aligned batch, to study what the finest one gives.
 
-Each takes an :class:`~simct_align.AlignedBatch` and returns another over the same ids; unmatched
+Each takes an `AlignedBatch` and returns another over the same ids; unmatched
 spans stay as they are, and units that are left out are in neither. All work is in NumPy, O(units).
 """
 
@@ -32,7 +32,7 @@ def coarsen(
     seed: int | None,
     begins_with_whitespace: Callable[[], NDArray[np.bool_]],
 ) -> _Units:
-    """See :meth:`simct_align.AlignedBatch.coarsen`; the callable tells of every unit's text."""
+    """See `coarsen`; the callable tells of every unit's text."""
     starts_run = _starts_run(batch)
     if by == "whitespace":
         starts_group = starts_run | begins_with_whitespace()
@@ -50,7 +50,7 @@ def coarsen(
 
 
 def keep_units(batch: _Units, keep: NDArray[np.bool_]) -> _Units:
-    """The batch with the units of a mask, bool ``[units]``, alone."""
+    """The batch with the units of a mask, bool `[units]`, alone."""
     kept_before = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])
     return replace(
         batch,
@@ -65,7 +65,7 @@ def keep_units(batch: _Units, keep: NDArray[np.bool_]) -> _Units:
 
 
 def without(batch: _Units, kind: UnitKind | str) -> _Units:
-    """See :meth:`simct_align.AlignedBatch.without`."""
+    """See `without`."""
     by_name = {known.name.lower(): known for known in UnitKind}
     if isinstance(kind, str):
         kind = by_name.get(kind.lower(), kind)
@@ -75,7 +75,7 @@ def without(batch: _Units, kind: UnitKind | str) -> _Units:
 
 
 def sample_units(batch: _Units, fraction: float, *, seed: int) -> _Units:
-    """See :meth:`simct_align.AlignedBatch.sample_units`."""
+    """See `sample_units`."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction}, expected 0 to 1")
     drawn = np.random.default_rng(seed).random(batch.n_units)

@@ -33,11 +33,11 @@ class Aligner(VocabularyPair):
     by their bytes. It is immutable, so threads may share it, and it pickles.
 
     Args:
-        teacher: A :class:`Vocabulary`, or anything that :meth:`Vocabulary.from_tokenizer` takes.
+        teacher: A `Vocabulary`, or anything that `from_tokenizer` takes.
         student: Likewise.
         special_tokens: Control tokens that mean the same, teacher's -> student's, by name or id,
             beside the stops.
-        stop_tokens: ``(teacher's, student's)`` names or ids of the tokens that end a turn, the
+        stop_tokens: `(teacher's, student's)` names or ids of the tokens that end a turn, the
             canonical one first. Without it each side's EOS, where its tokenizer names one. If
             one side has none, the other's stops stay without a partner.
 
@@ -92,16 +92,16 @@ class Aligner(VocabularyPair):
 
         Args:
             teacher_ids: The teacher's ids, of any integer dtype: lists of lists; a list of 1-D
-                arrays; a 2-D array or CPU tensor ``[rows, positions]``; or a tuple
-                ``(values [tokens], offsets [rows + 1])``. Contiguous int32, uint32 and int64
+                arrays; a 2-D array or CPU tensor `[rows, positions]`; or a tuple
+                `(values [tokens], offsets [rows + 1])`. Contiguous int32, uint32 and int64
                 arrays are read without a copy.
             student_ids: The student's ids, in any of these forms.
             teacher_mask: The positions that take part, true or not 0, in the shape of the ids;
                 all without it. Each contiguous run in a row is a region.
-            student_mask: Likewise. Region ``k`` of a row's one side is aligned with region ``k``
+            student_mask: Likewise. Region `k` of a row's one side is aligned with region `k`
                 of its other side.
-            on_mismatch: Where texts differ, ``"skip"`` leaves the difference unmatched and goes
-                on behind it, ``"error"`` raises.
+            on_mismatch: Where texts differ, `"skip"` leaves the difference unmatched and goes
+                on behind it, `"error"` raises.
             resync_bytes: How many equal bytes make a place to go on at, 1 to 4,096.
             threads: How many threads work; all cores without it. The result is the same.
 
@@ -113,7 +113,7 @@ class Aligner(VocabularyPair):
             ValueError: Sides with different numbers of rows, or of regions in a row; a mask of
                 another shape; an id that is not in the vocabulary (row, position and id are
                 named).
-            AlignmentError: Texts differ, with ``on_mismatch="error"``.
+            AlignmentError: Texts differ, with `on_mismatch="error"`.
 
         Complexity:
             O(teacher tokens + student tokens) time, 18 bytes of memory per unit.
@@ -144,12 +144,12 @@ class Aligner(VocabularyPair):
         """How the other side writes one token.
 
         Args:
-            token_id: A token of ``side``.
+            token_id: A token of `side`.
             side: The side that has the token.
 
         Returns:
             Ids of the other side: one for a shared token, the spelling of a one-sided one;
-            ``None`` for a control token, an unused id, a token without bytes and one that the
+            `None` for a control token, an unused id, a token without bytes and one that the
             other side cannot write.
 
         Raises:
@@ -181,11 +181,11 @@ class Aligner(VocabularyPair):
         """The texts that one side spells with a path and one token more, the other with one token.
 
         Args:
-            path: Ids of ``side``, at least one.
+            path: Ids of `side`, at least one.
             side: The side that spells.
 
         Returns:
-            ``(text, ids of side, id of the other side)`` of each; the ids begin with ``path``.
+            `(text, ids of side, id of the other side)` of each; the ids begin with `path`.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -217,11 +217,11 @@ class Aligner(VocabularyPair):
             The nodes that every unit reaches; texts, paths and ids on demand.
 
         Raises:
-            TypeError: ``max_path`` is no integer.
-            ValueError: ``max_path`` is out of range, or the batch is of other vocabularies.
+            TypeError: `max_path` is no integer.
+            ValueError: `max_path` is out of range, or the batch is of other vocabularies.
 
         Complexity:
-            O(units × ``max_path``) at most, in Rust, without the GIL; the first call makes the
+            O(units × `max_path`) at most, in Rust, without the GIL; the first call makes the
             spellings.
 
         Example:
@@ -324,25 +324,25 @@ class Aligner(VocabularyPair):
         Use it on rollouts: sampled ids may be cut as no encoder cuts, end inside a character, or
         be no text at all. Text goes through the teacher's own encoder and never becomes a control
         token, special tokens cross by the aligner's map, and bytes that the encoder would change
-        (half characters, a ``▁``, characters that it composes) become the teacher's byte tokens.
+        (half characters, a `▁`, characters that it composes) become the teacher's byte tokens.
         What it has no tokens for becomes U+FFFD, which alignment reports as unmatched. The same
         vocabulary on both sides keeps the sampled ids.
 
         Args:
-            student_ids: The sampled ids, in any form that :meth:`align_batch` takes.
+            student_ids: The sampled ids, in any form that `align_batch` takes.
             student_mask: The positions to take, in the shape of the ids; all without it. Each
                 contiguous run is tokenized for itself.
-            padding_side: ``"left"`` or ``"right"``: return a dense array and its mask.
+            padding_side: `"left"` or `"right"`: return a dense array and its mask.
             pad_id: What fills it.
             threads: How many threads look whether the bytes agree; all cores without it.
 
         Returns:
-            Ragged ids with counts of what took another way; with ``padding_side``, ``(ids, mask)``,
-            int64 ``[rows, longest row]`` each.
+            Ragged ids with counts of what took another way; with `padding_side`, `(ids, mask)`,
+            int64 `[rows, longest row]` each.
 
         Raises:
             MissingTokenizerError: The teacher has no tokenizer.
-            TypeError, ValueError: As :meth:`align_batch`.
+            TypeError, ValueError: As `align_batch`.
 
         Complexity:
             That of the teacher's tokenizer, in one batch call without the GIL.
@@ -382,13 +382,13 @@ class Aligner(VocabularyPair):
 
         Use it where a student has sampled. A row is a prompt and a completion, or a conversation:
         turns of a prompt (all that stands between two completions, as the side's chat template
-        has it: see :func:`simct_align.chat.prompt_ids`) and a completion each. Turn k is aligned
+        has it: see `prompt_ids`) and a completion each. Turn k is aligned
         with turn k. A completion that was not truncated ends with a stop on both sides, which is
         added where it is missing; a prompt's first token is dropped if it repeats that stop.
 
         Args:
             completion_ids: What the student sampled: one completion per row, in any form that
-                :meth:`align_batch` takes, or lists of turns ``[row][turn]`` of ids.
+                `align_batch` takes, or lists of turns `[row][turn]` of ids.
             teacher_prompt_ids: The teacher's prompts, likewise.
             student_prompt_ids: The student's prompts, likewise.
             completion_mask: Positions to take, in the shape of the ids; not for lists of turns.
@@ -396,7 +396,7 @@ class Aligner(VocabularyPair):
             student_prompt_mask: Likewise.
             truncated: Completions that did not end by themselves, true or false for every row
                 (about its last turn) or for every turn.
-            padding_side: ``"left"`` or ``"right"``.
+            padding_side: `"left"` or `"right"`.
             teacher_pad_id: What fills the teacher's rows.
             student_pad_id: What fills the student's rows.
             teacher_max_length: Cut the teacher's rows at so many tokens.
@@ -410,11 +410,11 @@ class Aligner(VocabularyPair):
 
         Raises:
             MissingTokenizerError: The teacher has no tokenizer.
-            TypeError, ValueError: As :meth:`align_batch`; numbers of rows or turns that differ; a
+            TypeError, ValueError: As `align_batch`; numbers of rows or turns that differ; a
                 later turn whose prompt is empty.
 
         Complexity:
-            That of :meth:`retokenize`, and O(rows × longest row).
+            That of `retokenize`, and O(rows × longest row).
 
         Example:
             >>> from simct_align.demo import demo_tokenizers
@@ -449,7 +449,7 @@ class Aligner(VocabularyPair):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes vocabularies and tables to one file: versioned, checksummed, no tokenizer.
 
-        The spellings of :attr:`spellings` are written if they have been made; ask for them first
+        The spellings of `spellings` are written if they have been made; ask for them first
         where the file shall hold what the tokenizers emit.
 
         Args:
@@ -468,11 +468,11 @@ class Aligner(VocabularyPair):
         teacher_tokenizer: object | None = None,
         student_tokenizer: object | None = None,
     ) -> Aligner:
-        """Reads what :meth:`save` wrote; tens of milliseconds for the largest vocabularies.
+        """Reads what `save` wrote; tens of milliseconds for the largest vocabularies.
 
         Args:
             path: The file.
-            teacher_tokenizer: Anything that :meth:`Vocabulary.from_tokenizer` takes, for the
+            teacher_tokenizer: Anything that `from_tokenizer` takes, for the
                 methods that tokenize; opened and checked on first use.
             student_tokenizer: Likewise.
 

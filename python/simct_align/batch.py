@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnmatchedSpans:
-    """Token ranges that are in no unit: the columns of :class:`AlignedBatch` and a reason.
+    """Token ranges that are in no unit: the columns of `AlignedBatch` and a reason.
 
     Attributes:
-        row_offsets: Spans of row ``i`` are ``row_offsets[i]:row_offsets[i + 1]``; int64
-            ``[rows + 1]``.
-        teacher_start: First position on the teacher's side, int32 ``[spans]``.
+        row_offsets: Spans of row `i` are `row_offsets[i]:row_offsets[i + 1]`; int64
+            `[rows + 1]`.
+        teacher_start: First position on the teacher's side, int32 `[spans]`.
         teacher_end: One past the last; equal to the start where that side has no token.
-        student_start: First position on the student's side, int32 ``[spans]``.
+        student_start: First position on the student's side, int32 `[spans]`.
         student_end: One past the last.
-        reason: :class:`UnmatchedReason`, uint8 ``[spans]``.
+        reason: `UnmatchedReason`, uint8 `[spans]`.
     """
 
     row_offsets: NDArray[np.int64]
@@ -79,7 +79,7 @@ class AlignmentCounts:
 
 @dataclass(frozen=True, repr=False)
 class AlignedBatch(UnitColumns):
-    """The finest joint segmentation of a batch, from :meth:`Aligner.align_batch`.
+    """The finest joint segmentation of a batch, from `align_batch`.
 
     Positions count from the start of their row as it was passed in; ranges are half-open; rows,
     units and spans are in order. Every position that takes part lies in exactly one unit or one
@@ -87,24 +87,24 @@ class AlignedBatch(UnitColumns):
     is in use.
 
     A batch holds its aligner, but pickles without it: arrays and a digest travel between
-    processes, vocabularies do not. After unpickling, :meth:`units`, :meth:`index`,
-    ``coarsen("whitespace")`` and :meth:`Aligner.continuations` need an aligner of that digest: the
-    newest that lives in the process is found by itself, and :meth:`with_aligner` gives one. All
+    processes, vocabularies do not. After unpickling, `units`, `index`,
+    `coarsen("whitespace")` and `continuations` need an aligner of that digest: the
+    newest that lives in the process is found by itself, and `with_aligner` gives one. All
     else works without.
 
     Attributes:
-        row_offsets: Units of row ``i`` are ``row_offsets[i]:row_offsets[i + 1]``; int64
-            ``[rows + 1]``.
-        teacher_start: First position of a unit on the teacher's side, int32 ``[units]``.
-        teacher_end: One past the last position there, int32 ``[units]``.
-        student_start: First position of a unit on the student's side, int32 ``[units]``.
-        student_end: One past the last position there, int32 ``[units]``.
-        kind: :class:`UnitKind`, uint8 ``[units]``.
-        unit_class: :class:`UnitClass` bits, uint8 ``[units]``.
+        row_offsets: Units of row `i` are `row_offsets[i]:row_offsets[i + 1]`; int64
+            `[rows + 1]`.
+        teacher_start: First position of a unit on the teacher's side, int32 `[units]`.
+        teacher_end: One past the last position there, int32 `[units]`.
+        student_start: First position of a unit on the student's side, int32 `[units]`.
+        student_end: One past the last position there, int32 `[units]`.
+        kind: `UnitKind`, uint8 `[units]`.
+        unit_class: `UnitClass` bits, uint8 `[units]`.
         unmatched: What is not in a unit, and why.
         teacher: The teacher's ids.
         student: The student's ids.
-        pair_digest: :attr:`Aligner.digest` of the aligner that made the batch.
+        pair_digest: `digest` of the aligner that made the batch.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary
@@ -134,7 +134,7 @@ class AlignedBatch(UnitColumns):
         """The batch with an aligner, for methods that need one after unpickling.
 
         Args:
-            aligner: An :class:`Aligner` of the batch's :attr:`pair_digest`.
+            aligner: An `Aligner` of the batch's `pair_digest`.
 
         Returns:
             A batch over the same arrays.
@@ -285,9 +285,9 @@ class AlignedBatch(UnitColumns):
 
         Args:
             teacher_row_starts: The flat row, in the teacher's logits, of position 0 of every row
-                of the batch; integers ``[rows]``. Without it, and without a stride, the logits
-                are laid out as the ids are: dense ids ``[rows, T]`` as ``[rows, T, V]`` logits,
-                ragged ids as packed ``[tokens, V]`` logits.
+                of the batch; integers `[rows]`. Without it, and without a stride, the logits
+                are laid out as the ids are: dense ids `[rows, T]` as `[rows, T, V]` logits,
+                ragged ids as packed `[tokens, V]` logits.
             student_row_starts: Likewise for the student's logits.
             teacher_stride: Rows of the teacher's logits per row of the batch, for ragged ids
                 whose logits are padded on the right; instead of row starts.
@@ -298,14 +298,14 @@ class AlignedBatch(UnitColumns):
             threads: How many threads enumerate continuations; all cores without it.
 
         Returns:
-            The index, in NumPy memory; :meth:`AlignedIndex.to` moves it.
+            The index, in NumPy memory; `to` moves it.
 
         Raises:
             ValueError: Row starts of a wrong length or before the logits, row starts and a stride
-                together, or a stride that is too short for what is read; ``max_path`` out of range.
+                together, or a stride that is too short for what is read; `max_path` out of range.
 
         Complexity:
-            O(units + tokens in MULTI units), and O(units × ``max_path``) at most with
+            O(units + tokens in MULTI units), and O(units × `max_path`) at most with
             continuations, in Rust, without the GIL. The first index with continuations makes the
             aligner's spellings.
 
@@ -359,15 +359,15 @@ class AlignedBatch(UnitColumns):
         group of several is MULTI; its class bits are those of its parts.
 
         Args:
-            n: How many units to join; ``"whitespace"``: up to the next unit that begins with
-                white space; ``"random"``: every boundary stays with probability 1/2.
-            seed: For ``"random"``.
+            n: How many units to join; `"whitespace"`: up to the next unit that begins with
+                white space; `"random"`: every boundary stays with probability 1/2.
+            seed: For `"random"`.
 
         Returns:
             A batch over the same ids.
 
         Raises:
-            ValueError: Another ``n``, or ``"random"`` without a seed.
+            ValueError: Another `n`, or `"random"` without a seed.
 
         Complexity:
             O(units), in NumPy.
@@ -395,7 +395,7 @@ class AlignedBatch(UnitColumns):
         """Leaves out all units of one kind.
 
         Args:
-            kind: A :class:`UnitKind` or its name.
+            kind: A `UnitKind` or its name.
 
         Returns:
             A batch over the same ids.
@@ -419,7 +419,7 @@ class AlignedBatch(UnitColumns):
             A batch over the same ids.
 
         Raises:
-            ValueError: ``fraction`` is out of range.
+            ValueError: `fraction` is out of range.
 
         Complexity:
             O(units), in NumPy.
@@ -430,7 +430,7 @@ class AlignedBatch(UnitColumns):
         """For every position the number of its unit within the row, as other trainers expect it.
 
         Returns:
-            ``(teacher, student)``, int64 ``[rows, T]`` each, −1 outside of units. ``T`` is the
+            `(teacher, student)`, int64 `[rows, T]` each, −1 outside of units. `T` is the
             width of that side's dense ids, else the length of its longest row.
 
         Complexity:

@@ -14,7 +14,7 @@ Message = dict[str, Any]
 
 
 class ChatTokenizer(Protocol):
-    """What is needed of a ``transformers`` tokenizer."""
+    """What is needed of a `transformers` tokenizer."""
 
     def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any:
         """Renders messages as text."""
@@ -36,17 +36,17 @@ def prompt_ids(
     """Gives the ids that stand before every turn, as its model reads them while it samples.
 
     Use it for both sides, each with its own tokenizer, and give the results to
-    :meth:`Aligner.prepare`. The first prompt is the template's text up to the turn, generation
+    `prepare`. The first prompt is the template's text up to the turn, generation
     prompt included; a later one is what the template puts between the turn before and this one.
     What these turns say is not looked at: it comes as completions.
 
     Args:
-        tokenizer: A ``transformers`` tokenizer with a chat template.
+        tokenizer: A `transformers` tokenizer with a chat template.
         messages: The conversation, roles and contents.
-        turns: Which messages are completions, ascending; ``len(messages)`` stands for an answer
+        turns: Which messages are completions, ascending; `len(messages)` stands for an answer
             that is not among them.
         tools: Tools for the template.
-        template_options: Further arguments of ``apply_chat_template``.
+        template_options: Further arguments of `apply_chat_template`.
 
     Returns:
         One list of ids for each turn.
@@ -78,7 +78,7 @@ def check_end_of_turn(
     """Warns where a template ends a turn with another token than the aligner puts there.
 
     Args:
-        side: ``"teacher"`` or ``"student"``, for the message.
+        side: `"teacher"` or `"student"`, for the message.
         tokenizer: That side's tokenizer.
         vocabulary: That side's vocabulary.
         stop_ids: Its stops, the canonical one first.

@@ -1,4 +1,4 @@
-"""The command line ``simct-align``: inspect a pair of tokenizers, align texts, see a demo."""
+"""The command line `simct-align`: inspect a pair of tokenizers, align texts, see a demo."""
 
 from __future__ import annotations
 
@@ -302,10 +302,10 @@ def _run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    Use it as the entry point of ``simct-align``, or call it with arguments in a test.
+    Use it as the entry point of `simct-align`, or call it with arguments in a test.
 
     Args:
-        argv: Arguments without the program's name; None takes ``sys.argv[1:]``.
+        argv: Arguments without the program's name; None takes `sys.argv[1:]`.
 
     Returns:
         0 when done, 1 when data or a tokenizer cannot be read or the output not be written (one
@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         2 for wrong usage, 130 when interrupted.
 
     Complexity:
-        ``align`` takes time linear in the input and holds one batch of texts at a time.
+        `align` takes time linear in the input and holds one batch of texts at a time.
 
     Example:
         >>> from simct_align.cli import main

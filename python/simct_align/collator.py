@@ -1,4 +1,4 @@
-"""From conversations to a batch of both models' tensors, for ``torch.utils.data.DataLoader``."""
+"""From conversations to a batch of both models' tensors, for `torch.utils.data.DataLoader`."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ Row = dict[str, Any]
 class SimCTCollator:
     """Makes of conversational rows the batch that a distillation step reads.
 
-    Give it to a ``DataLoader`` as ``collate_fn``, with any number of workers, forked or spawned,
-    and with or without ``pin_memory``. A row is one of
+    Give it to a `DataLoader` as `collate_fn`, with any number of workers, forked or spawned,
+    and with or without `pin_memory`. A row is one of
 
-    * ``{"messages": [...]}``: every assistant turn is a completion, or only the last;
-    * ``{"prompt": ..., "completion": ...}``, both texts or both lists of messages: the completion's
+    * `{"messages": [...]}`: every assistant turn is a completion, or only the last;
+    * `{"prompt": ..., "completion": ...}`, both texts or both lists of messages: the completion's
       assistant turns are completions;
-    * ``{"prompt": ..., "completion_ids": [...]}`` or ``{"messages": ..., "completion_ids":
-      [...]}``: what a student sampled, which stays as it is; one list of ids, or one for every
+    * `{"prompt": ..., "completion_ids": [...]}` or `{"messages": ..., "completion_ids":
+      [...]}`: what a student sampled, which stays as it is; one list of ids, or one for every
       turn. Messages that do not end with an assistant's are a prompt to answer.
 
-    and may have ``truncated`` (see :meth:`Aligner.prepare`), ``tools`` and
-    ``chat_template_kwargs``. Each side's prompts come from its own chat template; texts become the
+    and may have `truncated` (see `prepare`), `tools` and
+    `chat_template_kwargs`. Each side's prompts come from its own chat template; texts become the
     student's ids by its own tokenizer, and the teacher's ids are made of the student's.
 
     What leaves a worker is tensors and the index, which holds no tokenizer and no tables.
-    ``aligner.align_batch`` makes the :class:`AlignedBatch` again in the time of a copy.
+    `aligner.align_batch` makes the `AlignedBatch` again in the time of a copy.
 
     Args:
         aligner: The pair; both vocabularies with their tokenizers.
-        teacher_tokenizer: The teacher's ``transformers`` tokenizer, for its chat template.
+        teacher_tokenizer: The teacher's `transformers` tokenizer, for its chat template.
         student_tokenizer: The student's.
-        turns: ``"all"`` assistant turns of ``messages``, or the ``"last"``.
-        padding_side: ``"right"`` or ``"left"``.
+        turns: `"all"` assistant turns of `messages`, or the `"last"`.
+        padding_side: `"right"` or `"left"`.
         student_max_length: Cut the student's rows at so many tokens.
         teacher_max_length: Cut the teacher's rows at so many tokens.
         pad_to_multiple_of: Round the widths up to a multiple of this.
-        max_path: As in :meth:`AlignedBatch.index`; not 0 for on-path continuations.
-        chat_template_kwargs: For ``apply_chat_template`` of both sides; a row's own come on top.
+        max_path: As in `index`; not 0 for on-path continuations.
+        chat_template_kwargs: For `apply_chat_template` of both sides; a row's own come on top.
         threads: How many threads align; without it one in a worker, all cores elsewhere.
 
     Raises:
@@ -123,10 +123,10 @@ class SimCTCollator:
             rows: The rows.
 
         Returns:
-            int64 tensors ``[rows, width]``: ``input_ids``, ``attention_mask``, ``labels`` and
-            ``completion_mask`` for the student, the same with ``teacher_`` in front for the
-            teacher; ``index``, the :class:`AlignedIndex` for logits of these shapes; and
-            ``counts``, plain integers about what was aligned, cut and left out.
+            int64 tensors `[rows, width]`: `input_ids`, `attention_mask`, `labels` and
+            `completion_mask` for the student, the same with `teacher_` in front for the
+            teacher; `index`, the `AlignedIndex` for logits of these shapes; and
+            `counts`, plain integers about what was aligned, cut and left out.
 
         Raises:
             ValueError: A row is none of the above, or an assistant's message is not text.
@@ -153,10 +153,10 @@ class SimCTCollator:
             rows: The rows.
 
         Returns:
-            What :meth:`Aligner.prepare` returns.
+            What `prepare` returns.
 
         Raises:
-            ValueError: As ``__call__``.
+            ValueError: As `__call__`.
         """
         parsed = [self._parse(number, row) for number, row in enumerate(rows)]
         threads = self._threads()
@@ -187,10 +187,10 @@ class SimCTCollator:
             rows: The rows.
 
         Returns:
-            The teacher's and the student's ids, ``[row][turn]``, uncut.
+            The teacher's and the student's ids, `[row][turn]`, uncut.
 
         Raises:
-            ValueError: As ``__call__``.
+            ValueError: As `__call__`.
         """
         parsed = [self._parse(number, row) for number, row in enumerate(rows)]
         return self._prompts("teacher", parsed), self._prompts("student", parsed)

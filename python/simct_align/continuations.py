@@ -1,6 +1,6 @@
 """Spellings of one-sided tokens, and the continuations that a batch realizes: to study them.
 
-A loss does not need this module: it reads the same from ``batch.index(max_path=8)``.
+A loss does not need this module: it reads the same from `batch.index(max_path=8)`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class LeafTable:
     """The candidates of every node in one direction: leaves, numbered through.
 
     Attributes:
-        node_offsets: The leaves of node ``n`` are ``node_offsets[n]:node_offsets[n + 1]``; int64
-            ``[nodes + 1]``.
-        last_token: What follows the node's path, on the side that spells; int64 ``[leaves]``,
+        node_offsets: The leaves of node `n` are `node_offsets[n]:node_offsets[n + 1]`; int64
+            `[nodes + 1]`.
+        last_token: What follows the node's path, on the side that spells; int64 `[leaves]`,
             ascending within a node.
-        one_sided_token: The single token of the other side, int64 ``[leaves]``.
+        one_sided_token: The single token of the other side, int64 `[leaves]`.
     """
 
     node_offsets: NDArray[np.int64]
@@ -52,8 +52,8 @@ class PathNodes(NamedTuple):
 
     Attributes:
         parent: The node of the path without its last token; −1 for a path of one token; int64
-            ``[nodes]``.
-        token: The last token of the path, on the side that spells; int64 ``[nodes]``.
+            `[nodes]`.
+        token: The last token of the path, on the side that spells; int64 `[nodes]`.
     """
 
     parent: NDArray[np.int64]
@@ -63,7 +63,7 @@ class PathNodes(NamedTuple):
 class Spellings:
     """How one side writes the tokens that only the other side has: one direction.
 
-    From :attr:`Aligner.spellings`; its ``teacher`` holds the teacher's one-sided tokens, spelled
+    From `spellings`; its `teacher` holds the teacher's one-sided tokens, spelled
     by the student. A spelling is what the writing side's tokenizer emits for the token's text
     alone, if that spells exactly its bytes; else the fewest tokens that do, the longest first.
     """
@@ -98,11 +98,11 @@ class Spellings:
         return {length: count for length, count in counts if count}
 
     def cut_off(self, max_path: int) -> int:
-        """How many spellings are longer than a path of ``max_path`` tokens and a last one."""
+        """How many spellings are longer than a path of `max_path` tokens and a last one."""
         return sum(count for length, count in self.by_length.items() if length > max_path + 1)
 
     def spelling(self, token_id: int) -> tuple[int, ...] | None:
-        """The spelling of a one-sided token, by canonical id; ``None`` for all others."""
+        """The spelling of a one-sided token, by canonical id; `None` for all others."""
         found = self._native.spelling(token_id)
         return None if found is None else tuple(found)
 
@@ -113,7 +113,7 @@ class Spellings:
             path: Ids of the side that spells.
 
         Returns:
-            ``(text, ids of the side that spells, id of the one-sided token)`` of each.
+            `(text, ids of the side that spells, id of the one-sided token)` of each.
         """
         if not path or min(path) < 0 or max(path) >= 1 << 32:
             return []
@@ -121,7 +121,7 @@ class Spellings:
         return [] if node is None else list(self.at_node(node))
 
     def at_node(self, node: int) -> Iterator[tuple[str, tuple[int, ...], int]]:
-        """The leaves of a node, as :meth:`after` returns them."""
+        """The leaves of a node, as `after` returns them."""
         leaves = self.leaves
         for token in leaves.one_sided_token[slice(*leaves.node_offsets[node : node + 2])].tolist():
             text = self._own.token_bytes(token).decode("utf-8", "backslashreplace")
@@ -146,7 +146,7 @@ class Continuation(NamedTuple):
     r"""A text that can follow a prefix, and that both models have scored.
 
     Attributes:
-        text: The text; bytes that are not whole characters are escaped (``\xf0``).
+        text: The text; bytes that are not whole characters are escaped (`\xf0`).
         teacher: Its path of teacher tokens.
         student: Its path of student tokens. One of the two paths is a single token; the other
             consists of realized tokens but for its last.
@@ -162,9 +162,9 @@ class Entries:
     """The nodes that units reach in one direction, by unit, then by depth.
 
     Attributes:
-        unit: Number of the unit in the batch, int32 ``[entries]``.
-        node: A node of the spellings that has leaves, int32 ``[entries]``.
-        depth: How many realized tokens lead to it, int32 ``[entries]``.
+        unit: Number of the unit in the batch, int32 `[entries]`.
+        node: A node of the spellings that has leaves, int32 `[entries]`.
+        depth: How many realized tokens lead to it, int32 `[entries]`.
         leaves: The leaves of all nodes.
     """
 
@@ -181,17 +181,17 @@ class Entries:
         return self.node[slice(*np.searchsorted(self.unit, [unit, unit + 1]))]
 
     def counts(self, n_units: int) -> NDArray[np.int64]:
-        """How many continuations every unit has in this direction, int64 ``[n_units]``."""
+        """How many continuations every unit has in this direction, int64 `[n_units]`."""
         per_entry = np.diff(self.leaves.node_offsets)[self.node]
         return np.bincount(self.unit, weights=per_entry, minlength=n_units).astype(np.int64)
 
 
 @dataclass(frozen=True, repr=False)
 class Continuations:
-    """What a batch realizes beside its text, from :meth:`Aligner.continuations`.
+    """What a batch realizes beside its text, from `continuations`.
 
     Only units that have a prefix, and no trimmed token, have continuations; those that
-    ``batch.index(max_path=...)`` holds.
+    `batch.index(max_path=...)` holds.
 
     Attributes:
         teacher: Single teacher tokens that the student spells along its realized tokens.
@@ -301,7 +301,7 @@ def enumerate_continuations(
     max_path: int,
     threads: int | None,
 ) -> Continuations:
-    """See :meth:`Aligner.continuations`; ``sides`` are the teacher's ids and the student's."""
+    """See `continuations`; `sides` are the teacher's ids and the student's."""
     found = _native.on_path(
         pair,
         units,
@@ -316,7 +316,7 @@ def enumerate_continuations(
 
 
 def checked_max_path(max_path: int, *, at_least: int) -> int:
-    """``max_path``, if it is one.
+    """`max_path`, if it is one.
 
     Raises:
         TypeError: Not an integer.

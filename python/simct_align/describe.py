@@ -1,4 +1,4 @@
-"""Pairs and alignments as plain dictionaries (``--json``) and as drawings for a terminal."""
+"""Pairs and alignments as plain dictionaries (`--json`) and as drawings for a terminal."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def _special_name(vocabulary: Vocabulary, token: int) -> str:
 
 
 def describe_pair(aligner: Aligner) -> dict[str, Any]:
-    """What ``inspect --json`` prints: both vocabularies, what they share, and what only one has.
+    """What `inspect --json` prints: both vocabularies, what they share, and what only one has.
 
-    ``spelled_by_length`` of a side counts its one-sided tokens by the number of tokens with which
+    `spelled_by_length` of a side counts its one-sided tokens by the number of tokens with which
     the other side writes them; it makes the pair's spellings, a second for large vocabularies.
     """
     teacher, student, shared = aligner.teacher, aligner.student, aligner.shared
@@ -84,7 +84,7 @@ def _unmatched_of(batch: AlignedBatch, row: int) -> list[dict[str, Any]]:
 
 
 def describe_row(batch: AlignedBatch, row: int) -> dict[str, Any]:
-    """One row of a batch as ``align --json`` prints it: ids, units, unmatched spans."""
+    """One row of a batch as `align --json` prints it: ids, units, unmatched spans."""
     units = []
     for unit in batch.units(row):
         shown: dict[str, Any] = {
@@ -178,7 +178,7 @@ class CoverageSum:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, coverage: dict[str, Any]) -> None:
-        """Add one batch's ``AlignmentCounts.as_dict()``."""
+        """Add one batch's `AlignmentCounts.as_dict()`."""
         _add_counts(self.counts, coverage)
 
 

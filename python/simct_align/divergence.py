@@ -1,13 +1,13 @@
 """Divergences between rows of log-probabilities: value and derivative in one place each.
 
-Every divergence ``D(q_S, q_T)`` is a sum over the candidates of a row. Student scores ``a`` enter
-through ``q_S = softmax(a)``, so with ``e = dD / dq_S`` the derivative that the loss needs is
+Every divergence `D(q_S, q_T)` is a sum over the candidates of a row. Student scores `a` enter
+through `q_S = softmax(a)`, so with `e = dD / dq_S` the derivative that the loss needs is
 
     dD / da = q_S * (e - sum(q_S * e)).
 
-Log-probabilities arrive finite: the loss floors them at ``LOG_FLOOR``, whose exponential is 0 in
+Log-probabilities arrive finite: the loss floors them at `LOG_FLOOR`, whose exponential is 0 in
 float32 and float64. A candidate that both models rule out therefore adds 0 and never NaN; one that
-only the model being divided by rules out adds ``1e4`` times the other model's probability.
+only the model being divided by rules out adds `1e4` times the other model's probability.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOG_FLOOR = -1.0e4
-"""Log-probabilities below this count as this much: ``exp(LOG_FLOOR)`` is 0."""
+"""Log-probabilities below this count as this much: `exp(LOG_FLOOR)` is 0."""
 
 
 @runtime_checkable
@@ -33,15 +33,15 @@ class Divergence(Protocol):
     """
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """Return the divergence of every row and leave its derivative in ``grad``.
+        """Return the divergence of every row and leave its derivative in `grad`.
 
         Args:
-            log_teacher: ``[rows, candidates]`` log-probabilities, finite; may be overwritten.
+            log_teacher: `[rows, candidates]` log-probabilities, finite; may be overwritten.
             log_student: the same for the student; may be overwritten.
-            grad: ``[rows, candidates]``, receives the derivative by the student's scores.
+            grad: `[rows, candidates]`, receives the derivative by the student's scores.
 
         Returns:
-            ``[rows]`` divergences in nats.
+            `[rows]` divergences in nats.
 
         Complexity:
             O(rows x candidates) time, and at most a constant number of arrays of that size.
@@ -56,14 +56,14 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _through_softmax(prob: Tensor, by_prob: Tensor, out: Tensor) -> None:
-    """Write ``prob * (by_prob - sum(prob * by_prob))`` to ``out``, which may be either argument."""
+    """Write `prob * (by_prob - sum(prob * by_prob))` to `out`, which may be either argument."""
     mean = _dot(prob, by_prob).unsqueeze(1)
     torch.mul(prob, by_prob - mean, out=out)
 
 
 @dataclass(frozen=True)
 class ReverseKL:
-    """``KL(S || T)``: the default, mode-seeking.
+    """`KL(S || T)`: the default, mode-seeking.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ class ReverseKL:
     """
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. With ``d = log q_S - log q_T``: ``dD/da = q_S * (d - D)``."""
+        """See `Divergence`. With `d = log q_S - log q_T`: `dD/da = q_S * (d - D)`."""
         prob = torch.exp(log_student, out=grad)
         difference = log_student.sub_(log_teacher)
         value = _dot(prob, difference)
@@ -83,10 +83,10 @@ class ReverseKL:
 
 @dataclass(frozen=True)
 class ForwardKL:
-    """``KL(T || S)``: mass-covering, the divergence of ordinary distillation."""
+    """`KL(T || S)`: mass-covering, the divergence of ordinary distillation."""
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. ``dD/da = q_S - q_T``."""
+        """See `Divergence`. `dD/da = q_S - q_T`."""
         torch.exp(log_student, out=grad)
         teacher = log_teacher.exp()
         value = _dot(teacher, log_teacher.sub_(log_student))
@@ -96,10 +96,10 @@ class ForwardKL:
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """``sum(|q_S - q_T|) / 2``; its derivative is taken as 0 where the two are equal."""
+    """`sum(|q_S - q_T|) / 2`; its derivative is taken as 0 where the two are equal."""
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. ``e = sign(q_S - q_T) / 2``."""
+        """See `Divergence`. `e = sign(q_S - q_T) / 2`."""
         prob = log_student.exp_()
         gap = log_teacher.exp_().neg_().add_(prob)
         value = gap.abs().sum(1).mul_(0.5)
@@ -109,16 +109,16 @@ class TotalVariation:
 
 @dataclass(frozen=True)
 class JSD:
-    """Generalised Jensen-Shannon divergence ``beta KL(T || m) + (1 - beta) KL(S || m)``.
+    """Generalised Jensen-Shannon divergence `beta KL(T || m) + (1 - beta) KL(S || m)`.
 
-    Use it between the two KLs: ``m = (1 - beta) S + beta T``, and the ends are by convention the
-    limits of the scaled divergence, ``KL(T || S)`` at 0 and ``KL(S || T)`` at 1.
+    Use it between the two KLs: `m = (1 - beta) S + beta T`, and the ends are by convention the
+    limits of the scaled divergence, `KL(T || S)` at 0 and `KL(S || T)` at 1.
 
     Args:
         beta: in [0, 1].
 
     Raises:
-        ValueError: ``beta`` outside [0, 1].
+        ValueError: `beta` outside [0, 1].
     """
 
     beta: float = 0.5
@@ -128,7 +128,7 @@ class JSD:
             raise ValueError(f"JSD: beta must be in [0, 1], got {self.beta}")
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. ``e = (1 - beta) (log q_S - log m)``: the rest of e is constant."""
+        """See `Divergence`. `e = (1 - beta) (log q_S - log m)`: the rest of e is constant."""
         if self.beta == 0.0:
             return ForwardKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         if self.beta == 1.0:
@@ -146,13 +146,13 @@ class JSD:
 
 @dataclass(frozen=True)
 class SkewedForwardKL:
-    """``KL(T || alpha T + (1 - alpha) S)``: forward KL that stays bounded.
+    """`KL(T || alpha T + (1 - alpha) S)`: forward KL that stays bounded.
 
     Args:
         alpha: in [0, 1); 0 is the forward KL.
 
     Raises:
-        ValueError: ``alpha`` outside [0, 1); at 1 the divergence is 0 everywhere.
+        ValueError: `alpha` outside [0, 1); at 1 the divergence is 0 everywhere.
     """
 
     alpha: float = 0.1
@@ -162,7 +162,7 @@ class SkewedForwardKL:
             raise ValueError(f"SkewedForwardKL: alpha must be in [0, 1), got {self.alpha}")
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. ``q_S e = -q_T (1 - alpha) q_S / m``, written without dividing."""
+        """See `Divergence`. `q_S e = -q_T (1 - alpha) q_S / m`, written without dividing."""
         if self.alpha == 0.0:
             return ForwardKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         scaled_student = log_student + math.log1p(-self.alpha)
@@ -177,13 +177,13 @@ class SkewedForwardKL:
 
 @dataclass(frozen=True)
 class SkewedReverseKL:
-    """``KL(S || alpha S + (1 - alpha) T)``: reverse KL that stays bounded.
+    """`KL(S || alpha S + (1 - alpha) T)`: reverse KL that stays bounded.
 
     Args:
         alpha: in [0, 1); 0 is the reverse KL.
 
     Raises:
-        ValueError: ``alpha`` outside [0, 1); at 1 the divergence is 0 everywhere.
+        ValueError: `alpha` outside [0, 1); at 1 the divergence is 0 everywhere.
     """
 
     alpha: float = 0.1
@@ -193,7 +193,7 @@ class SkewedReverseKL:
             raise ValueError(f"SkewedReverseKL: alpha must be in [0, 1), got {self.alpha}")
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. ``e = log q_S - log m - alpha q_S / m``, up to a constant."""
+        """See `Divergence`. `e = log q_S - log m - alpha q_S / m`, up to a constant."""
         if self.alpha == 0.0:
             return ReverseKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         mixed = torch.logaddexp(
@@ -218,7 +218,7 @@ def as_divergence(divergence: str | Divergence) -> Divergence:
     """Return the divergence of that name, or the object itself.
 
     Args:
-        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"``, ``"jsd"`` (beta 0.5) or a
+        divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"` (beta 0.5) or a
             `Divergence`.
 
     Returns:

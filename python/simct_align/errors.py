@@ -1,4 +1,4 @@
-"""The errors of this package: each is a ``ValueError``, so that existing handlers catch it."""
+"""The errors of this package: each is a `ValueError`, so that existing handlers catch it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class UnsupportedTokenizerError(ValueError):
     """A tokenizer whose token bytes cannot be read exactly.
 
     Attributes:
-        component: The part that stands in the way, such as ``"decoder CTC"``.
+        component: The part that stands in the way, such as `"decoder CTC"`.
     """
 
     def __init__(self, component: str, reason: str) -> None:

@@ -23,13 +23,13 @@ Side = Literal["teacher", "student"]
 
 
 class Section(NamedTuple):
-    """A section of ``AlignedIndex.packed``; all are int64.
+    """A section of `AlignedIndex.packed`; all are int64.
 
     Attributes:
-        name: Its name, which is also the name of a property of :class:`AlignedIndex`.
-        count: The attribute of :class:`AlignedIndex` that its length follows from.
+        name: Its name, which is also the name of a property of `AlignedIndex`.
+        count: The attribute of `AlignedIndex` that its length follows from.
         extra: What comes on top of the count.
-        group: ``"units"`` (in every index), ``"first_ids"`` or ``"continuations"``.
+        group: `"units"` (in every index), `"first_ids"` or `"continuations"`.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Section(NamedTuple):
     group: str
 
 
-#: All sections, in the order in which they lie in ``AlignedIndex.packed``: the engine's own table.
+#: All sections, in the order in which they lie in `AlignedIndex.packed`: the engine's own table.
 SECTIONS: tuple[Section, ...] = tuple(Section(*entry) for entry in _native.index_sections())
 
 #: How to make an index with the sections of a group.
@@ -46,10 +46,10 @@ _HOW_TO_MAKE = {"first_ids": "first_ids=True", "continuations": "max_path=8"}
 
 
 def section_slices(counts: Mapping[str, int], groups: Collection[str]) -> dict[str, slice]:
-    """Where the sections of an index lie in ``packed``.
+    """Where the sections of an index lie in `packed`.
 
     Args:
-        counts: The counts that :data:`SECTIONS` names, by name; those of absent groups are not
+        counts: The counts that `SECTIONS` names, by name; those of absent groups are not
             needed.
         groups: The groups of sections that the index has.
 
@@ -76,37 +76,37 @@ class AlignedIndex:
 
     Logits at position p predict the token at p + 1, so a unit is scored by the logit row before
     its first token (its *prefix row*), and a path of k tokens by k consecutive rows from there
-    on. Rows number the logits of the whole batch, flattened to ``[rows, vocabulary]``.
+    on. Rows number the logits of the whole batch, flattened to `[rows, vocabulary]`.
 
-    ``packed`` holds *sections*, one after another, which are also properties (views, no copies).
-    :data:`SECTIONS` is their layout, and :func:`section_slices` finds them by name. Per-unit
+    `packed` holds *sections*, one after another, which are also properties (views, no copies).
+    `SECTIONS` is their layout, and `section_slices` finds them by name. Per-unit
     sections hold SHARED and SPECIAL units first, then MULTI units, each in the order of the batch.
     Left out, and counted, are units without a prefix and units whose first token lost a dummy
     prefix.
 
     The *steps* of a side are the tokens of its MULTI units, unit after unit.
 
-    With continuations (``max_path`` > 0), an *entry* says that a unit reaches a node of the
+    With continuations (`max_path` > 0), an *entry* says that a unit reaches a node of the
     spellings of one direction: in the teacher's, every leaf of the node is a text that is a single
     teacher token, and that the student spells by as many realized tokens as the node is deep, from
     the unit's first on, and one token more. Rows and ids of the realized part are consecutive in
     the student's logits and ids, from the unit's prefix row on. The leaves themselves lie in
-    ``aligner.spellings.teacher.leaves``. A direction is named after the side of the single token.
+    `aligner.spellings.teacher.leaves`. A direction is named after the side of the single token.
 
     A candidate set is a set of texts, so where a MULTI unit's own text is also one of its
-    continuations, it must count once. ``realized_teacher_leaf`` is the number of that leaf: the
+    continuations, it must count once. `realized_teacher_leaf` is the number of that leaf: the
     unit's text is the text of a one-sided teacher token, whichever tokens either side realized it
     with, and the student's realized path begins with that token's spelling but for its last token
-    (of ``max_path`` tokens at most). The leaf then belongs to one of the unit's entries. Where the
+    (of `max_path` tokens at most). The leaf then belongs to one of the unit's entries. Where the
     realized student path *is* the spelling, both are the same path as well. At most one of the
     two directions has such a leaf, and SHARED units have none: their text is a shared column.
 
-    An index pickles. ``packed`` and ``host`` are one array again if they were one array before;
-    a tensor and ``host`` become two copies.
+    An index pickles. `packed` and `host` are one array again if they were one array before;
+    a tensor and `host` become two copies.
 
     Attributes:
-        packed: All sections: a NumPy array from :meth:`AlignedBatch.index`, a tensor after
-            :meth:`to`.
+        packed: All sections: a NumPy array from `index`, a tensor after
+            `to`.
         n_shared: SHARED and SPECIAL units.
         n_multi: MULTI units.
         n_teacher_steps: Teacher tokens in MULTI units.
@@ -119,7 +119,7 @@ class AlignedIndex:
         n_student_entries: Entries of the student's direction.
         n_teacher_leaves: Leaves of all entries of the teacher's direction together.
         n_student_leaves: Leaves of all entries of the student's direction together.
-        teacher_cut_off: The teacher's one-sided tokens whose spelling is longer than ``max_path``
+        teacher_cut_off: The teacher's one-sided tokens whose spelling is longer than `max_path`
             tokens and a last one, and which are no continuation anywhere.
         student_cut_off: The student's, likewise.
         teacher_rows_needed: Rows of the teacher's logits, so that all that the index reads are
@@ -128,12 +128,12 @@ class AlignedIndex:
         teacher_stride: Rows of the teacher's logits for each row of the batch; 0 where they are
             packed, None where the caller said where each row begins.
         student_stride: Likewise for the student.
-        host: ``packed`` as a NumPy array, which stays on the host when the index moves: whoever
-            cuts leaves into chunks looks sizes up here (see :meth:`on_host`), without waiting for
+        host: `packed` as a NumPy array, which stays on the host when the index moves: whoever
+            cuts leaves into chunks looks sizes up here (see `on_host`), without waiting for
             a device.
-        groups: The groups of sections that the index has: ``"units"``, and ``"first_ids"`` and
-            ``"continuations"`` if it was made with them.
-        pair_digest: :attr:`Aligner.digest` of the aligner that made the batch.
+        groups: The groups of sections that the index has: `"units"`, and `"first_ids"` and
+            `"continuations"` if it was made with them.
+        pair_digest: `digest` of the aligner that made the batch.
     """
 
     packed: Any
@@ -168,23 +168,23 @@ class AlignedIndex:
         return self.n_shared + self.n_multi
 
     def sections(self) -> dict[str, slice]:
-        """Where the sections that this index has lie in ``packed``, by name, in order."""
+        """Where the sections that this index has lie in `packed`, by name, in order."""
         counts = {section.count: getattr(self, section.count) for section in SECTIONS}
         return section_slices(counts, self.groups)
 
     def sizes(self) -> dict[str, int]:
-        """The sections of ``packed`` and their sizes, in order."""
+        """The sections of `packed` and their sizes, in order."""
         return {name: place.stop - place.start for name, place in self.sections().items()}
 
     def on_host(self, name: str) -> NDArray[np.int64]:
-        """A section as a NumPy array on the host, wherever ``packed`` is.
+        """A section as a NumPy array on the host, wherever `packed` is.
 
         Args:
             name: The section's name.
 
         Raises:
             AttributeError: There is no such section, or not in this index.
-            ValueError: The index was made without ``host``.
+            ValueError: The index was made without `host`.
         """
         if self.host is None:
             raise ValueError("this index has no copy on the host: make it with batch.index()")
@@ -208,127 +208,127 @@ class AlignedIndex:
 
     @property
     def unit(self) -> Longs:
-        """Numbers of the units in the batch, ``[n_units]``."""
+        """Numbers of the units in the batch, `[n_units]`."""
         return self._section("unit")
 
     @property
     def kind(self) -> Longs:
-        """:class:`~simct_align.UnitKind` of the units, ``[n_units]``."""
+        """`UnitKind` of the units, `[n_units]`."""
         return self._section("kind")
 
     @property
     def student_tokens(self) -> Longs:
-        """How many student tokens the units have, ``[n_units]``."""
+        """How many student tokens the units have, `[n_units]`."""
         return self._section("student_tokens")
 
     @property
     def teacher_row(self) -> Longs:
-        """Flat rows of the units' prefixes in the teacher's logits, ``[n_units]``."""
+        """Flat rows of the units' prefixes in the teacher's logits, `[n_units]`."""
         return self._section("teacher_row")
 
     @property
     def student_row(self) -> Longs:
-        """Flat rows of the units' prefixes in the student's logits, ``[n_units]``."""
+        """Flat rows of the units' prefixes in the student's logits, `[n_units]`."""
         return self._section("student_row")
 
     @property
     def teacher_first_id(self) -> Longs:
-        """The teacher's first token of the units, ``[n_units]``; with ``first_ids=True``."""
+        """The teacher's first token of the units, `[n_units]`; with `first_ids=True`."""
         return self._section("teacher_first_id")
 
     @property
     def student_first_id(self) -> Longs:
-        """The student's first token of the units, ``[n_units]``; with ``first_ids=True``."""
+        """The student's first token of the units, `[n_units]`; with `first_ids=True`."""
         return self._section("student_first_id")
 
     @property
     def realized_shared_column(self) -> Longs:
-        """Shared columns of the MULTI units' texts, −1 without one, ``[n_multi]``."""
+        """Shared columns of the MULTI units' texts, −1 without one, `[n_multi]`."""
         return self._section("realized_shared_column")
 
     @property
     def teacher_offsets(self) -> Longs:
-        """Where the teacher's steps of the MULTI units begin, ``[n_multi + 1]``."""
+        """Where the teacher's steps of the MULTI units begin, `[n_multi + 1]`."""
         return self._section("teacher_offsets")
 
     @property
     def student_offsets(self) -> Longs:
-        """Where the student's steps of the MULTI units begin, ``[n_multi + 1]``."""
+        """Where the student's steps of the MULTI units begin, `[n_multi + 1]`."""
         return self._section("student_offsets")
 
     @property
     def teacher_step_unit(self) -> Longs:
-        """The steps' units, numbered among the MULTI units, ``[n_teacher_steps]``."""
+        """The steps' units, numbered among the MULTI units, `[n_teacher_steps]`."""
         return self._section("teacher_step_unit")
 
     @property
     def teacher_step_row(self) -> Longs:
-        """Flat rows of the teacher's logits that predict the steps, ``[n_teacher_steps]``."""
+        """Flat rows of the teacher's logits that predict the steps, `[n_teacher_steps]`."""
         return self._section("teacher_step_row")
 
     @property
     def teacher_step_id(self) -> Longs:
-        """The steps' tokens, ``[n_teacher_steps]``."""
+        """The steps' tokens, `[n_teacher_steps]`."""
         return self._section("teacher_step_id")
 
     @property
     def student_step_unit(self) -> Longs:
-        """The steps' units, numbered among the MULTI units, ``[n_student_steps]``."""
+        """The steps' units, numbered among the MULTI units, `[n_student_steps]`."""
         return self._section("student_step_unit")
 
     @property
     def student_step_row(self) -> Longs:
-        """Flat rows of the student's logits that predict the steps, ``[n_student_steps]``."""
+        """Flat rows of the student's logits that predict the steps, `[n_student_steps]`."""
         return self._section("student_step_row")
 
     @property
     def student_step_id(self) -> Longs:
-        """The steps' tokens, ``[n_student_steps]``."""
+        """The steps' tokens, `[n_student_steps]`."""
         return self._section("student_step_id")
 
     @property
     def teacher_entry_unit(self) -> Longs:
-        """Places of the entries' units in this index, ascending, ``[n_teacher_entries]``."""
+        """Places of the entries' units in this index, ascending, `[n_teacher_entries]`."""
         return self._section("teacher_entry_unit")
 
     @property
     def teacher_entry_node(self) -> Longs:
-        """The nodes, which have leaves, ``[n_teacher_entries]``."""
+        """The nodes, which have leaves, `[n_teacher_entries]`."""
         return self._section("teacher_entry_node")
 
     @property
     def teacher_entry_depth(self) -> Longs:
-        """Lengths of the nodes' paths, ascending in a unit, ``[n_teacher_entries]``."""
+        """Lengths of the nodes' paths, ascending in a unit, `[n_teacher_entries]`."""
         return self._section("teacher_entry_depth")
 
     @property
     def student_entry_unit(self) -> Longs:
-        """Places of the entries' units in this index, ascending, ``[n_student_entries]``."""
+        """Places of the entries' units in this index, ascending, `[n_student_entries]`."""
         return self._section("student_entry_unit")
 
     @property
     def student_entry_node(self) -> Longs:
-        """The nodes, which have leaves, ``[n_student_entries]``."""
+        """The nodes, which have leaves, `[n_student_entries]`."""
         return self._section("student_entry_node")
 
     @property
     def student_entry_depth(self) -> Longs:
-        """Lengths of the nodes' paths, ascending in a unit, ``[n_student_entries]``."""
+        """Lengths of the nodes' paths, ascending in a unit, `[n_student_entries]`."""
         return self._section("student_entry_depth")
 
     @property
     def realized_teacher_leaf(self) -> Longs:
-        """The teacher's leaf of the MULTI units' texts, −1 without one, ``[n_multi]``."""
+        """The teacher's leaf of the MULTI units' texts, −1 without one, `[n_multi]`."""
         return self._section("realized_teacher_leaf")
 
     @property
     def realized_student_leaf(self) -> Longs:
-        """The student's leaf of the MULTI units' texts, −1 without one, ``[n_multi]``."""
+        """The student's leaf of the MULTI units' texts, −1 without one, `[n_multi]`."""
         return self._section("realized_student_leaf")
 
     @property
     def device(self) -> torch.device:
-        """The device of ``packed``; the CPU for a NumPy array."""
+        """The device of `packed`; the CPU for a NumPy array."""
         import torch
 
         return self.packed.device if torch.is_tensor(self.packed) else torch.device("cpu")
@@ -339,7 +339,7 @@ class AlignedIndex:
         Args:
             device: Where to.
             non_blocking: Do not wait for the copy; it is asynchronous from pinned memory (see
-                :meth:`pin_memory`).
+                `pin_memory`).
 
         Returns:
             The index; on the CPU it shares the memory of this one.
@@ -359,7 +359,7 @@ class AlignedIndex:
         """The flat rows of logits that are read on a side, and for which units; on the host.
 
         Args:
-            side: ``"teacher"`` or ``"student"``.
+            side: `"teacher"` or `"student"`.
 
         Returns:
             Pairs of numbers of units and rows of logits, of equal sizes: prefix rows, path steps,
@@ -383,9 +383,9 @@ class AlignedIndex:
         """Refuse logits that the index was not made for, as far as their shape says so.
 
         Args:
-            side: ``"teacher"`` or ``"student"``.
+            side: `"teacher"` or `"student"`.
             argument: The name of the argument, for the message.
-            shape: ``[tokens, ...]`` or ``[batch, length, ...]``, logits or hidden states.
+            shape: `[tokens, ...]` or `[batch, length, ...]`, logits or hidden states.
 
         Raises:
             ValueError: Rows of another length, or fewer rows than the index reads.
@@ -407,9 +407,9 @@ class AlignedIndex:
         """What a loss divides by: known before any forward pass, so that ranks can add it up.
 
         Args:
-            reduction: ``"unit"`` or ``"mean"`` (units), ``"token"`` (student tokens in them),
-                ``"sum"`` or ``"none"`` (1).
-            candidates: The loss's candidate set; ``"shared"`` uses SHARED and SPECIAL units only.
+            reduction: `"unit"` or `"mean"` (units), `"token"` (student tokens in them),
+                `"sum"` or `"none"` (1).
+            candidates: The loss's candidate set; `"shared"` uses SHARED and SPECIAL units only.
 
         Returns:
             The normalizer, at least 0.

@@ -45,7 +45,7 @@ def integer(name: str, value: object, *, at_least: int, at_most: int | None = No
 
 
 def thread_count(threads: object | None) -> int | None:
-    """The argument ``threads``: None for all cores."""
+    """The argument `threads`: None for all cores."""
     if threads is None:
         return None
     return integer("threads", threads, at_least=1, at_most=_MOST_THREADS)
@@ -53,13 +53,13 @@ def thread_count(threads: object | None) -> int | None:
 
 @dataclass(frozen=True)
 class RaggedIds:
-    """One side of a batch: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``.
+    """One side of a batch: row `i` is `values[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
-        values: Token ids of all rows, ``[tokens]``, int32, uint32 or int64.
-        offsets: Where rows begin, int64 ``[rows + 1]``.
-        mask: uint8 ``[tokens]``, 0 for positions that take no part; ``None``: all do.
-        width: The number of columns, where the ids came as a dense ``[rows, width]`` array.
+        values: Token ids of all rows, `[tokens]`, int32, uint32 or int64.
+        offsets: Where rows begin, int64 `[rows + 1]`.
+        mask: uint8 `[tokens]`, 0 for positions that take no part; `None`: all do.
+        width: The number of columns, where the ids came as a dense `[rows, width]` array.
     """
 
     values: NDArray[Any]
@@ -86,7 +86,7 @@ class LogitRows(NamedTuple):
 
     Attributes:
         ids: The side.
-        starts: The flat row of position 0 of every row, int64 ``[rows]``.
+        starts: The flat row of position 0 of every row, int64 `[rows]`.
         stride: Rows of logits for each row of the batch; 0 where the logits are packed, None where
             the caller said where each row begins.
     """
@@ -100,10 +100,10 @@ def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
     """Reads one side of a batch.
 
     Args:
-        name: ``"teacher"`` or ``"student"``, for messages.
+        name: `"teacher"` or `"student"`, for messages.
         ids: Lists of lists, lists of 1-D arrays or tensors, a 2-D array or tensor, a tuple
-            ``(values, offsets)``, or a :class:`RaggedIds`.
-        mask: ``None``, or the same form and shape as ``ids``.
+            `(values, offsets)`, or a `RaggedIds`.
+        mask: `None`, or the same form and shape as `ids`.
 
     Raises:
         TypeError: A form, dtype or rank that is none of these.
@@ -206,7 +206,7 @@ def _read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:
 
 
 def _as_array(name: str, value: object) -> NDArray[Any] | None:
-    """A NumPy array or torch CPU tensor as an array that shares its memory; else ``None``."""
+    """A NumPy array or torch CPU tensor as an array that shares its memory; else `None`."""
     if isinstance(value, np.ndarray):
         return value
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):

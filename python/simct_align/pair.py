@@ -34,8 +34,8 @@ class SharedVocabulary:
     mapped pair of special tokens and one for all stops together.
 
     Attributes:
-        teacher_ids: int64 ``[columns]``.
-        student_ids: int64 ``[columns]``.
+        teacher_ids: int64 `[columns]`.
+        student_ids: int64 `[columns]`.
         stop_column: The column of the stops; −1 if one side has none.
         teacher_stop_ids: All stops of the teacher, the canonical one first; int64.
         student_stop_ids: All stops of the student, likewise.
@@ -52,12 +52,12 @@ class SharedVocabulary:
 
 
 class VocabularyPair:
-    """A teacher's and a student's vocabulary: what an :class:`Aligner` is, without its methods.
+    """A teacher's and a student's vocabulary: what an `Aligner` is, without its methods.
 
     Args:
         teacher: The teacher's vocabulary.
         student: The student's.
-        special_tokens: As for :class:`Aligner`.
+        special_tokens: As for `Aligner`.
         stop_tokens: Likewise.
 
     Raises:
@@ -131,7 +131,7 @@ class VocabularyPair:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of all that an alignment depends on.
 
-        That is both vocabularies (as in :attr:`Vocabulary.digest`), the mapped special tokens and
+        That is both vocabularies (as in `digest`), the mapped special tokens and
         the stops. It is the same in every process, and for a loaded aligner. Tokenizers and
         spellings take no part.
         """
@@ -142,7 +142,7 @@ class VocabularyPair:
         """How each side writes the tokens that only the other side has.
 
         Made on first use, with the tokenizers where there are some, and kept with the aligner:
-        :meth:`save` and pickle hold them once they have been made. A side without a tokenizer
+        `save` and pickle hold them once they have been made. A side without a tokenizer
         writes by the shortest paths.
         """
         return make_spellings(self._pair, self._teacher, self._student)

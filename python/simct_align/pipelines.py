@@ -1,11 +1,11 @@
-"""Alignment inside data pipelines: ``datasets.Dataset.map`` and Ray Data's ``map_batches``.
+"""Alignment inside data pipelines: `datasets.Dataset.map` and Ray Data's `map_batches`.
 
 Each class here is a function of a batch: it is built once, holds an aligner, and gives a batch
-with columns added. A batch is a ``pyarrow.Table`` (ids are read without a copy, also where their
+with columns added. A batch is a `pyarrow.Table` (ids are read without a copy, also where their
 memory is read-only) or a mapping of columns; the same type comes back. Rows stay in order, and a
 row's result depends on that row alone, so that it does not matter who works on which batch.
 
-``datasets``, with any number of processes; a second call finds its result in the cache, as the
+`datasets`, with any number of processes; a second call finds its result in the cache, as the
 function pickles to the same bytes whenever it would give the same columns::
 
     rows = rows.with_format("arrow")
@@ -63,7 +63,7 @@ class _RowFunction(ABC):
         """The batch with columns added.
 
         Args:
-            batch: A ``pyarrow.Table`` or a mapping of columns.
+            batch: A `pyarrow.Table` or a mapping of columns.
 
         Returns:
             The same type, with all columns that came; columns of the same names are replaced.
@@ -71,7 +71,7 @@ class _RowFunction(ABC):
         Raises:
             KeyError: A column is missing.
             TypeError: The batch is something else, or a column does not hold lists of integers.
-            ValueError: As :meth:`Aligner.align_batch`.
+            ValueError: As `align_batch`.
         """
         if not isinstance(batch, Mapping) and not _is_arrow(batch):
             raise TypeError(
@@ -89,7 +89,7 @@ class _RowFunction(ABC):
 
 
 class TokenizeRows(_RowFunction):
-    """Adds both sides' ids of a text; no control tokens, as :meth:`Aligner.align_texts` has them.
+    """Adds both sides' ids of a text; no control tokens, as `align_texts` has them.
 
     Args:
         aligner: The pair, with both tokenizers.
@@ -135,7 +135,7 @@ class TokenizeRows(_RowFunction):
 
 
 class RetokenizeRows(_RowFunction):
-    """Adds the teacher's ids of what a student sampled: :meth:`Aligner.retokenize`.
+    """Adds the teacher's ids of what a student sampled: `retokenize`.
 
     Args:
         aligner: The pair, with the teacher's tokenizer.
@@ -143,7 +143,7 @@ class RetokenizeRows(_RowFunction):
         student_mask_column: Which of them to take, lists of as many booleans or integers; all
             without it.
         teacher_column: The teacher's ids, int64 lists.
-        threads: See :class:`AlignRows`.
+        threads: See `AlignRows`.
 
     Example:
         >>> from simct_align.demo import demo_tokenizers
@@ -182,12 +182,12 @@ class RetokenizeRows(_RowFunction):
 
 
 class AlignRows(_RowFunction):
-    """Adds the units of two columns of ids: :meth:`Aligner.align_batch`.
+    """Adds the units of two columns of ids: `align_batch`.
 
-    The columns added are lists, one entry for each unit: ``teacher_start``, ``teacher_end``,
-    ``student_start``, ``student_end`` (int32), ``kind`` and ``unit_class`` (uint8), as in
-    :class:`AlignedBatch`; and how many tokens are in no unit, ``teacher_unmatched`` and
-    ``student_unmatched`` (int64).
+    The columns added are lists, one entry for each unit: `teacher_start`, `teacher_end`,
+    `student_start`, `student_end` (int32), `kind` and `unit_class` (uint8), as in
+    `AlignedBatch`; and how many tokens are in no unit, `teacher_unmatched` and
+    `student_unmatched` (int64).
 
     Args:
         aligner: The pair; tokenizers are not needed.
@@ -195,7 +195,7 @@ class AlignRows(_RowFunction):
         student_column: The student's ids, likewise.
         teacher_mask_column: Which positions take part, lists of booleans or integers; all without.
         student_mask_column: Likewise.
-        on_mismatch: ``"skip"`` or ``"error"``.
+        on_mismatch: `"skip"` or `"error"`.
         prefix: Stands in front of the names of the columns added.
         threads: How many threads align. Without it: the CPUs of the actor in Ray, one in another
             child process, all cores elsewhere.

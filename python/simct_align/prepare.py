@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from simct_align.batch import AlignedBatch
     from simct_align.pair import VocabularyPair
 
-#: What ``torch.nn.CrossEntropyLoss`` and Hugging Face's models leave out of a loss.
+#: What `torch.nn.CrossEntropyLoss` and Hugging Face's models leave out of a loss.
 IGNORED_LABEL = -100
 
 
@@ -28,7 +28,7 @@ class PreparedSide:
     """One model's input.
 
     Attributes:
-        input_ids: Prompts and completions, int64 ``[rows, width]``.
+        input_ids: Prompts and completions, int64 `[rows, width]`.
         attention_mask: 0 on padding, else 1; int64, same shape.
         completion_mask: 1 on completions that take part, end of turn included; int64, same shape.
     """
@@ -39,7 +39,7 @@ class PreparedSide:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """``input_ids`` on completions, −100 elsewhere; int64, same shape, not shifted."""
+        """`input_ids` on completions, −100 elsewhere; int64, same shape, not shifted."""
         return np.where(self.completion_mask != 0, self.input_ids, IGNORED_LABEL)
 
 
@@ -74,13 +74,13 @@ class PrepareCounts:
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """Both models' input and its alignment, from :meth:`Aligner.prepare`.
+    """Both models' input and its alignment, from `prepare`.
 
     Attributes:
         teacher: The teacher's input.
         student: The student's input.
-        aligned: The alignment over these dense ids; ``aligned.index()`` refers to logits
-            ``[rows, width, vocabulary]`` of either model.
+        aligned: The alignment over these dense ids; `aligned.index()` refers to logits
+            `[rows, width, vocabulary]` of either model.
         counts: What was cut, added and left out.
     """
 
@@ -92,7 +92,7 @@ class PreparedBatch:
 
 @dataclass(frozen=True)
 class _Turns:
-    """Token ids of turns: turns of row ``i`` are ``starts[i]:starts[i + 1]``."""
+    """Token ids of turns: turns of row `i` are `starts[i]:starts[i + 1]`."""
 
     ids: list[NDArray[np.int64]]
     starts: list[int]
@@ -119,7 +119,7 @@ def prepare(
     pad_to_multiple_of: int | None,
     threads: int | None,
 ) -> PreparedBatch:
-    """Makes a batch; documented at :meth:`Aligner.prepare`."""
+    """Makes a batch; documented at `prepare`."""
     completions = _read_turns("completion", completion_ids, completion_mask)
     teacher_prompts = _read_turns("teacher_prompt", teacher_prompt_ids, teacher_prompt_mask)
     student_prompts = _read_turns("student_prompt", student_prompt_ids, student_prompt_mask)

@@ -53,16 +53,16 @@ class RetokenizeCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class RetokenizedIds(RaggedIds):
-    """The teacher's ids of a batch of rollouts, from :meth:`Aligner.retokenize`.
+    """The teacher's ids of a batch of rollouts, from `retokenize`.
 
-    Row ``i`` is ``values[offsets[i]:offsets[i + 1]]``. :meth:`Aligner.align_batch` takes it as it
-    is; rows of several regions need a gap between them first, as :meth:`Aligner.prepare` leaves.
+    Row `i` is `values[offsets[i]:offsets[i + 1]]`. `align_batch` takes it as it
+    is; rows of several regions need a gap between them first, as `prepare` leaves.
 
     Attributes:
-        region_offsets: Region ``k`` of the batch is
-            ``values[region_offsets[k]:region_offsets[k + 1]]``; int64 ``[regions + 1]``.
-        row_regions: Regions of row ``i`` are ``row_regions[i]:row_regions[i + 1]``; int64
-            ``[rows + 1]``. Without a mask every row is one region.
+        region_offsets: Region `k` of the batch is
+            `values[region_offsets[k]:region_offsets[k + 1]]`; int64 `[regions + 1]`.
+        row_regions: Regions of row `i` are `row_regions[i]:row_regions[i + 1]`; int64
+            `[rows + 1]`. Without a mask every row is one region.
         counts: What did not go through the teacher's encoder.
     """
 
@@ -84,7 +84,7 @@ class RetokenizedIds(RaggedIds):
             pad_id: What they are filled with.
 
         Returns:
-            ``(ids, mask)``, int64 ``[rows, longest row]`` each; the mask is 1 on ids and 0 on
+            `(ids, mask)`, int64 `[rows, longest row]` each; the mask is 1 on ids and 0 on
             padding.
 
         Raises:
@@ -96,7 +96,7 @@ class RetokenizedIds(RaggedIds):
 def retokenize(
     pair: VocabularyPair, student_ids: object, *, student_mask: object | None, threads: int | None
 ) -> RetokenizedIds:
-    """Makes the teacher's ids; documented at :meth:`Aligner.retokenize`."""
+    """Makes the teacher's ids; documented at `retokenize`."""
     student = read_side("student", student_ids, student_mask)
     _check_ids(student, len(pair.student))
     regions, row_regions = _regions(student)
@@ -118,7 +118,7 @@ def retokenize(
 class TextEncoder:
     """Tokenizes texts as they stand inside a conversation: exactly their bytes.
 
-    A tokenizer's own call puts a space in front of a text, composes characters, or reads a ``▁``
+    A tokenizer's own call puts a space in front of a text, composes characters, or reads a `▁`
     as a space; here the text is what a rollout of single bytes says, so nothing of it changes.
 
     Args:
@@ -172,13 +172,13 @@ def pad_rows(
 
     Args:
         values: All rows, one after another.
-        offsets: Where rows begin, ``[rows + 1]``.
-        side: Where shorter rows are filled, ``"left"`` or ``"right"``.
+        offsets: Where rows begin, `[rows + 1]`.
+        side: Where shorter rows are filled, `"left"` or `"right"`.
         fill: What they are filled with.
         multiple_of: Round the width up to a multiple of this.
 
     Returns:
-        ``(dense, mask)``, int64 ``[rows, width]`` each.
+        `(dense, mask)`, int64 `[rows, width]` each.
 
     Raises:
         ValueError: Another side.

@@ -84,7 +84,7 @@ def columns_of(text: str) -> int:
 
 
 def _escape(code: int) -> str:
-    r"""A character by its number; ``backslashreplace`` would let ESC and other ASCII through."""
+    r"""A character by its number; `backslashreplace` would let ESC and other ASCII through."""
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
@@ -93,8 +93,8 @@ def _escape(code: int) -> str:
 def visible(token: bytes) -> str:
     r"""A token's bytes so that nothing is hidden, and nothing steers the terminal.
 
-    White space becomes ``·``, ``↵`` and ``⇥``; bytes that are no character, control characters,
-    other invisible characters, and those three signs themselves become escapes such as ``\x9f``.
+    White space becomes `·`, `↵` and `⇥`; bytes that are no character, control characters,
+    other invisible characters, and those three signs themselves become escapes such as `\x9f`.
     """
     shown = []
     for character in token.decode("utf-8", "backslashreplace"):
@@ -159,8 +159,8 @@ def _lines(cells: Sequence[Cell], room: int) -> Iterator[list[tuple[str, str, st
 def draw_cells(screen: Screen, cells: Sequence[Cell]) -> None:
     """Draw both segmentations one above the other, a column per unit.
 
-    Where there are no colours, a third line marks units of several tokens with ``~``, pairs of
-    special tokens with ``^``, and what is in no unit with ``!``.
+    Where there are no colours, a third line marks units of several tokens with `~`, pairs of
+    special tokens with `^`, and what is in no unit with `!`.
     """
     edge = screen.paint(_UNIT_EDGE, "dim")
     for line in _lines(cells, screen.columns - _LABEL_COLUMNS):

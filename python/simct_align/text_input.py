@@ -90,7 +90,7 @@ class Source:
 
 
 def single_text(text: str) -> Source:
-    """The one text of ``--text``."""
+    """The one text of `--text`."""
     return Source(iter([InputText(0, _checked_text(text, "--text"), 0)]), None)
 
 
@@ -103,7 +103,7 @@ def standard_input(json_field: str | None) -> Source:
 def open_file(path: Path, field: str | None, stack: ExitStack) -> Source:
     """The lines of a file, compressed or not, which the stack closes.
 
-    A file is JSON lines by its name (``.jsonl``, ``.ndjson``), or because a field is named.
+    A file is JSON lines by its name (`.jsonl`, `.ndjson`), or because a field is named.
     """
     try:
         file = stack.enter_context(path.open("rb"))
@@ -124,7 +124,7 @@ def open_file(path: Path, field: str | None, stack: ExitStack) -> Source:
 
 
 def in_batches(texts: Iterator[InputText], limit: int | None) -> Iterator[list[InputText]]:
-    """The first ``limit`` texts (all for None) in lists of a bounded size."""
+    """The first `limit` texts (all for None) in lists of a bounded size."""
     batch: list[InputText] = []
     size = 0
     for number, item in enumerate(texts, start=1):

@@ -10,7 +10,7 @@ class TokenKind(IntEnum):
 
     #: Text.
     NORMAL = 0
-    #: One byte, the fallback for text that no normal token spells (``<0x0A>``).
+    #: One byte, the fallback for text that no normal token spells (`<0x0A>`).
     BYTE = 1
     #: A control token, which adds no bytes.
     SPECIAL = 2

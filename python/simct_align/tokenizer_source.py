@@ -20,7 +20,7 @@ class TokenizerSource:
     which stays bytes until somebody tokenizes: data-loader workers that only align never load it.
 
     Args:
-        source: Anything that :func:`simct_align.readers.open_tokenizer` takes.
+        source: Anything that `open_tokenizer` takes.
         special: Names or ids of further control tokens, which encoding must not make from text.
         opened: The tokenizer, where it is open already and has been told of them.
         check: Called with the tokenizer once, when it is opened; raises to refuse it.
@@ -43,7 +43,7 @@ class TokenizerSource:
         """The tokenizer.
 
         Raises:
-            UnsupportedTokenizerError, TypeError, ValueError, OSError: As ``open_tokenizer`` does.
+            UnsupportedTokenizerError, TypeError, ValueError, OSError: As `open_tokenizer` does.
         """
         if self._opened is None:
             from simct_align.readers import open_tokenizer

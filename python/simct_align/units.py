@@ -23,7 +23,7 @@ class UnitKind(IntEnum):
 
 
 class UnitClass(IntFlag):
-    """What kind of text a unit holds; ``SPECIAL`` units have no bit."""
+    """What kind of text a unit holds; `SPECIAL` units have no bit."""
 
     #: All characters are Unicode white space.
     WHITESPACE = 1
@@ -63,7 +63,7 @@ class Unit(NamedTuple):
         kind: What it is made of.
         unit_class: What kind of text it holds.
         bytes: Its text, exactly.
-        text: Its text; bytes that are not whole characters are escaped (``\xf0``).
+        text: Its text; bytes that are not whole characters are escaped (`\xf0`).
         continuations: The texts of its on-path continuations, where they were asked for.
     """
 
@@ -81,14 +81,14 @@ class UnitColumns:
     """Units as columns; positions count from the start of their row, ranges are half-open.
 
     Attributes:
-        row_offsets: Units of row ``i`` are ``row_offsets[i]:row_offsets[i + 1]``; int64
-            ``[rows + 1]``.
-        teacher_start: First position of a unit on the teacher's side, int32 ``[units]``.
-        teacher_end: One past the last position there, int32 ``[units]``.
-        student_start: First position of a unit on the student's side, int32 ``[units]``.
-        student_end: One past the last position there, int32 ``[units]``.
-        kind: :class:`UnitKind`, uint8 ``[units]``.
-        unit_class: :class:`UnitClass` bits, uint8 ``[units]``.
+        row_offsets: Units of row `i` are `row_offsets[i]:row_offsets[i + 1]`; int64
+            `[rows + 1]`.
+        teacher_start: First position of a unit on the teacher's side, int32 `[units]`.
+        teacher_end: One past the last position there, int32 `[units]`.
+        student_start: First position of a unit on the student's side, int32 `[units]`.
+        student_end: One past the last position there, int32 `[units]`.
+        kind: `UnitKind`, uint8 `[units]`.
+        unit_class: `UnitClass` bits, uint8 `[units]`.
     """
 
     row_offsets: NDArray[np.int64]

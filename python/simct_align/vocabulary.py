@@ -39,7 +39,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What :meth:`Vocabulary.verify` found.
+    """What `verify` found.
 
     Attributes:
         texts: How many texts were tokenized.
@@ -58,8 +58,8 @@ class VerifyReport:
 class Vocabulary:
     """Token id -> token bytes and kind, read from a real tokenizer or given by hand.
 
-    Build one with :meth:`from_tokenizer` or :meth:`from_token_bytes`. Ids are ``0`` to
-    ``len(vocabulary) - 1``.
+    Build one with `from_tokenizer` or `from_token_bytes`. Ids are `0` to
+    `len(vocabulary) - 1`.
 
     Example:
         >>> vocabulary = Vocabulary.from_token_bytes([b"ab", b" c", b""], special={2: "<eos>"})
@@ -86,13 +86,13 @@ class Vocabulary:
         """Reads the exact bytes of every token from a tokenizer.
 
         Args:
-            source: A ``tokenizers.Tokenizer``; a fast ``transformers`` tokenizer; a path to a
-                ``tokenizer.json``, ``tokenizer.json.gz``, SentencePiece ``.model`` or
-                ``tekken.json``, or to a directory with one of them; a hub id (needs
-                ``transformers``; remote code is never run); a ``tiktoken.Encoding``; a
-                SentencePiece processor; a ``mistral_common`` tokenizer.
+            source: A `tokenizers.Tokenizer`; a fast `transformers` tokenizer; a path to a
+                `tokenizer.json`, `tokenizer.json.gz`, SentencePiece `.model` or
+                `tekken.json`, or to a directory with one of them; a hub id (needs
+                `transformers`; remote code is never run); a `tiktoken.Encoding`; a
+                SentencePiece processor; a `mistral_common` tokenizer.
             vocab_size: Rows of the model's embedding. Ids from the tokenizer's own length up to
-                it become ``UNUSED``.
+                it become `UNUSED`.
             special: Names or ids of further control tokens that the tokenizer does not flag as
                 special.
 
@@ -101,8 +101,8 @@ class Vocabulary:
 
         Raises:
             UnsupportedTokenizerError: A part of the tokenizer stands in the way of exact bytes.
-            TypeError: ``source`` is none of the above.
-            ValueError: ``vocab_size`` is smaller than the tokenizer, or a name of ``special`` is
+            TypeError: `source` is none of the above.
+            ValueError: `vocab_size` is smaller than the tokenizer, or a name of `special` is
                 unknown.
 
         Complexity:
@@ -209,12 +209,12 @@ class Vocabulary:
 
     @property
     def kinds(self) -> NDArray[np.uint8]:
-        """The :class:`TokenKind` of every id, uint8 ``[len(vocabulary)]``."""
+        """The `TokenKind` of every id, uint8 `[len(vocabulary)]`."""
         return self._native.kinds
 
     @property
     def canonical_ids(self) -> NDArray[np.int64]:
-        """For every id the canonical id of its bytes, int64 ``[len(vocabulary)]``.
+        """For every id the canonical id of its bytes, int64 `[len(vocabulary)]`.
 
         Of several ids with the same bytes it is the one that is not a byte fallback, then the
         smallest; an id without bytes is its own.
@@ -258,7 +258,7 @@ class Vocabulary:
         """The bytes that one token adds to a text; empty for special and unused ids.
 
         Args:
-            token_id: An id, ``0`` to ``len(vocabulary) - 1``.
+            token_id: An id, `0` to `len(vocabulary) - 1`.
 
         Raises:
             IndexError: The id is out of range.
@@ -271,7 +271,7 @@ class Vocabulary:
         """The bytes of all ids, one after another.
 
         Args:
-            ids: Integers ``[n]``.
+            ids: Integers `[n]`.
 
         Raises:
             IndexError: An id is out of range.
@@ -314,10 +314,10 @@ class Vocabulary:
         """The same vocabulary with a tokenizer, which is opened and checked on first use.
 
         Args:
-            source: Anything that :meth:`from_tokenizer` takes.
+            source: Anything that `from_tokenizer` takes.
 
         Returns:
-            A vocabulary over the same tokens. Its methods that tokenize raise ``ValueError`` if
+            A vocabulary over the same tokens. Its methods that tokenize raise `ValueError` if
             the tokenizer turns out to have other tokens.
         """
 
@@ -398,7 +398,7 @@ def _build(
     special_names: dict[int, str],
     stop_ids: Sequence[int],
 ) -> _native.Vocabulary:
-    """Builds the native vocabulary; ids without an entry in ``token_bytes`` have no bytes."""
+    """Builds the native vocabulary; ids without an entry in `token_bytes` have no bytes."""
     offsets = np.zeros(len(kinds) + 1, np.int64)
     lengths = np.fromiter(map(len, token_bytes), np.int64, len(token_bytes))
     np.cumsum(lengths, out=offsets[1 : len(lengths) + 1])

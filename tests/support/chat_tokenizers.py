@@ -1,4 +1,4 @@
-"""``transformers`` tokenizers with chat templates, around the bundled and the real ones."""
+"""`transformers` tokenizers with chat templates, around the bundled and the real ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The loss's index built in plain Python, and small pairs of vocabularies to build it over.
 
-`build_index` is the slow twin of ``AlignedBatch.index``: the same packed buffer, a unit at a time.
+`build_index` is the slow twin of `AlignedBatch.index`: the same packed buffer, a unit at a time.
 """
 
 from __future__ import annotations

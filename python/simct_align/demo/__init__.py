@@ -1,6 +1,6 @@
 """Two small tokenizers and a passage that ship with the package, to try it without any file.
 
-The tokenizers are made by ``tools/make_demo_tokenizers.py``, from text that the script writes.
+The tokenizers are made by `tools/make_demo_tokenizers.py`, from text that the script writes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def demo_tokenizers() -> tuple[Path, Path]:
     """The directories of the two bundled tokenizers, teacher and student.
 
     Use them for a first try, in examples and in tests: they are read like any other pair.
-    The teacher is a byte-level BPE that splits numbers into single digits (EOS ``<|end|>``), the
+    The teacher is a byte-level BPE that splits numbers into single digits (EOS `<|end|>`), the
     student a SentencePiece-style BPE with byte fallback that puts a space in front of a text and
-    has tokens of up to three digits (EOS ``</s>``). Both have 4,096 tokens.
+    has tokens of up to three digits (EOS `</s>`). Both have 4,096 tokens.
 
     Returns:
-        ``(teacher, student)``, each a directory with ``tokenizer.json.gz`` and
-        ``tokenizer_config.json``.
+        `(teacher, student)`, each a directory with `tokenizer.json.gz` and
+        `tokenizer_config.json`.
 
     Complexity:
         Constant; nothing is read.

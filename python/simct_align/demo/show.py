@@ -1,4 +1,4 @@
-"""What ``simct-align demo`` shows: the passage in units, its coverage, the file, the speed."""
+"""What `simct-align demo` shows: the passage in units, its coverage, the file, the speed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _repeated(
 
 
 def show_speed(demo: Demo) -> None:
-    """Time ``align_batch`` on the passage many times over, and check what it returns."""
+    """Time `align_batch` on the passage many times over, and check what it returns."""
     demo.screen.title("4. How fast align_batch goes")
     sides = (demo.batch.teacher, demo.batch.student)
     teacher, student = (
@@ -143,7 +143,7 @@ SECTIONS: tuple[Callable[[Demo], None], ...] = (
 def show_demo(screen: Screen) -> None:
     """Show all sections of the demo, in order.
 
-    Use it through ``simct-align demo``. It needs no network, and no file beside the package.
+    Use it through `simct-align demo`. It needs no network, and no file beside the package.
 
     Args:
         screen: Where to write.

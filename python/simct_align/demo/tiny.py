@@ -28,7 +28,7 @@ class TinyModel(nn.Module):
         self.output = nn.Linear(_HIDDEN, vocab_size)
 
     def forward(self, rows: RaggedIds) -> Tensor:
-        """Logits of ragged rows, packed: ``[tokens, vocabulary]``."""
+        """Logits of ragged rows, packed: `[tokens, vocabulary]`."""
         lengths = torch.from_numpy(rows.offsets).diff()
         ids = [torch.from_numpy(rows.row(number)) for number in range(len(rows))]
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)

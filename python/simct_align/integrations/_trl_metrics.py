@@ -28,7 +28,7 @@ _COUNTS = (
 
 
 class MetricSums:
-    """Adds up metrics between two logs; nothing waits for a device before :meth:`collect`.
+    """Adds up metrics between two logs; nothing waits for a device before `collect`.
 
     Args:
         accelerator: Adds up over processes.

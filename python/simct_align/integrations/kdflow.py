@@ -7,7 +7,7 @@ Register it under a name of your own; nothing here imports KDFlow::
 
     register_algorithm("simct")(SimCTAlgorithm)
 
-To set other keywords, register a subclass or a ``functools.partial``.
+To set other keywords, register a subclass or a `functools.partial`.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ class SimCTAlgorithm:
     """Compares both models on SimCT's candidates, in KDFlow's training loop.
 
     Use it where KDFlow's teacher sends hidden states of the positions that its loss mask names. In
-    both loss masks, ``mask[i]`` says that logits ``i`` take part: they predict token ``i + 1``.
+    both loss masks, `mask[i]` says that logits `i` take part: they predict token `i + 1`.
 
     Args:
-        strategy: KDFlow's; ``strategy.args.kd.kd_ratio`` below 1 mixes in the cross-entropy of the
-            student's own tokens, and ``strategy.ring_attn_group`` goes to the student.
-        student_model: Called as ``student_model(ids, attention_mask=..., allgather_logits=True,
-            ring_attn_group=..., **multimodal)``; returns ``{"logits": [B, T_s, V_s]}``.
-        teacher_lm_head: Makes teacher logits of hidden states; has a ``weight``.
-        student_tokenizer: A fast ``transformers`` tokenizer, or whatever
-            :meth:`Vocabulary.from_tokenizer` reads, or a vocabulary.
+        strategy: KDFlow's; `strategy.args.kd.kd_ratio` below 1 mixes in the cross-entropy of the
+            student's own tokens, and `strategy.ring_attn_group` goes to the student.
+        student_model: Called as `student_model(ids, attention_mask=..., allgather_logits=True,
+            ring_attn_group=..., **multimodal)`; returns `{"logits": [B, T_s, V_s]}`.
+        teacher_lm_head: Makes teacher logits of hidden states; has a `weight`.
+        student_tokenizer: A fast `transformers` tokenizer, or whatever
+            `from_tokenizer` reads, or a vocabulary.
         teacher_tokenizer: Likewise.
-        candidates: ``"shared"`` or ``"realized"``; see :class:`~simct_align.loss.SimCTLoss`, also
-            for the next three. ``"on_path"`` needs the teacher's opinion after the last token of
+        candidates: `"shared"` or `"realized"`; see `SimCTLoss`, also
+            for the next three. `"on_path"` needs the teacher's opinion after the last token of
             an answer as well, of which KDFlow sends no hidden state.
         score: How paths are scored.
         divergence: What is minimized.
         temperature: Divides both sides' logits.
-        stop_tokens: See :class:`~simct_align.Aligner`.
+        stop_tokens: See `Aligner`.
         unused: Further keywords of KDFlow's, for other algorithms.
 
     Raises:
@@ -98,20 +98,20 @@ class SimCTAlgorithm:
         """Computes the loss of a micro-batch.
 
         Args:
-            micro_batch: ``stu_input_ids``, ``stu_attn_mask``, ``stu_loss_mask`` ``[B, T_s]``;
-                ``tea_input_ids``, ``tea_loss_mask`` ``[B, T_t]``; ``teacher_hiddens``
-                ``[tokens, H]``, one row for every true element of ``tea_loss_mask``, row by row;
-                ``avg_micro_batch_token_num``, which the sum over units is divided by. Other keys
-                that begin with ``stu_`` go to the student without that prefix.
+            micro_batch: `stu_input_ids`, `stu_attn_mask`, `stu_loss_mask` `[B, T_s]`;
+                `tea_input_ids`, `tea_loss_mask` `[B, T_t]`; `teacher_hiddens`
+                `[tokens, H]`, one row for every true element of `tea_loss_mask`, row by row;
+                `avg_micro_batch_token_num`, which the sum over units is divided by. Other keys
+                that begin with `stu_` go to the student without that prefix.
 
         Returns:
-            0-d tensors: ``loss``, which the trainer differentiates; ``kd_loss``, its part from
-            distillation; ``align_ratio``, the share of the student's tokens that lie in units
-            compared; ``multi_units``, how many units of several tokens were; and ``ce_loss``, if
-            ``kd_ratio`` is below 1.
+            0-d tensors: `loss`, which the trainer differentiates; `kd_loss`, its part from
+            distillation; `align_ratio`, the share of the student's tokens that lie in units
+            compared; `multi_units`, how many units of several tokens were; and `ce_loss`, if
+            `kd_ratio` is below 1.
 
         Raises:
-            ValueError: Without ``teacher_hiddens``, or with another number of them than the mask
+            ValueError: Without `teacher_hiddens`, or with another number of them than the mask
                 says.
 
         Complexity:

@@ -1,6 +1,6 @@
 """An alignment in the form that NeMo-RL's cross-tokenizer losses read.
 
-NeMo-RL keeps an alignment in seven dense tensors, its ``AlignmentBatch``: pairs of chunks, and
+NeMo-RL keeps an alignment in seven dense tensors, its `AlignmentBatch`: pairs of chunks, and
 for every token the number of its chunk. A unit is a chunk and a pair. Nothing here imports NeMo-RL.
 """
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def alignment_fields(aligned: AlignedBatch) -> dict[str, torch.Tensor]:
-    """The fields of NeMo-RL's ``AlignmentBatch``: ``AlignmentBatch(**alignment_fields(aligned))``.
+    """The fields of NeMo-RL's `AlignmentBatch`: `AlignmentBatch(**alignment_fields(aligned))`.
 
-    Align dense ids ``[rows, T]``, so that the tensors have the shapes of the models' inputs. What
+    Align dense ids `[rows, T]`, so that the tensors have the shapes of the models' inputs. What
     is unmatched is in no chunk.
 
     Args:
@@ -32,14 +32,14 @@ def alignment_fields(aligned: AlignedBatch) -> dict[str, torch.Tensor]:
         Tensors on the CPU, with B rows, P the largest number of units in a row (at least 1), and
         the widths of both sides' ids:
 
-        * ``pair_valid`` bool ``[B, P]``: the row has so many units;
-        * ``pair_is_correct`` bool ``[B, P]``: with the same bytes on both sides, as all units
+        * `pair_valid` bool `[B, P]`: the row has so many units;
+        * `pair_is_correct` bool `[B, P]`: with the same bytes on both sides, as all units
           have but those whose first token holds a dummy prefix;
-        * ``student_exact_partition_mask`` bool ``[B, T_s]``, ``teacher_exact_partition_mask``
-          bool ``[B, T_t]``: the token is alone in its unit on both sides;
-        * ``student_chunk_id`` int64 ``[B, T_s]``, ``teacher_chunk_id`` int64 ``[B, T_t]``: number
+        * `student_exact_partition_mask` bool `[B, T_s]`, `teacher_exact_partition_mask`
+          bool `[B, T_t]`: the token is alone in its unit on both sides;
+        * `student_chunk_id` int64 `[B, T_s]`, `teacher_chunk_id` int64 `[B, T_t]`: number
           of the token's unit in its row, −1 outside;
-        * ``num_chunks`` int64 ``[B]``: units of the row.
+        * `num_chunks` int64 `[B]`: units of the row.
 
     Complexity:
         O(rows × (P + T_s + T_t)) time and memory.
@@ -89,15 +89,15 @@ def batch_fields(aligned: AlignedBatch, *, teacher: int | None = None) -> dict[s
     """The same under the names of a NeMo-RL batch.
 
     Args:
-        aligned: As for :func:`alignment_fields`.
-        teacher: Number of the teacher where a batch has several: ``alignment_0_pair_valid``;
-            without it, ``alignment_pair_valid``.
+        aligned: As for `alignment_fields`.
+        teacher: Number of the teacher where a batch has several: `alignment_0_pair_valid`;
+            without it, `alignment_pair_valid`.
 
     Returns:
-        The tensors of :func:`alignment_fields`, to update a batch with.
+        The tensors of `alignment_fields`, to update a batch with.
 
     Complexity:
-        That of :func:`alignment_fields`.
+        That of `alignment_fields`.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary

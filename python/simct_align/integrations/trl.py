@@ -67,18 +67,18 @@ _OBJECTIVES: dict[str, Any] = {
 
 @dataclass
 class SimCTConfig(GOLDConfig):  # type: ignore[misc]
-    """Arguments of :class:`SimCTTrainer`: GOLD's, other defaults, and those of the loss.
+    """Arguments of `SimCTTrainer`: GOLD's, other defaults, and those of the loss.
 
     `use_uld_loss` and `use_extended_uld` are fixed, and GOLD's `uld_*` and `seq_kd`, which nothing
     here reads, must keep their defaults. `temperature` is that of sampling, `beta` that of a
     Jensen-Shannon divergence: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
 
     Args:
-        objective: ``"simct"``, or a baseline: ``"shared"``, ``"uld"``, ``"alm"``, ``"gold"``.
-        candidates: For ``"simct"``: ``"shared"``, ``"realized"`` or ``"on_path"``.
-        score: For ``"simct"``: ``"mean"``, ``"sum"``, ``"event"`` or ``"mean_logit"``.
-        divergence: For ``"simct"`` and ``"shared"``: a name that
-            :class:`~simct_align.loss.SimCTLoss` takes; ``"jsd"`` reads `beta`, as ``"gold"`` does.
+        objective: `"simct"`, or a baseline: `"shared"`, `"uld"`, `"alm"`, `"gold"`.
+        candidates: For `"simct"`: `"shared"`, `"realized"` or `"on_path"`.
+        score: For `"simct"`: `"mean"`, `"sum"`, `"event"` or `"mean_logit"`.
+        divergence: For `"simct"` and `"shared"`: a name that
+            `SimCTLoss` takes; `"jsd"` reads `beta`, as `"gold"` does.
         loss_temperature: For these two: divides both sides' logits.
         initial_kl_weight: Weight of KL(student ‖ student before training) over the student's own
             vocabulary, per completion token; 0 leaves it out. Keeps a copy of the student, unless
@@ -199,28 +199,28 @@ class _Collator:
 class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
     """`GOLDTrainer` that distills across tokenizers with SimCT.
 
-    Rows of the data set have ``messages``, whose last assistant turn is trained, or ``prompt`` with
-    ``completion``; where every slice is sampled (``lmbda=1``), a ``prompt`` alone is enough.
-    The log gains the loss's metrics, what was left out, and seconds, all under ``simct/``: counts
+    Rows of the data set have `messages`, whose last assistant turn is trained, or `prompt` with
+    `completion`; where every slice is sampled (`lmbda=1`), a `prompt` alone is enough.
+    The log gains the loss's metrics, what was left out, and seconds, all under `simct/`: counts
     and seconds are sums since the log before, masses and divergences means over units. All but the
     seconds are taken over all processes.
-    ``simct/log_ratio_per_byte`` is mean[log p_S(y|x) − log p_T(y|x)] over the completions' bytes,
+    `simct/log_ratio_per_byte` is mean[log p_S(y|x) − log p_T(y|x)] over the completions' bytes,
     sums over each model's own tokens: on sampled completions the reverse KL per byte, which
     compares runs of any objective (as long as nothing was cut or left out on the teacher's side).
 
     Args:
         model: The student.
         teacher_model: The teacher.
-        args: A :class:`SimCTConfig`.
+        args: A `SimCTConfig`.
         teacher_tokenizer: The teacher's tokenizer, if it is not to be read from
-            ``args.teacher_tokenizer_name_or_path`` or the teacher's name.
+            `args.teacher_tokenizer_name_or_path` or the teacher's name.
         aligner: The pair of vocabularies, if it is not to be made of the two tokenizers: where
             control tokens or stops must be named.
-        **keywords: As for `GOLDTrainer`, but for ``data_collator``.
+        **keywords: As for `GOLDTrainer`, but for `data_collator`.
 
     Raises:
-        TypeError: ``args`` is not a :class:`SimCTConfig`.
-        ValueError: A ``data_collator`` came, or more than one GPU in one process.
+        TypeError: `args` is not a `SimCTConfig`.
+        ValueError: A `data_collator` came, or more than one GPU in one process.
     """
 
     def __init__(
@@ -373,7 +373,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             num_items_in_batch: Not used: it counts what the data set wrote, not what was sampled.
 
         Returns:
-            The loss, 0-d; with ``return_outputs`` a pair. The output has no logits of positions
+            The loss, 0-d; with `return_outputs` a pair. The output has no logits of positions
             before the completions.
         """
         del num_items_in_batch
@@ -425,7 +425,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         return divergence
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the figures under ``simct/`` and logs.
+        """Adds the figures under `simct/` and logs.
 
         Args:
             logs: What the trainer logs.

@@ -56,7 +56,7 @@ class PairOfVocabularies(Protocol):
 
     @property
     def digest(self) -> str:
-        """What an index must have as its ``pair_digest``."""
+        """What an index must have as its `pair_digest`."""
         ...
 
 
@@ -65,10 +65,10 @@ class SideColumns:
     """One side's ids: which logit columns are candidates, stops, or padding.
 
     Attributes:
-        ids: ``[shared + extra]`` logit columns: the shared tokens, then the stops but the first.
+        ids: `[shared + extra]` logit columns: the shared tokens, then the stops but the first.
         n_extra: how many of these are stops.
-        column_of_id: ``[vocabulary]`` column of a shared token's canonical id, -1 for all others.
-        unused: ids below ``needed`` that are no tokens.
+        column_of_id: `[vocabulary]` column of a shared token's canonical id, -1 for all others.
+        unused: ids below `needed` that are no tokens.
         needed: last token's id plus 1; logit columns from here on are padding.
     """
 
@@ -106,15 +106,15 @@ def _side(
 
 
 class PairColumns(torch.nn.Module):
-    """The index tensors of both sides as non-persistent buffers, so that ``.to()`` moves them.
+    """The index tensors of both sides as non-persistent buffers, so that `.to()` moves them.
 
     The loss numbers the shared columns by ascending student id, and not as the shared vocabulary
     does: it reads and writes the student's rows in these places, which takes up to four times as
     long in random order on a GPU. `column_of_shared` is where the two meet.
 
     Args:
-        aligner: anything with ``shared``, ``teacher.kinds`` and ``student.kinds``.
-        continuations: also keep its ``spellings``: their leaves as buffers, and what plans are made
+        aligner: anything with `shared`, `teacher.kinds` and `student.kinds`.
+        continuations: also keep its `spellings`: their leaves as buffers, and what plans are made
             from on the host.
 
     Raises:
@@ -181,7 +181,7 @@ class PairColumns(torch.nn.Module):
         """Return one side's columns.
 
         Args:
-            side: ``"teacher"`` or ``"student"``.
+            side: `"teacher"` or `"student"`.
         """
         ids: Tensor = getattr(self, f"{side}_ids")
         return SideColumns(
@@ -197,7 +197,7 @@ class PairColumns(torch.nn.Module):
 
         Args:
             columns: width of the logits, or rows of the output embedding.
-            side: ``"teacher"`` or ``"student"``.
+            side: `"teacher"` or `"student"`.
             argument: the name of the argument for the message.
 
         Raises:

@@ -1,7 +1,7 @@
 """What every loss is: keyword-only tensors in, a `LossOutput` out, one set of checks.
 
 A loss compares two models over the units of an `AlignedIndex`. It is a `torch.nn.Module` whose
-tables are non-persistent buffers, so that ``.to()`` moves it. A subclass says what a unit costs;
+tables are non-persistent buffers, so that `.to()` moves it. A subclass says what a unit costs;
 everything else is here.
 """
 
@@ -38,8 +38,8 @@ class LossOutput(NamedTuple):
     """What a loss returns.
 
     Attributes:
-        loss: The reduced loss, or ``per_unit`` with ``reduction="none"``.
-        per_unit: ``[units]`` divergences in nats, in index order (SHARED and SPECIAL units, then
+        loss: The reduced loss, or `per_unit` with `reduction="none"`.
+        per_unit: `[units]` divergences in nats, in index order (SHARED and SPECIAL units, then
             MULTI), 0 where a unit is left out; differentiable, without reduction or normalizer.
         metrics: Metrics for the log.
     """
@@ -89,9 +89,9 @@ class Loss(torch.nn.Module):
     Args:
         aligner: The pair of vocabularies.
         temperature: Both sides' logits are divided by it; there is no factor T².
-        reduction: What the sum over units is divided by: ``"unit"`` or ``"mean"`` (units),
-            ``"token"`` (student tokens in them), ``"sum"`` (nothing); ``"none"`` returns
-            ``per_unit`` as the loss.
+        reduction: What the sum over units is divided by: `"unit"` or `"mean"` (units),
+            `"token"` (student tokens in them), `"sum"` (nothing); `"none"` returns
+            `per_unit` as the loss.
         chunk_bytes: Workspace to aim for; None for the device's default.
         continuations: Keep the tables of spellings too.
 
@@ -99,7 +99,7 @@ class Loss(torch.nn.Module):
         ValueError: A keyword is out of its range.
     """
 
-    #: Workspace by device type, ``"other"`` for those that are not listed.
+    #: Workspace by device type, `"other"` for those that are not listed.
     default_chunk_bytes: ClassVar[dict[str, int]]
 
     def __init__(
@@ -152,7 +152,7 @@ class Loss(torch.nn.Module):
         """Return what the sum over an index's units is divided by.
 
         Known before any forward pass, so that micro-batches and ranks can add it up and pass the
-        sum as ``normalizer=``.
+        sum as `normalizer=`.
 
         Args:
             index: The index.
@@ -165,7 +165,7 @@ class Loss(torch.nn.Module):
         """Refuse logits that do not fit the pair or the index; return the index for them.
 
         Args:
-            teacher_logits: ``[tokens, columns]`` or ``[batch, length, columns]``.
+            teacher_logits: `[tokens, columns]` or `[batch, length, columns]`.
             student_logits: The same for the student.
             index: An index, or a batch to make one of.
 
@@ -219,7 +219,7 @@ class Loss(torch.nn.Module):
 
         Args:
             index: An index, or a batch to make one of.
-            teacher: ``[tokens, ...]`` or ``[batch, length, ...]`` logits or hidden states.
+            teacher: `[tokens, ...]` or `[batch, length, ...]` logits or hidden states.
             student: The same for the student.
             argument: Their arguments' names without the side, for messages.
 
@@ -300,10 +300,10 @@ class Loss(torch.nn.Module):
 
         Args:
             loss: The reduced loss.
-            per_unit: ``[units that take part]`` divergences.
-            stats: ``[len(UnitStat), units that take part]``.
+            per_unit: `[units that take part]` divergences.
+            stats: `[len(UnitStat), units that take part]`.
             index: The units.
-            mass_shared: Whether SHARED and SPECIAL units have their masses in ``stats``.
+            mass_shared: Whether SHARED and SPECIAL units have their masses in `stats`.
             mass_multi: Whether MULTI units have.
         """
         metrics = make_metrics(

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """``per_unit`` ``[units]`` and ``stats`` ``[len(UnitStat), units]``, masses 0 if not wanted."""
+    """`per_unit` `[units]` and `stats` `[len(UnitStat), units]`, masses 0 if not wanted."""
 
     per_unit: Tensor
     stats: Tensor
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
-    """Yield slices of at most ``size`` that cover ``total``."""
+    """Yield slices of at most `size` that cover `total`."""
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
 
@@ -46,7 +46,7 @@ class Engine:
     Args:
         problem: What to compute.
         computation: The problem on a back end.
-        weight: ``[]`` or ``[units]``, what every unit's gradient is multiplied by.
+        weight: `[]` or `[units]`, what every unit's gradient is multiplied by.
     """
 
     def __init__(self, problem: Problem, computation: Computation[Any], weight: Tensor) -> None:
@@ -108,9 +108,9 @@ class Engine:
         Args:
             units: The chunk.
             at: Where.
-            shared: ``[c]`` on the shared tokens.
-            realized: ``[c]`` on these and the realized unit.
-            candidates: ``[c]`` on all candidates.
+            shared: `[c]` on the shared tokens.
+            realized: `[c]` on these and the realized unit.
+            candidates: `[c]` on all candidates.
         """
         self.stats[at.shared, units] = shared
         self.stats[at.realized, units] = realized

@@ -38,7 +38,7 @@ class Handles(Generic[T]):
         """Return the handle of an object; whoever needs the name must keep the handle.
 
         Args:
-            value: The object. Its name is its ``repr``, with a number where another object has it.
+            value: The object. Its name is its `repr`, with a number where another object has it.
         """
         key, number = repr(value), 0
         while (known := self._living.get(key)) is not None:

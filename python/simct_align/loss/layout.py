@@ -76,14 +76,14 @@ class RealizedPaths:
     """One side's realized paths of the MULTI units, the first step apart from the rest.
 
     The first step of a path is read at the unit's prefix row, together with the shared columns;
-    the remaining ``R = steps - units`` steps are rows of their own.
+    the remaining `R = steps - units` steps are rows of their own.
 
     Attributes:
-        first_id: ``[M]`` the first token.
-        length: ``[M]`` tokens of the path.
-        rest_unit: ``[R]`` number of the unit among the MULTI units.
-        rest_row: ``[R]`` flat logit row that predicts the token.
-        rest_id: ``[R]`` the token.
+        first_id: `[M]` the first token.
+        length: `[M]` tokens of the path.
+        rest_unit: `[R]` number of the unit among the MULTI units.
+        rest_row: `[R]` flat logit row that predicts the token.
+        rest_id: `[R]` the token.
     """
 
     first_id: Tensor
@@ -98,9 +98,9 @@ class SideUnits:
     """One side of all units.
 
     Attributes:
-        row: ``[N]`` flat logit row of every unit's prefix.
-        paths: The realized paths of the last ``M`` units.
-        first_id: ``[N]`` first realized token of every unit; None where the index has none.
+        row: `[N]` flat logit row of every unit's prefix.
+        paths: The realized paths of the last `M` units.
+        first_id: `[N]` first realized token of every unit; None where the index has none.
     """
 
     row: Tensor
@@ -110,13 +110,13 @@ class SideUnits:
 
 @dataclass(frozen=True)
 class IndexView:
-    """Sections of a packed index: ``N = n_shared + n_multi`` units, the last ``n_multi`` MULTI.
+    """Sections of a packed index: `N = n_shared + n_multi` units, the last `n_multi` MULTI.
 
     Attributes:
         n_shared: SHARED and SPECIAL units.
         n_multi: MULTI units.
-        kind: ``[N]`` their `UnitKind`.
-        realized_column: ``[n_multi]`` shared column of the realized text, -1 if none.
+        kind: `[N]` their `UnitKind`.
+        realized_column: `[n_multi]` shared column of the realized text, -1 if none.
         teacher: The teacher's side.
         student: The student's side.
     """

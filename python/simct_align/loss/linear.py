@@ -69,25 +69,25 @@ class LinearSimCTLoss(SimCTBase):
         teacher_scale: float = 1.0,
         student_scale: float = 1.0,
     ) -> LossOutput:
-        """Compute the loss with ``z = softcap tanh(scale (h W^T + b) / softcap)``.
+        """Compute the loss with `z = softcap tanh(scale (h W^T + b) / softcap)`.
 
         Args:
             *positional: Refused: the two models' tensors have the same types.
-            teacher_hidden: ``[tokens, width]`` or ``[batch, length, width]``, floating.
-            teacher_weight: ``[columns, width]`` output embedding.
+            teacher_hidden: `[tokens, width]` or `[batch, length, width]`, floating.
+            teacher_weight: `[columns, width]` output embedding.
             student_hidden: The same for the student.
             student_weight: The same for the student.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
             normalizer: What to divide the sum by instead of this index's own.
-            teacher_bias: ``[columns]``.
-            student_bias: ``[columns]``.
+            teacher_bias: `[columns]`.
+            student_bias: `[columns]`.
             teacher_softcap: Logits are squeezed into +-softcap, None for none (Gemma 2: 30.0).
             student_softcap: The same for the student.
             teacher_scale: What the product is multiplied by before the soft-cap.
             student_scale: The same for the student.
 
         Returns:
-            ``loss``, ``per_unit`` and ``metrics``; gradients reach the student's hidden states,
+            `loss`, `per_unit` and `metrics`; gradients reach the student's hidden states,
             weight and bias.
 
         Raises:

@@ -58,8 +58,8 @@ class LossMetrics(NamedTuple):
         units_shared: SHARED units that took part.
         units_special: SPECIAL units that took part.
         units_multi: MULTI units that took part.
-        left_out_shared: SHARED and SPECIAL units below ``min_teacher_mass``.
-        left_out_multi: MULTI units below it, or all of them with ``candidates="shared"``.
+        left_out_shared: SHARED and SPECIAL units below `min_teacher_mass`.
+        left_out_multi: MULTI units below it, or all of them with `candidates="shared"`.
         dropped_no_prefix: units that start their row, which no logits predict.
         dropped_dummy_prefix: units with a trimmed dummy prefix.
         divergence_shared: mean divergence of the SHARED and SPECIAL units that took part.
@@ -99,8 +99,8 @@ def count_special(stats: Tensor, kind: Tensor) -> None:
     """Fill the row of SPECIAL units.
 
     Args:
-        stats: ``[len(UnitStat), units that take part]``, in index order; changed in place.
-        kind: ``[units]`` kinds of the units.
+        stats: `[len(UnitStat), units that take part]`, in index order; changed in place.
+        kind: `[units]` kinds of the units.
     """
     is_special = kind[: stats.shape[1]] == UnitKind.SPECIAL
     torch.mul(stats[UnitStat.KEPT], is_special, out=stats[UnitStat.KEPT_SPECIAL])
@@ -117,10 +117,10 @@ def make_metrics(
     """Sum up the figures per unit, without waiting for the device.
 
     Args:
-        per_unit: ``[units]`` divergences.
-        stats: ``[len(UnitStat), units]`` of the engine.
+        per_unit: `[units]` divergences.
+        stats: `[len(UnitStat), units]` of the engine.
         index: The units.
-        mass_shared: Whether SHARED and SPECIAL units have their masses in ``stats``.
+        mass_shared: Whether SHARED and SPECIAL units have their masses in `stats`.
         mass_multi: Whether MULTI units have.
 
     Returns:

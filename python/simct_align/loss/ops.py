@@ -3,7 +3,7 @@
 An operator is opaque to `torch.compile`, whose graph therefore stays whole, and its shapes follow
 from its integer arguments, so that a batch of another size needs no new graph once those are
 symbolic. The forward pass computes the gradient; the backward pass only scales it. A second
-backward pass through the same graph, or one that starts at ``per_unit``, computes it anew from the
+backward pass through the same graph, or one that starts at `per_unit`, computes it anew from the
 inputs, with the incoming derivatives as weights.
 
 Tensors are positional arguments and numbers are keyword-only ones. Both are declared once, as the
@@ -66,7 +66,7 @@ class PairTensors(NamedTuple):
 
     Attributes:
         packed: The index.
-        weight: ``[]`` or ``[units]``, what every unit's divergence is multiplied by.
+        weight: `[]` or `[units]`, what every unit's divergence is multiplied by.
         column_of_shared: See `PairColumns`, also for all others.
         host: The index on the host, where continuations are compared; else empty.
     """

@@ -112,7 +112,7 @@ class SimCTBase(Loss):
         self._keep_handles()
 
     def extra_repr(self) -> str:
-        """Return the keywords for ``repr``."""
+        """Return the keywords for `repr`."""
         return (
             f"candidates={self.candidates!r}, score={self.score!r}, divergence={self.divergence}, "
             f"temperature={self.temperature}, reduction={self.reduction!r}, "
@@ -200,25 +200,25 @@ class SimCTLoss(SimCTBase):
     A unit's rows on the student's side are its own: row starts must not overlap.
 
     Args:
-        aligner: An `Aligner`, or anything with its ``shared``, ``teacher.kinds``,
-            ``student.kinds`` and ``digest``.
-        candidates: ``"shared"`` (SHARED and SPECIAL units only), ``"realized"``, or ``"on_path"``:
+        aligner: An `Aligner`, or anything with its `shared`, `teacher.kinds`,
+            `student.kinds` and `digest`.
+        candidates: `"shared"` (SHARED and SPECIAL units only), `"realized"`, or `"on_path"`:
             the on-path continuations as well, at all units; the index must have been made with
-            ``max_path``, and the tables of spellings are taken from the aligner.
-        score: ``"mean"`` (Eq. 7), ``"sum"``, ``"event"`` (disjoint events) or ``"mean_logit"``
+            `max_path`, and the tables of spellings are taken from the aligner.
+        score: `"mean"` (Eq. 7), `"sum"`, `"event"` (disjoint events) or `"mean_logit"`
             (what the code published with the paper does, for comparison; not for
-            ``"on_path"``).
-        divergence: ``"reverse_kl"``, ``"forward_kl"``, ``"tvd"``, ``"jsd"``, or an object such as
-            ``JSD(beta=0.1)``.
+            `"on_path"`).
+        divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"`, or an object such as
+            `JSD(beta=0.1)`.
         temperature: Both sides' logits are divided by it; there is no factor T².
         min_teacher_mass: Units at which the teacher puts less probability than this on the
             candidate set add 0; they stay in the normalizer.
-        metrics: Masses over MULTI units (``"multi"``), over all (``"full"``, which needs the full
-            normalizers everywhere), or not at all (``"none"``).
-        reduction: ``"unit"`` (or ``"mean"``) and ``"token"`` divide by `AlignedIndex.normalizer`,
-            ``"sum"`` by nothing, ``"none"`` returns ``per_unit`` as the loss.
+        metrics: Masses over MULTI units (`"multi"`), over all (`"full"`, which needs the full
+            normalizers everywhere), or not at all (`"none"`).
+        reduction: `"unit"` (or `"mean"`) and `"token"` divide by `AlignedIndex.normalizer`,
+            `"sum"` by nothing, `"none"` returns `per_unit` as the loss.
         chunk_bytes: Workspace to aim for; at least one row is always taken.
-        backend: ``"auto"``, ``"torch"``, a name of `register_backend`, or a `Backend`.
+        backend: `"auto"`, `"torch"`, a name of `register_backend`, or a `Backend`.
 
     Raises:
         TypeError: A divergence or a back end that is none.
@@ -259,14 +259,14 @@ class SimCTLoss(SimCTBase):
 
         Args:
             *positional: Refused: the two models' logits have the same type.
-            teacher_logits: ``[tokens, columns]`` or ``[batch, length, columns]``, floating.
+            teacher_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
             student_logits: The same for the student; may differ in every size.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
             normalizer: What to divide the sum by instead of this index's own: the sum of
-                ``index.normalizer(...)`` over micro-batches or ranks.
+                `index.normalizer(...)` over micro-batches or ranks.
 
         Returns:
-            ``loss``, ``per_unit`` and ``metrics``.
+            `loss`, `per_unit` and `metrics`.
 
         Raises:
             TypeError: Positional arguments, or an index that is none.

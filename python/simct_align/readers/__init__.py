@@ -1,6 +1,6 @@
 """Readers of tokenizers: from any supported object or file to exact token bytes.
 
-``open_tokenizer`` finds the reader for what it is given. The libraries behind the readers
+`open_tokenizer` finds the reader for what it is given. The libraries behind the readers
 are imported only when one of their tokenizers is opened.
 """
 
@@ -32,26 +32,26 @@ _FILE_SUFFIXES = (".json", ".gz", ".model", ".spm", ".tiktoken", ".txt")
 def open_tokenizer(source: object) -> TextTokenizer:
     """Open a tokenizer for reading its token bytes and for encoding text with it.
 
-    Use it where a ``Vocabulary`` is not enough, such as to look at the table itself;
-    ``Vocabulary.from_tokenizer`` calls it for you.
+    Use it where a `Vocabulary` is not enough, such as to look at the table itself;
+    `Vocabulary.from_tokenizer` calls it for you.
 
     Args:
-        source: A ``tokenizers.Tokenizer``; a fast ``transformers`` tokenizer; a path to
-            ``tokenizer.json``, ``tokenizer.json.gz``, ``tekken.json``, a SentencePiece ``.model``,
-            or to a directory that holds one of them; a hub id, loaded through ``transformers`` and
-            never with remote code; a ``tiktoken.Encoding``; a ``SentencePieceProcessor``; a
-            ``mistral_common`` ``Tekkenizer``, ``SentencePieceTokenizer`` or ``MistralTokenizer``.
+        source: A `tokenizers.Tokenizer`; a fast `transformers` tokenizer; a path to
+            `tokenizer.json`, `tokenizer.json.gz`, `tekken.json`, a SentencePiece `.model`,
+            or to a directory that holds one of them; a hub id, loaded through `transformers` and
+            never with remote code; a `tiktoken.Encoding`; a `SentencePieceProcessor`; a
+            `mistral_common` `Tekkenizer`, `SentencePieceTokenizer` or `MistralTokenizer`.
 
     Returns:
         The reader.
 
     Raises:
-        TypeError: If ``source`` is none of these.
+        TypeError: If `source` is none of these.
         FileNotFoundError: If a path, or a hub id, cannot be found.
         ValueError: If a file cannot be read as a tokenizer.
         ImportError: If the library that a file or hub id needs is not installed.
         UnsupportedTokenizerError: If the tokenizer is of a kind that has no exact reading. What the
-            components of a tokenizer allow is checked by ``table``.
+            components of a tokenizer allow is checked by `table`.
 
     Complexity:
         Loading the file, where it is one; nothing is read from an object yet.

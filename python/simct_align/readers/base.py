@@ -1,7 +1,7 @@
 """What every reader gives: a table of token bytes, and a text encoder.
 
 A reader stands between one tokenizer library and the engine. The engine never sees a tokenizer
-object: it gets a ``TokenTable`` once per vocabulary, and token ids from ``encode_batch``.
+object: it gets a `TokenTable` once per vocabulary, and token ids from `encode_batch`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ META_SPACE = "\u2581"
 class TokenTable:
     """Every token id of a tokenizer with its exact bytes and kind.
 
-    Made by ``TextTokenizer.table``; ``Vocabulary.from_tokenizer`` is the usual way to one.
+    Made by `TextTokenizer.table`; `Vocabulary.from_tokenizer` is the usual way to one.
 
     Attributes:
-        token_bytes: Index is the token id; ``b""`` for SPECIAL, UNUSED and zero-byte tokens.
-        kinds: ``TokenKind`` values, uint8, one per id.
+        token_bytes: Index is the token id; `b""` for SPECIAL, UNUSED and zero-byte tokens.
+        kinds: `TokenKind` values, uint8, one per id.
         dummy_prefix: Whether the encoder puts a space in front of a text tokenized alone.
         special_names: Printable names of the SPECIAL ids.
         stop_ids: Ids that end a turn, where known, the canonical one first; all are SPECIAL.
@@ -51,7 +51,7 @@ class TextTokenizer(Protocol):
 
         Args:
             special: Names or ids of further tokens to treat as control tokens, although the
-                tokenizer does not flag them. ``encode_batch`` then keeps clear of them, too;
+                tokenizer does not flag them. `encode_batch` then keeps clear of them, too;
                 each call replaces the choice of the call before.
 
         Returns:
@@ -59,7 +59,7 @@ class TextTokenizer(Protocol):
 
         Raises:
             UnsupportedTokenizerError: If the token bytes cannot be read exactly.
-            ValueError: If a name or id in ``special`` is no token of this tokenizer.
+            ValueError: If a name or id in `special` is no token of this tokenizer.
 
         Complexity:
             O(bytes of all tokens) time and memory.
@@ -69,7 +69,7 @@ class TextTokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts, adding nothing: no BOS or EOS, no truncation, no padding.
 
-        Text never becomes a control token: a sampled ``<eos>`` stays five characters. The
+        Text never becomes a control token: a sampled `<eos>` stays five characters. The
         tokenizer object that the reader was opened with is never changed.
 
         Args:
@@ -79,7 +79,7 @@ class TextTokenizer(Protocol):
             The token ids of every text.
 
         Raises:
-            ValueError: If a token declared in ``table(special=...)`` would come from text, and
+            ValueError: If a token declared in `table(special=...)` would come from text, and
                 the tokenizer's library has no way to avoid it.
 
         Complexity:
@@ -88,7 +88,7 @@ class TextTokenizer(Protocol):
         ...
 
     def token_id(self, name: str) -> int | None:
-        """Look up a token by its printable name (``"<|im_end|>"``), None if there is none."""
+        """Look up a token by its printable name (`"<|im_end|>"`), None if there is none."""
         ...
 
 
@@ -109,7 +109,7 @@ def build_table(
         special: All control tokens, those already of kind SPECIAL included.
         name_of: Printable name of a special id.
         stops: Ids that end a turn; the ones that are no SPECIAL token are left out.
-        dummy_prefix: See ``TokenTable``.
+        dummy_prefix: See `TokenTable`.
 
     Returns:
         The finished table.
@@ -150,7 +150,7 @@ def resolve_special(
     """Find the ids of the tokens that a caller declared special.
 
     Args:
-        special: Names or ids, as passed to ``TextTokenizer.table``.
+        special: Names or ids, as passed to `TextTokenizer.table`.
         kinds: The kind of every id.
         token_id: Look-up of names.
 
@@ -159,7 +159,7 @@ def resolve_special(
 
     Raises:
         ValueError: Naming all entries that are no token of the tokenizer.
-        TypeError: If ``special`` is a single string, or an entry is neither a name nor an id.
+        TypeError: If `special` is a single string, or an entry is neither a name nor an id.
     """
     if isinstance(special, str):
         raise TypeError(

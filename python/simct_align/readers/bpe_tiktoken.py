@@ -1,4 +1,4 @@
-"""Reader for ``tiktoken.Encoding``."""
+"""Reader for `tiktoken.Encoding`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TiktokenTokenizer:
     """A tiktoken encoding, through its public methods.
 
     Args:
-        encoding: The ``tiktoken.Encoding``.
+        encoding: The `tiktoken.Encoding`.
     """
 
     def __init__(self, encoding: Any) -> None:
@@ -25,7 +25,7 @@ class TiktokenTokenizer:
         self._declared: dict[int, str] = {}
 
     def table(self, *, special: Collection[str | int] = ()) -> TokenTable:
-        """See ``TextTokenizer.table``."""
+        """See `TextTokenizer.table`."""
         encoding = self._encoding
         size = encoding.n_vocab
         found = [self._bytes_of(token) for token in range(size)]
@@ -49,13 +49,13 @@ class TiktokenTokenizer:
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See ``TextTokenizer.encode_batch``."""
+        """See `TextTokenizer.encode_batch`."""
         rows: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts))
         refuse_control_tokens(rows, self._declared, texts)
         return rows
 
     def token_id(self, name: str) -> int | None:
-        """See ``TextTokenizer.token_id``; the name of an ordinary token is its text."""
+        """See `TextTokenizer.token_id`; the name of an ordinary token is its text."""
         try:
             token: int = self._encoding.encode_single_token(name)
         except KeyError:

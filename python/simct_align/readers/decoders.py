@@ -1,7 +1,7 @@
 """From a Hugging Face decoder's description to the bytes of token strings.
 
-A ``tokenizers`` model holds printable strings; its decoder says which bytes they stand for. Calling
-``decode`` per id would be slow and wrong (half a character comes back as U+FFFD), so the decoder's
+A `tokenizers` model holds printable strings; its decoder says which bytes they stand for. Calling
+`decode` per id would be slow and wrong (half a character comes back as U+FFFD), so the decoder's
 components are read instead. A chain that could let one token change another's bytes is refused.
 """
 
@@ -68,7 +68,7 @@ class TokenReader(ABC):
             tokens: The strings of the model's vocabulary.
 
         Returns:
-            The bytes of each, and the indices of those that are byte fallbacks (``<0x0A>``).
+            The bytes of each, and the indices of those that are byte fallbacks (`<0x0A>`).
         """
 
     def check(self, tokens: Iterable[str]) -> None:  # noqa: B027
@@ -86,7 +86,7 @@ class ByteLevelReader(TokenReader):
     """Characters of the byte alphabet stand for bytes; any other token for its own UTF-8."""
 
     def read(self, tokens: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """See ``TokenReader``. All tokens at once: O(characters), vectorised."""
+        """See `TokenReader`. All tokens at once: O(characters), vectorised."""
         joined = "".join(tokens)
         code_points = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
         outside = len(_BYTE_OF_CHARACTER) - 1
@@ -116,7 +116,7 @@ class GuardedByteLevelReader(ByteLevelReader):
     fused: bool
 
     def check(self, tokens: Iterable[str]) -> None:
-        """See ``TokenReader``."""
+        """See `TokenReader`."""
         alphabet = {chr(c) for c, byte in enumerate(_BYTE_OF_CHARACTER) if byte >= 0}
         for token in tokens:
             characters = set(token)
@@ -137,7 +137,7 @@ class ReplacingReader(TokenReader):
     byte_fallback: bool
 
     def read(self, tokens: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """See ``TokenReader``."""
+        """See `TokenReader`."""
         for old, new in self.replacements:
             tokens = [token.replace(old, new) for token in tokens]
         result = [token.encode() for token in tokens]
@@ -152,13 +152,13 @@ class ReplacingReader(TokenReader):
 
 @dataclass(frozen=True)
 class WordPieceReader(TokenReader):
-    """Continuations (``##x``) follow directly, every other token after a space."""
+    """Continuations (`##x`) follow directly, every other token after a space."""
 
     prefix: str
     cleanup: bool
 
     def read(self, tokens: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """See ``TokenReader``."""
+        """See `TokenReader`."""
         result = []
         for token in tokens:
             continues = token.startswith(self.prefix)
@@ -237,7 +237,7 @@ def token_reader(state: dict[str, Any] | None) -> TokenReader:
 
 
 def _guarded_reader(before: list[dict[str, Any]], chain: str) -> TokenReader:
-    """Read ``(Replace | Metaspace | ByteFallback | Fuse)*`` in front of the byte level."""
+    """Read `(Replace | Metaspace | ByteFallback | Fuse)*` in front of the byte level."""
     marks = set()
     for part in before:
         mark = None
@@ -255,7 +255,7 @@ def _guarded_reader(before: list[dict[str, Any]], chain: str) -> TokenReader:
 
 
 def _replacing_reader(parts: list[dict[str, Any]], kinds: list[str]) -> TokenReader:
-    """Read ``(Replace | Metaspace)* ByteFallback? Fuse? Strip?``, in that order only."""
+    """Read `(Replace | Metaspace)* ByteFallback? Fuse? Strip?`, in that order only."""
     replacements: list[tuple[str, str]] = []
     order = {"Replace": 0, "Metaspace": 0, "ByteFallback": 1, "Fuse": 2, "Strip": 3}
     stage = 0

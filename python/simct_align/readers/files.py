@@ -65,7 +65,7 @@ def find_file(directory: Path) -> Path:
         directory: The directory.
 
     Returns:
-        The first of ``TOKENIZER_FILES`` that is there.
+        The first of `TOKENIZER_FILES` that is there.
 
     Raises:
         FileNotFoundError: If none is.

@@ -1,4 +1,4 @@
-"""Reader for Hugging Face tokenizers: ``tokenizers`` objects, their files, and transformers'."""
+"""Reader for Hugging Face tokenizers: `tokenizers` objects, their files, and transformers'."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceTokenizer:
-    """A ``tokenizers.Tokenizer`` with what is known about it from elsewhere.
+    """A `tokenizers.Tokenizer` with what is known about it from elsewhere.
 
     Args:
         tokenizer: The tokenizer; never changed.
         special: Names or ids that a configuration counts among the special tokens. Only added
-            tokens can become special this way: a text token such as ``!`` named as the padding
+            tokens can become special this way: a text token such as `!` named as the padding
             token stays text.
         eos: Name or id of the token that the configuration calls EOS. It becomes special
             even if it is not an added token.
@@ -56,7 +56,7 @@ class HuggingFaceTokenizer:
         self._encoder: _Encoder | None = None
 
     def table(self, *, special: Collection[str | int] = ()) -> TokenTable:
-        """See ``TextTokenizer.table``."""
+        """See `TextTokenizer.table`."""
         tokenizer = self._tokenizer
         reader = token_reader(component_state(tokenizer.decoder, "decoder"))
         _check_model(tokenizer.model, reader)
@@ -95,13 +95,13 @@ class HuggingFaceTokenizer:
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See ``TextTokenizer.encode_batch``."""
+        """See `TextTokenizer.encode_batch`."""
         if self._encoder is None:
             self._encoder = _Encoder(self._tokenizer, self._flagged_special() | self._declared)
         return self._encoder.encode_batch(texts)
 
     def token_id(self, name: str) -> int | None:
-        """See ``TextTokenizer.token_id``."""
+        """See `TextTokenizer.token_id`."""
         return self._tokenizer.token_to_id(name)
 
     def _flagged_special(self) -> set[int]:
@@ -241,7 +241,7 @@ def _hardened_copy(encoder: Tokenizer, special: set[int]) -> Tokenizer:
 
 
 def _names(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
-    """Names of tokens; ``id_to_token`` alone would give an added token's normalized form."""
+    """Names of tokens; `id_to_token` alone would give an added token's normalized form."""
     added = tokenizer.get_added_tokens_decoder()
     return {
         token: added[token].content if token in added else str(tokenizer.id_to_token(token))
@@ -252,7 +252,7 @@ def _names(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
 def _added_bytes(tokenizer: Tokenizer, entry: AddedToken, reader: TokenReader) -> bytes:
     """Bytes of the text that is cut out for an added token the model does not have.
 
-    That is its content, never read by the decoder (``é`` is no byte-level byte there), unless the
+    That is its content, never read by the decoder (`é` is no byte-level byte there), unless the
     token is looked for in normalized text and the normalizer already writes what the decoder
     undoes: bytes as characters, or a mark for spaces, perhaps one in front of the token.
     """

@@ -1,4 +1,4 @@
-"""Reader for SentencePiece processors and ``.model`` files."""
+"""Reader for SentencePiece processors and `.model` files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SentencePieceTokenizer:
     """A SentencePiece model.
 
     Args:
-        processor: A loaded ``SentencePieceProcessor``; never changed.
+        processor: A loaded `SentencePieceProcessor`; never changed.
         stops: Names or ids that end a turn, besides the model's own EOS, if they are special.
     """
 
@@ -49,7 +49,7 @@ class SentencePieceTokenizer:
         self._encoder: Any = None
 
     def table(self, *, special: Collection[str | int] = ()) -> TokenTable:
-        """See ``TextTokenizer.table``."""
+        """See `TextTokenizer.table`."""
         processor = self._processor
         dummy_prefix = _dummy_prefix(processor.serialized_model_proto())
         size = processor.get_piece_size()
@@ -82,7 +82,7 @@ class SentencePieceTokenizer:
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See ``TextTokenizer.encode_batch``."""
+        """See `TextTokenizer.encode_batch`."""
         if self._encoder is None:
             # Own processor: the caller's may add BOS or EOS, or sample.
             proto = self._processor.serialized_model_proto()
@@ -93,14 +93,14 @@ class SentencePieceTokenizer:
         return rows
 
     def token_id(self, name: str) -> int | None:
-        """See ``TextTokenizer.token_id``."""
+        """See `TextTokenizer.token_id`."""
         token: int = self._processor.piece_to_id(name)
         # Names that do not exist give the unknown token.
         return token if self._processor.id_to_piece(token) == name else None
 
 
 def type_of_processor() -> Any:
-    """Import ``SentencePieceProcessor``, with a helpful message where it is missing."""
+    """Import `SentencePieceProcessor`, with a helpful message where it is missing."""
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Reader for Mistral's Tekken tokenizer, an object of ``mistral_common`` or its file."""
+"""Reader for Mistral's Tekken tokenizer, an object of `mistral_common` or its file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TekkenTokenizer:
     """A Tekken tokenizer: special tokens first, then byte-pair tokens.
 
     Args:
-        tekkenizer: The ``mistral_common`` ``Tekkenizer``.
+        tekkenizer: The `mistral_common` `Tekkenizer`.
         stops: Names or ids that end a turn, besides EOS, if they are special.
     """
 
@@ -33,7 +33,7 @@ class TekkenTokenizer:
         self._declared: dict[int, str] = {}
 
     def table(self, *, special: Collection[str | int] = ()) -> TokenTable:
-        """See ``TextTokenizer.table``."""
+        """See `TextTokenizer.table`."""
         tekkenizer = self._tekkenizer
         first = tekkenizer.num_special_tokens
         token_bytes = [b""] * first
@@ -53,13 +53,13 @@ class TekkenTokenizer:
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See ``TextTokenizer.encode_batch``."""
+        """See `TextTokenizer.encode_batch`."""
         rows = [self._tekkenizer.encode(text, bos=False, eos=False) for text in texts]
         refuse_control_tokens(rows, self._declared, texts)
         return rows
 
     def token_id(self, name: str) -> int | None:
-        """See ``TextTokenizer.token_id``; the name of an ordinary token is its text."""
+        """See `TextTokenizer.token_id`; the name of an ordinary token is its text."""
         tekkenizer = self._tekkenizer
         if tekkenizer.is_special(name):
             token: int = tekkenizer.get_special_token(name)

@@ -12,14 +12,14 @@ _BY_NAME: dict[str, Backend] = {_REFERENCE.name: _REFERENCE}
 
 
 def register_backend(backend: Backend) -> None:
-    """Give a back end a name, which losses then take as ``backend=``.
+    """Give a back end a name, which losses then take as `backend=`.
 
     Args:
         backend: The back end; takes the place of another one of its name.
 
     Raises:
         TypeError: The object lacks an attribute of `Backend`.
-        ValueError: ``"auto"`` and ``"torch"`` keep their meaning.
+        ValueError: `"auto"` and `"torch"` keep their meaning.
     """
     if not isinstance(backend, Backend):
         raise TypeError(f"backend: expected a Backend, got {type(backend).__name__}")
@@ -29,7 +29,7 @@ def register_backend(backend: Backend) -> None:
 
 
 def backend_names() -> list[str]:
-    """Return what ``backend=`` takes, beside objects."""
+    """Return what `backend=` takes, beside objects."""
     return ["auto", *_BY_NAME]
 
 
@@ -37,7 +37,7 @@ def choose_backend(backend: str | Backend) -> Backend:
     """Return a back end.
 
     Args:
-        backend: A name, ``"auto"`` for the fastest that is installed, or a `Backend`.
+        backend: A name, `"auto"` for the fastest that is installed, or a `Backend`.
 
     Raises:
         TypeError: Neither a name nor a back end.

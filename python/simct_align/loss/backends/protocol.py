@@ -6,7 +6,7 @@ gradient's rows. `Scores` belong to the back end that made them: the engine hand
 nothing of them except the masses, so a back end may keep whole rows there, or only row numbers.
 
 To add one, write a class with the attributes of `Backend` and pass an object of it to a loss as
-``backend=``, or give it a name with `register_backend`. `TorchBackend` is the reference; what a
+`backend=`, or give it a name with `register_backend`. `TorchBackend` is the reference; what a
 back end refuses is computed by it.
 """
 
@@ -66,19 +66,19 @@ class Settings(RowSettings):
 
 @dataclass(frozen=True)
 class Logits:
-    """Ready-made logits, ``[tokens, columns]`` or ``[batch, length, columns]``."""
+    """Ready-made logits, `[tokens, columns]` or `[batch, length, columns]`."""
 
     logits: Tensor
 
 
 @dataclass(frozen=True)
 class Head:
-    """Logits as ``softcap tanh(scale (hidden weight^T + bias) / softcap)``.
+    """Logits as `softcap tanh(scale (hidden weight^T + bias) / softcap)`.
 
     Attributes:
-        hidden: ``[tokens, width]`` or ``[batch, length, width]``.
-        weight: ``[columns, width]``.
-        bias: ``[columns]``, None without one.
+        hidden: `[tokens, width]` or `[batch, length, width]`.
+        weight: `[columns, width]`.
+        bias: `[columns]`, None without one.
         softcap: 0 without one.
         scale: A factor of the product.
         weight_gradient: Whether the weight's gradient is wanted along with the hidden states'.
@@ -118,7 +118,7 @@ class Problem:
         student: The student.
         n_shared: SHARED and SPECIAL units, the first ones.
         n_multi: MULTI units, which follow.
-        realized_column: ``[n_multi]`` shared column of the realized text, -1 if none.
+        realized_column: `[n_multi]` shared column of the realized text, -1 if none.
         stop_column: Shared column of the stops, -1 if none.
         settings: What the caller chose.
     """
@@ -141,8 +141,8 @@ class Scores(Protocol):
     """One side's scores of a chunk of units, as the back end keeps them.
 
     Attributes:
-        shared_mass: ``[c]`` the model's probability of the shared tokens; None if not asked for.
-        realized_mass: ``[c]`` what the realized unit adds to it; None also at SHARED units.
+        shared_mass: `[c]` the model's probability of the shared tokens; None if not asked for.
+        realized_mass: `[c]` what the realized unit adds to it; None also at SHARED units.
     """
 
     @property
@@ -221,10 +221,10 @@ class Computation(Protocol[S]):
         Args:
             teacher: The teacher's scores.
             student: The student's.
-            grad: ``[c]`` what the derivative of every unit is multiplied by; None without one.
+            grad: `[c]` what the derivative of every unit is multiplied by; None without one.
 
         Returns:
-            ``[c]`` divergences.
+            `[c]` divergences.
         """
         ...
 
@@ -234,7 +234,7 @@ class Backend(Protocol):
     """Computes losses on a device.
 
     Attributes:
-        name: What ``backend=`` calls it.
+        name: What `backend=` calls it.
     """
 
     name: str

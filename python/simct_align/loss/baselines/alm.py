@@ -1,11 +1,11 @@
 """Approximate Likelihood Matching (Minixhofer et al. 2025, arXiv 2503.20083).
 
-A unit either comes or does not: with ``p = P_T(u)^(1/tau)`` and ``q = P_S(u)^(1/tau)``,
+A unit either comes or does not: with `p = P_T(u)^(1/tau)` and `q = P_S(u)^(1/tau)`,
 
     p log(p / q) + (1 - p) log((1 - p) / (1 - q)).
 
-For ``tau = inf`` it is the limit of tau times that: with ``x = -log P_T(u)``, ``y = -log P_S(u)``,
-``x log(x / y) - x + y``.
+For `tau = inf` it is the limit of tau times that: with `x = -log P_T(u)`, `y = -log P_S(u)`,
+`x log(x / y) - x + y`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class ALMLoss(Baseline):
     """Binarised divergence of the units' own log-probabilities.
 
     Use it as the baseline that compares what the text took and nothing else. It reads the
-    realized tokens: make an index with ``first_ids=True``.
+    realized tokens: make an index with `first_ids=True`.
 
     Args:
         aligner: the pair of vocabularies.
-        tau: flattens the unit probabilities; ``math.inf`` for the limit.
+        tau: flattens the unit probabilities; `math.inf` for the limit.
         **keywords: Of `Baseline`.
 
     Raises:
-        ValueError: ``tau`` is not positive.
+        ValueError: `tau` is not positive.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary

@@ -38,10 +38,10 @@ class UnitRows:
     """One side of a chunk of c units.
 
     Attributes:
-        log_probs: ``[c, columns]`` at the prefixes, temperature applied, padding at -inf.
-        rest: ``[c]`` summed log-probability of the path's steps after the first.
-        first_id: ``[c]`` first token of the path; None without ``reads_first_ids``.
-        shared_ids: ``[shared]`` columns of the shared vocabulary.
+        log_probs: `[c, columns]` at the prefixes, temperature applied, padding at -inf.
+        rest: `[c]` summed log-probability of the path's steps after the first.
+        first_id: `[c]` first token of the path; None without `reads_first_ids`.
+        shared_ids: `[shared]` columns of the shared vocabulary.
     """
 
     log_probs: Tensor
@@ -50,7 +50,7 @@ class UnitRows:
     shared_ids: Tensor
 
     def realized(self) -> Tensor:
-        """Return the units' log-probabilities ``[c]``.
+        """Return the units' log-probabilities `[c]`.
 
         Raises:
             ValueError: The baseline does not say that it reads the first tokens.
@@ -65,11 +65,11 @@ def sorted_distance(left: Tensor, right: Tensor) -> Tensor:
     """Return the L1 distance of sorted rows, the shorter ones padded with zeros.
 
     Args:
-        left: ``[rows, m]`` probabilities.
-        right: ``[rows, n]`` probabilities.
+        left: `[rows, m]` probabilities.
+        right: `[rows, n]` probabilities.
 
     Returns:
-        ``[rows]`` distances.
+        `[rows]` distances.
     """
     a, b = (x.sort(dim=1, descending=True).values for x in (left, right))
     common = min(a.shape[1], b.shape[1])
@@ -123,7 +123,7 @@ class _Job:
         """Compute all units.
 
         Args:
-            weight: ``[]`` or ``[units]``, what every unit's gradient is multiplied by.
+            weight: `[]` or `[units]`, what every unit's gradient is multiplied by.
         """
         gradient = self.settings.gradient
         columns, index, dtype = self.baseline.columns, self.index, self.settings.dtype
@@ -181,7 +181,7 @@ class _Job:
 
 
 class _ChunkedSum(torch.autograd.Function):
-    """``sum(weight * per_unit)`` and its gradient, a chunk of units at a time."""
+    """`sum(weight * per_unit)` and its gradient, a chunk of units at a time."""
 
     @staticmethod
     def forward(
@@ -215,7 +215,7 @@ class Baseline(Loss, ABC):
     """A baseline over the units of an `AlignedIndex`.
 
     Use a subclass; a new one implements `per_unit` with differentiable operations, in a file of its
-    own, and says in ``uses_multi`` and ``reads_first_ids`` what it looks at.
+    own, and says in `uses_multi` and `reads_first_ids` what it looks at.
 
     Args:
         aligner: The pair of vocabularies.
@@ -269,11 +269,11 @@ class Baseline(Loss, ABC):
 
     @abstractmethod
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
-        """Return ``[c]`` values of a chunk of units, differentiable by the student's side.
+        """Return `[c]` values of a chunk of units, differentiable by the student's side.
 
         Args:
             teacher: The teacher's side.
-            student: The student's side; gradients reach ``log_probs`` and ``rest``.
+            student: The student's side; gradients reach `log_probs` and `rest`.
         """
 
     def forward(
@@ -288,13 +288,13 @@ class Baseline(Loss, ABC):
 
         Args:
             *positional: Refused: the two models' logits have the same type.
-            teacher_logits: ``[tokens, columns]`` or ``[batch, length, columns]``, floating.
+            teacher_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
             student_logits: The same for the student; may differ in every size.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
             normalizer: What to divide the sum by instead of this index's own.
 
         Returns:
-            ``loss``, ``per_unit`` and ``metrics``, whose masses are NaN.
+            `loss`, `per_unit` and `metrics`, whose masses are NaN.
 
         Raises:
             TypeError: Positional arguments, or an index that is none.

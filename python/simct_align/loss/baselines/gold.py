@@ -1,8 +1,8 @@
-"""GOLD's hybrid loss (TRL 1.16, ``trl.experimental.gold``, after arXiv 2402.12030 and 2306.13649).
+"""GOLD's hybrid loss (TRL 1.16, `trl.experimental.gold`, after arXiv 2402.12030 and 2306.13649).
 
 A unit's distribution is that of its first position times the probabilities of the path's other
 tokens (TRL's merge strategy "observed"), so it does not sum to 1 where the path is longer. Over
-matched tokens it is compared by a generalised JSD (an end of ``beta`` is a KL), with probabilities
+matched tokens it is compared by a generalised JSD (an end of `beta` is a KL), with probabilities
 of at least 1e-8 in logarithms, over all others by the L1 distance of sorted probabilities. The
 parts are weighted with the share of the teacher's columns that are matched, or with fixed numbers.
 
@@ -36,11 +36,11 @@ class GOLDLoss(Baseline):
         aligner: the pair of vocabularies.
         beta: of the JSD: 0 is KL(T || S), 1 is KL(S || T).
         matched_weight: of the matched part; None for the share of matched columns.
-        unmatched_weight: of the other part; None exactly if ``matched_weight`` is.
+        unmatched_weight: of the other part; None exactly if `matched_weight` is.
         **keywords: Of `Baseline`.
 
     Raises:
-        ValueError: ``beta`` outside [0, 1], or one weight without the other.
+        ValueError: `beta` outside [0, 1], or one weight without the other.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary

@@ -1,6 +1,6 @@
 """Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030).
 
-At every position both distributions are sorted and compared rank by rank, ``sum |p_(i) - q_(i)|``,
+At every position both distributions are sorted and compared rank by rank, `sum |p_(i) - q_(i)|`,
 the shorter one padded with zeros: no token is matched with any other. Positions are units of one
 token on both sides. The top-k form keeps the k largest of either and adds the rest as one bin.
 """
@@ -30,7 +30,7 @@ class ULDLoss(Baseline):
         **keywords: Of `Baseline`.
 
     Raises:
-        ValueError: ``top_k`` is not positive.
+        ValueError: `top_k` is not positive.
 
     Complexity:
         O(units x vocabulary x log vocabulary) for the full sort.

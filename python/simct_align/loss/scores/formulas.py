@@ -1,9 +1,9 @@
 """What the realized unit and the on-path continuations have in common: each formula once.
 
-A row of scores holds the logits ``z`` of the shared columns instead of ``log p = z - L``. The row's
+A row of scores holds the logits `z` of the shared columns instead of `log p = z - L`. The row's
 softmax does not see the difference, and every other score of the row is shifted by the prefix row's
-log-normalizer ``L`` as well. With ``J`` the logit of a path's first token plus the
-log-probabilities of its other tokens, a path of ``k`` tokens has the score
+log-normalizer `L` as well. With `J` the logit of a path's first token plus the
+log-probabilities of its other tokens, a path of `k` tokens has the score
 
     sum, event   J
     mean         (J - L) / k + L
@@ -13,8 +13,8 @@ C(h) is a set of texts. Where the realized text is a shared column or a continua
 *target*), "mean" and "mean_logit" let the realized path stand for the text and leave the target
 out; "sum" and "event" add the path's probability to the target's, unless both are the same path.
 
-"event" takes from a text the probability ``M`` of the longer candidates that begin with it: the
-score of the text changes by ``log(1 - M)``, with ``1 - M`` floored.
+"event" takes from a text the probability `M` of the longer candidates that begin with it: the
+score of the text changes by `log(1 - M)`, with `1 - M` floored.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def mean_of_path(log_joint: Tensor, log_norm: Tensor, length: Tensor) -> Tensor:
     """Return the score "mean" of whole paths.
 
     Args:
-        log_joint: ``J`` of every path.
+        log_joint: `J` of every path.
         log_norm: Log-normalizers of the prefix rows.
         length: Tokens of every path, at least 1.
 
     Returns:
-        ``(J - L) / k + L``.
+        `(J - L) / k + L`.
     """
     return (log_joint - log_norm) / length + log_norm
 
@@ -54,24 +54,24 @@ def mean_of_extended_path(
     path where thousands of paths have one beginning.
 
     Args:
-        log_joint: ``[e]`` ``J`` of every beginning.
-        log_norm: ``[e]`` log-normalizers of the prefix rows.
-        per_token: ``[e]`` ``1 / k`` with ``k`` the tokens of the whole path.
-        entry: ``[l]`` the beginning of every path.
-        last: ``[l]`` log-probability of every path's last token.
+        log_joint: `[e]` `J` of every beginning.
+        log_norm: `[e]` log-normalizers of the prefix rows.
+        per_token: `[e]` `1 / k` with `k` the tokens of the whole path.
+        entry: `[l]` the beginning of every path.
+        last: `[l]` log-probability of every path's last token.
 
     Returns:
-        ``[l]`` scores ``(J + last - L) / k + L``.
+        `[l]` scores `(J + last - L) / k + L`.
     """
     beginning = (log_joint - log_norm) * per_token + log_norm
     return beginning.index_select(0, entry).addcmul_(last, per_token.index_select(0, entry))
 
 
 class Remainder:
-    """``log(1 - M)`` of texts that lose ``M`` of their probability to longer candidates.
+    """`log(1 - M)` of texts that lose `M` of their probability to longer candidates.
 
     Args:
-        remainder: ``1 - M`` of every text.
+        remainder: `1 - M` of every text.
         is_candidate: Where the text is a candidate; the logarithm is 0 elsewhere.
     """
 
@@ -82,15 +82,15 @@ class Remainder:
         self.log = self._remainder.log().masked_fill(~is_candidate, 0.0)
 
     def odds(self, taken: Tensor) -> Tensor:
-        """Return ``M / (1 - M)``, 0 where the derivative is 0.
+        """Return `M / (1 - M)`, 0 where the derivative is 0.
 
         Args:
-            taken: ``M``.
+            taken: `M`.
         """
         return (taken / self._remainder).masked_fill(self._constant, 0.0)
 
     def backward(self, grad: Tensor) -> Tensor:
-        """Return the derivative by ``M``.
+        """Return the derivative by `M`.
 
         Args:
             grad: The derivative by the logarithm.
@@ -104,8 +104,8 @@ class RealizedText:
     Args:
         averages: Whether the score is "mean" or "mean_logit".
         slot: The column of the realized unit.
-        target: ``[c]`` the other column with the realized text, -1 if none.
-        same: ``[c]`` whether the target is the very same path.
+        target: `[c]` the other column with the realized text, -1 if none.
+        same: `[c]` whether the target is the very same path.
     """
 
     def __init__(self, averages: bool, slot: int, target: Tensor, same: Tensor) -> None:
@@ -121,9 +121,9 @@ class RealizedText:
         """Write the realized score, and join it with the target.
 
         Args:
-            z: ``[rows, columns]`` scores; changed in place.
-            own: ``[rows]`` scores of the realized paths.
-            part: Which of the ``c`` units the rows are.
+            z: `[rows, columns]` scores; changed in place.
+            own: `[rows]` scores of the realized paths.
+            part: Which of the `c` units the rows are.
         """
         target, has_target, adds = self._target[part], self._has_target[part], self._adds[part]
         at_target = z.gather(1, target).squeeze(1)
@@ -145,11 +145,11 @@ class RealizedText:
         """Return the derivative by the realized scores; the target keeps its own part.
 
         Args:
-            gradient: ``[rows, columns]`` by the scores of the row; changed in place.
-            part: Which of the ``c`` units the rows are.
+            gradient: `[rows, columns]` by the scores of the row; changed in place.
+            part: Which of the `c` units the rows are.
 
         Returns:
-            ``[rows]``.
+            `[rows]`.
         """
         own = gradient[:, self._slot]
         if self._averages:

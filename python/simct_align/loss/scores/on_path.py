@@ -1,16 +1,16 @@
 """Scores of on-path continuations and of the realized unit among them; formulas as in `formulas`.
 
-With ``prefix_b`` the logit of the first realized token plus the log-probabilities of the next
-``b - 1``, and ``q`` the log-probability of a continuation's last token, a continuation that leaves
-the realized tokens after ``b`` of them has ``J = prefix_b + q`` and ``k = b + 1``.
+With `prefix_b` the logit of the first realized token plus the log-probabilities of the next
+`b - 1`, and `q` the log-probability of a continuation's last token, a continuation that leaves
+the realized tokens after `b` of them has `J = prefix_b + q` and `k = b + 1`.
 
-Only ``R_j``, the first j realized tokens, can be the beginning of another candidate. With ``S_b``
-the probability of all continuations that leave after b tokens, and ``p_b`` that of the b-th token,
+Only `R_j`, the first j realized tokens, can be the beginning of another candidate. With `S_b`
+the probability of all continuations that leave after b tokens, and `p_b` that of the b-th token,
 both given the tokens before it,
 
     M_b = S_b + p_{b+1} (M_{b+1} if R_{b+1} is not a candidate, 1 if R_{b+1} is the realized unit)
 
-is what longer candidates take of ``R_b``. Where ``R_{b+1}`` is a continuation, ``S_b`` holds it
+is what longer candidates take of `R_b`. Where `R_{b+1}` is a continuation, `S_b` holds it
 already, with all candidates that begin with it.
 """
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Entries:
-    """The ``e`` nodes that a group of units reaches in one direction, and their ``l`` leaves.
+    """The `e` nodes that a group of units reaches in one direction, and their `l` leaves.
 
     Attributes:
-        unit: ``[e]`` the unit's number in the group, ascending.
-        depth: ``[e]`` realized tokens that lead to the node.
-        norm_at: ``[e]`` the row behind them, as a place among the rows with a log-normalizer of the
+        unit: `[e]` the unit's number in the group, ascending.
+        depth: `[e]` realized tokens that lead to the node.
+        norm_at: `[e]` the row behind them, as a place among the rows with a log-normalizer of the
             side that spells.
-        entry: ``[l]`` the entry of every leaf, ascending.
-        place: ``[l]`` where its score stands in the scores of its unit's chunk.
-        bounds: ``[units + 1]`` leaves before each unit, on the host.
+        entry: `[l]` the entry of every leaf, ascending.
+        place: `[l]` where its score stands in the scores of its unit's chunk.
+        bounds: `[units + 1]` leaves before each unit, on the host.
     """
 
     unit: Tensor
@@ -55,12 +55,12 @@ class Entries:
         return slice(int(self.bounds[part.start]), int(self.bounds[part.stop]))
 
     def spread(self, values: Tensor) -> Tensor:
-        """Return for each leaf ``[l]`` what its entry has, of ``[e]``."""
+        """Return for each leaf `[l]` what its entry has, of `[e]`."""
         # Ten times as fast as an index on the CPU.
         return values.index_select(0, self.entry)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Return the sum ``[e]`` over each entry of what its leaves ``[l]`` have."""
+        """Return the sum `[e]` over each entry of what its leaves `[l]` have."""
         return values.new_zeros(self.unit.shape).index_add_(0, self.entry, values)
 
 
@@ -70,9 +70,9 @@ class Leaves:
 
     Attributes:
         entries: where they begin.
-        token: ``[l]`` the token id: the last of the path, or the only one.
-        row: ``[l]`` the flat logit row that predicts it.
-        value: ``[l]`` log-probability of the token, for a token of its own the logit.
+        token: `[l]` the token id: the last of the path, or the only one.
+        row: `[l]` the flat logit row that predicts it.
+        value: `[l]` log-probability of the token, for a token of its own the logit.
     """
 
     entries: Entries
@@ -83,13 +83,13 @@ class Leaves:
 
 @dataclass
 class PathGradient:
-    """Derivatives by what the scores of a group of ``c`` units were made of.
+    """Derivatives by what the scores of a group of `c` units were made of.
 
     Attributes:
-        first: ``[c]`` by the logit of the first realized token.
-        log_norm: ``[c]`` by the prefix row's log-normalizer.
-        steps: ``[c, d]`` by the log-probabilities of realized tokens; the first column is 0.
-        rest: ``[c]`` by the sum over the realized path behind its first token.
+        first: `[c]` by the logit of the first realized token.
+        log_norm: `[c]` by the prefix row's log-normalizer.
+        steps: `[c, d]` by the log-probabilities of realized tokens; the first column is 0.
+        rest: `[c]` by the sum over the realized path behind its first token.
         spelled: by the log-probabilities of the last tokens of spelled leaves.
         single: by the logits of single leaves.
     """
@@ -104,19 +104,19 @@ class PathGradient:
 
 @dataclass
 class RealizedUnits:
-    """A group of ``c`` units on one side, as far as their realized tokens go.
+    """A group of `c` units on one side, as far as their realized tokens go.
 
     Attributes:
-        length: ``[c]`` tokens of the realized path, 0 where there is none.
-        node: ``[c, d]`` the column of ``R_j`` where that is a candidate beside the realized unit,
+        length: `[c]` tokens of the realized path, 0 where there is none.
+        node: `[c, d]` the column of `R_j` where that is a candidate beside the realized unit,
             −1 elsewhere.
-        continues: ``[c, d]`` whether ``R_j`` is a continuation, of two tokens or more.
-        target: ``[c]`` the column of the realized text beside the slot, −1 if none.
-        same: ``[c]`` whether the target's path is the realized one.
-        steps: ``[c, d]`` log-probabilities of realized tokens, 0 in the first column.
-        rest: ``[c]`` sum over the realized path behind its first token.
-        first: ``[c]`` logit of the first realized token.
-        log_norm: ``[c]`` log-normalizers of the prefix rows, or None where nobody needs them.
+        continues: `[c, d]` whether `R_j` is a continuation, of two tokens or more.
+        target: `[c]` the column of the realized text beside the slot, −1 if none.
+        same: `[c]` whether the target's path is the realized one.
+        steps: `[c, d]` log-probabilities of realized tokens, 0 in the first column.
+        rest: `[c]` sum over the realized path behind its first token.
+        first: `[c]` logit of the first realized token.
+        log_norm: `[c]` log-normalizers of the prefix rows, or None where nobody needs them.
     """
 
     length: Tensor
@@ -137,7 +137,7 @@ class PathScores:
     it then takes part in `insert` and `collect`, which touch its rows of scores.
 
     Args:
-        score: ``"mean"``, ``"sum"`` or ``"event"``.
+        score: `"mean"`, `"sum"` or `"event"`.
         slot: the column of the realized unit.
         units: the units.
         spelled: continuations that this side spells.
@@ -187,7 +187,7 @@ class PathScores:
         self._d_node = torch.zeros_like(self._taken)
 
     def _taken_by_candidates(self) -> Tensor:
-        """``M_1 .. M_d``, ``[c, d]``."""
+        """`M_1 .. M_d`, `[c, d]`."""
         units, depth = self._units, self._depth
         taken = torch.zeros_like(units.steps)
         taken.view(-1).index_add_(0, self._level, self._spelled.entries.sums(self._probs))
@@ -207,10 +207,10 @@ class PathScores:
         """Return the probability of candidates of several tokens that no candidate begins.
 
         Args:
-            first_log_prob: ``[c]`` log-probability of the first realized token.
+            first_log_prob: `[c]` log-probability of the first realized token.
 
         Returns:
-            ``[c]``: what they add to the probability of the shared tokens and single leaves.
+            `[c]`: what they add to the probability of the shared tokens and single leaves.
         """
         taken = torch.where(self._ends_here[:, 0], 1.0, self._taken[:, 0])
         beside = self._is_node[:, 0] & (self._node[:, 0] != self._slot)
@@ -220,7 +220,7 @@ class PathScores:
         """Write all scores but those of the shared columns into the rows of a chunk.
 
         Args:
-            z: ``[rows, columns]``: logits of the shared columns, −inf elsewhere; contiguous.
+            z: `[rows, columns]`: logits of the shared columns, −inf elsewhere; contiguous.
             part: the chunk's units in the group.
             has_paths: whether some of them are MULTI.
         """
@@ -240,7 +240,7 @@ class PathScores:
         """Take the derivative by a chunk's scores but for the shared columns, which stay in place.
 
         Args:
-            gradient: ``[rows, columns]``; the shared columns become the derivative by their logits.
+            gradient: `[rows, columns]`; the shared columns become the derivative by their logits.
             part: the chunk's units in the group.
             has_paths: whether some of them are MULTI.
         """
@@ -278,7 +278,7 @@ class PathScores:
         return grads
 
     def _through_taken(self, by_taken: Tensor, grads: PathGradient) -> None:
-        """Add the derivatives through ``M_1 .. M_d``, given those of the candidates by them."""
+        """Add the derivatives through `M_1 .. M_d`, given those of the candidates by them."""
         units = self._units
         for b in range(1, self._depth):
             above = by_taken[:, b - 1]

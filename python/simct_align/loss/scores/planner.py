@@ -206,7 +206,7 @@ class _Sizes(NamedTuple):
 
 
 def _side(planner: _Planner, side: Side, wanted: Wanted) -> tuple[SidePlan[Longs], Longs, _Sizes]:
-    """Plan a side; also return its entries' rows as places in ``norm_row``, and its sizes."""
+    """Plan a side; also return its entries' rows as places in `norm_row`, and its sizes."""
     index, spelled = planner.index, OTHER[side]
     entries, table = planner.directions[spelled], planner.tables[spelled]
     n = len(planner.planned)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RealizedGradient:
-    """Derivatives ``[c]`` by what `RealizedScores.insert` read.
+    """Derivatives `[c]` by what `RealizedScores.insert` read.
 
     Attributes:
         first: By the logit of the first step.
@@ -35,9 +35,9 @@ class RealizedScores:
     Args:
         score: One of `formulas.SCORES`.
         slot: The column of the row that the realized unit takes.
-        length: ``[c]`` steps of the path.
-        first_column: ``[c]`` shared column of the first step's id, -1 if none.
-        realized_column: ``[c]`` shared column of the realized text, -1 if none.
+        length: `[c]` steps of the path.
+        first_column: `[c]` shared column of the first step's id, -1 if none.
+        realized_column: `[c]` shared column of the realized text, -1 if none.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class RealizedScores:
         """Write the realized scores into the rows.
 
         Args:
-            z: ``[c, columns]`` logits of the shared columns; changed in place.
-            first: ``[c]`` logit of the first step.
-            log_norm: ``[c]`` log-normalizer of the prefix row; only "mean" reads it.
-            rest: ``[c]`` sum over the other steps, 0 where there are none.
+            z: `[c, columns]` logits of the shared columns; changed in place.
+            first: `[c]` logit of the first step.
+            log_norm: `[c]` log-normalizer of the prefix row; only "mean" reads it.
+            rest: `[c]` sum over the other steps, 0 where there are none.
         """
         own = first + rest
         if self._normalized:
@@ -78,8 +78,8 @@ class RealizedScores:
         """Turn the derivative by the row's scores into that by what `insert` read.
 
         Args:
-            gradient: ``[c, columns]``; the shared columns' part is changed in place to the
-                derivative by ``z``.
+            gradient: `[c, columns]`; the shared columns' part is changed in place to the
+                derivative by `z`.
         """
         if self._averages:
             own = self._text.backward(gradient)
@@ -113,7 +113,7 @@ class MergedStops:
         """Sum the stops' probabilities into the first one's column; the others count as -inf.
 
         Args:
-            z: ``[c, columns]`` logits; changed in place.
+            z: `[c, columns]` logits; changed in place.
         """
         if not self._n_extra:
             return
@@ -127,7 +127,7 @@ class MergedStops:
         """Give every stop its share of the column's derivative.
 
         Args:
-            gradient: ``[c, columns]``; changed in place.
+            gradient: `[c, columns]`; changed in place.
         """
         if self._shares is None:
             return

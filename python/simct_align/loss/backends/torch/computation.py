@@ -34,12 +34,12 @@ class TorchScores:
     """One side's scores of a chunk.
 
     Attributes:
-        z: ``[c, columns]`` scores; for the student `TorchComputation.compare` leaves the
+        z: `[c, columns]` scores; for the student `TorchComputation.compare` leaves the
             derivative by them here.
         units: The chunk.
         stops: What merged the stops.
         realized: What inserted the realized units; None at SHARED units.
-        rows: ``[c, vocabulary]`` the prefix rows, normalized where that was needed; None likewise.
+        rows: `[c, vocabulary]` the prefix rows, normalized where that was needed; None likewise.
         shared_mass: See `Scores`.
         realized_mass: See `Scores`.
     """
@@ -57,9 +57,9 @@ class _Rest:
     """The steps after the first of one side's realized paths, summed per MULTI unit.
 
     Attributes:
-        logits: ``[n_multi]`` sums of logits.
-        log_probs: ``[n_multi]`` sums of log-probabilities.
-        grad: ``[n_multi]`` receives the derivatives by them.
+        logits: `[n_multi]` sums of logits.
+        log_probs: `[n_multi]` sums of log-probabilities.
+        grad: `[n_multi]` receives the derivatives by them.
     """
 
     def __init__(self, side: TorchSide) -> None:
@@ -78,7 +78,7 @@ class TorchSide:
     """One model's rows; see `Side`.
 
     Args:
-        name: ``"teacher"`` or ``"student"``.
+        name: `"teacher"` or `"student"`.
         problem: The problem.
         side: The model.
         rows: Its rows.
@@ -101,7 +101,7 @@ class TorchSide:
         )
 
     def chunks(self, total: int, values: int) -> Iterator[slice]:
-        """Yield slices of as many rows as the workspace holds, ``values`` numbers for each."""
+        """Yield slices of as many rows as the workspace holds, `values` numbers for each."""
         return chunks(total, rows_per_chunk(self.settings, values))
 
     def merged_stops(self) -> MergedStops:
@@ -114,10 +114,10 @@ class TorchSide:
         """Return the probability of the shared tokens, stops among them.
 
         Args:
-            probs: ``[c, vocabulary]`` softmax of whole rows.
+            probs: `[c, vocabulary]` softmax of whole rows.
 
         Returns:
-            ``[c]`` probabilities.
+            `[c]` probabilities.
         """
         ids = self.model.columns.ids
         work = self._work.take("log_student", probs.shape[0], ids.shape[0], self.settings.dtype)
@@ -294,15 +294,15 @@ class TorchComputation:
         return self.divergence(teacher.z, student.z, grad)
 
     def divergence(self, z_teacher: Tensor, z_student: Tensor, grad: Tensor | None) -> Tensor:
-        """Return divergences; the derivative, times ``grad``, replaces the student's scores.
+        """Return divergences; the derivative, times `grad`, replaces the student's scores.
 
         Args:
-            z_teacher: ``[c, columns]`` scores.
+            z_teacher: `[c, columns]` scores.
             z_student: The same for the student.
-            grad: ``[c]``, None where no derivative is wanted.
+            grad: `[c]`, None where no derivative is wanted.
 
         Returns:
-            ``[c]`` divergences.
+            `[c]` divergences.
         """
         rows, columns = z_student.shape
         dtype = self.settings.dtype

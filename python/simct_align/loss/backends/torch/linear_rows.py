@@ -1,6 +1,6 @@
 """Rows of logits made on the spot from hidden states and an output embedding.
 
-``z = softcap * tanh(scale * (h W^T + b) / softcap)``. Whole rows are one product; the table's
+`z = softcap * tanh(scale * (h W^T + b) / softcap)`. Whole rows are one product; the table's
 columns are products with gathered rows of W, a block at a time, so that neither [tokens,
 vocabulary] nor a copy of the shared part of W ever exists.
 
@@ -48,12 +48,12 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """Write a product, whose dtype may be wider than that of the factors.
 
     Args:
-        a: ``[n, k]``.
-        b: ``[k, m]``, of the same dtype.
-        out: ``[n, m]``.
+        a: `[n, k]`.
+        b: `[k, m]`, of the same dtype.
+        out: `[n, m]`.
 
     Returns:
-        ``out``.
+        `out`.
     """
     if a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
@@ -64,9 +64,9 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a product, whose dtype may be wider than that of the factors.
 
     Args:
-        out: ``[n, m]``.
-        a: ``[n, k]``.
-        b: ``[k, m]``, of the same dtype.
+        out: `[n, m]`.
+        a: `[n, k]`.
+        b: `[k, m]`, of the same dtype.
     """
     if a.dtype == out.dtype:
         out.addmm_(a, b)
@@ -75,7 +75,7 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 class LinearRows:
-    """Rows of ``hidden @ weight.T + bias``, scaled and soft-capped.
+    """Rows of `hidden @ weight.T + bias`, scaled and soft-capped.
 
     Args:
         head: Hidden states and output embedding.
@@ -130,7 +130,7 @@ class LinearRows:
             yield block, wide.copy_(self._weight[block])
 
     def _finish(self, product: Tensor) -> None:
-        """Scale and soft-cap ``h W^T + b`` in place."""
+        """Scale and soft-cap `h W^T + b` in place."""
         if self._softcap:
             product.mul_(self._scale / self._softcap).tanh_()
             self._remember(product)
@@ -215,7 +215,7 @@ class StudentLinearRows(LinearRows):
             self._tanh = self._work.take("tanh", rows, columns, self._dtype).copy_(tanh)
 
     def _through_finish(self, gradient: Tensor) -> None:
-        """Turn the derivative by the logits over temperature into that by ``h W^T + b``."""
+        """Turn the derivative by the logits over temperature into that by `h W^T + b`."""
         if self._softcap:
             assert self._tanh is not None
             gradient.mul_(self._tanh.square_().neg_().add_(1.0))

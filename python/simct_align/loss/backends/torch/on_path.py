@@ -47,8 +47,8 @@ class LeafTokens:
     """The leaves of one direction.
 
     Attributes:
-        last_token: ``[leaves]`` last token of the spelling, of the side that spells.
-        one_sided_token: ``[leaves]`` the one-sided token, of the other side.
+        last_token: `[leaves]` last token of the spelling, of the side that spells.
+        one_sided_token: `[leaves]` the one-sided token, of the other side.
     """
 
     last_token: Tensor
@@ -64,7 +64,7 @@ class Continuations:
         sizes: Its sizes.
         spellings: By direction, from `pack_spellings`; on the host.
         leaves: By direction, the tokens of the leaves.
-        column_of_shared: ``[shared + 1]`` column of every entry of the shared vocabulary.
+        column_of_shared: `[shared + 1]` column of every entry of the shared vocabulary.
     """
 
     host: Tensor
@@ -149,12 +149,12 @@ class _SidePaths:
 
 
 class OnPathEngine(Engine):
-    """`Engine` for ``candidates="on_path"``, in PyTorch operations.
+    """`Engine` for `candidates="on_path"`, in PyTorch operations.
 
     Args:
         problem: The problem.
         continuations: What it reads beside the problem.
-        weight: ``[]`` or ``[units]``, in the order of the index.
+        weight: `[]` or `[units]`, in the order of the index.
     """
 
     def __init__(self, problem: Problem, continuations: Continuations, weight: Tensor) -> None:
@@ -294,7 +294,7 @@ class OnPathEngine(Engine):
         Args:
             name: the direction.
             group: its units.
-            row_begin: ``[units]`` where each unit's row begins in the scores of its chunk.
+            row_begin: `[units]` where each unit's row begins in the scores of its chunk.
 
         Returns:
             Both.

@@ -53,7 +53,7 @@ class Workspace:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised contiguous ``[rows, columns]``; the same name is the same memory.
+        """Return an uninitialised contiguous `[rows, columns]`; the same name is the same memory.
 
         Args:
             name: what the buffer is for.
@@ -81,15 +81,15 @@ class Rows(Protocol):
     columns: int
 
     def full(self, rows: Tensor) -> Tensor:
-        """Return ``[c, columns]`` logits over temperature, padding at -inf; overwritable."""
+        """Return `[c, columns]` logits over temperature, padding at -inf; overwritable."""
         ...
 
     def softmax(self, rows: Tensor, log_norm: Tensor | None = None) -> Tensor:
-        """Return the softmax ``[c, columns]`` of whole rows, overwritable.
+        """Return the softmax `[c, columns]` of whole rows, overwritable.
 
         Args:
-            rows: ``[c]`` rows.
-            log_norm: ``[c]``, receives the rows' log-normalizers.
+            rows: `[c]` rows.
+            log_norm: `[c]`, receives the rows' log-normalizers.
 
         Returns:
             Probabilities, 0 at padding.
@@ -97,11 +97,11 @@ class Rows(Protocol):
         ...
 
     def chosen(self, rows: Tensor, out: Tensor) -> None:
-        """Write the logits over temperature of the table's ids to ``out`` ``[c, len(ids)]``."""
+        """Write the logits over temperature of the table's ids to `out` `[c, len(ids)]`."""
         ...
 
     def pick(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Return the logits over temperature ``[n]`` of single tokens, each in a row."""
+        """Return the logits over temperature `[n]` of single tokens, each in a row."""
         ...
 
     def row_values(self, full: bool) -> int:
@@ -118,19 +118,19 @@ class StudentRows(Rows, Protocol):
     """
 
     def write_full(self, rows: Tensor, gradient: Tensor) -> None:
-        """Take ``[c, columns]`` for rows last read by `full`; overwrites ``gradient``."""
+        """Take `[c, columns]` for rows last read by `full`; overwrites `gradient`."""
         ...
 
     def write_chosen(self, rows: Tensor, gradient: Tensor) -> None:
-        """Take ``[c, len(ids)]`` for rows last read by `chosen`; overwrites ``gradient``."""
+        """Take `[c, len(ids)]` for rows last read by `chosen`; overwrites `gradient`."""
         ...
 
     def accumulate_full(self, rows: Tensor, gradient: Tensor) -> None:
-        """Add ``[c, columns]`` to rows last read by `full`, all different; overwrites it."""
+        """Add `[c, columns]` to rows last read by `full`, all different; overwrites it."""
         ...
 
     def accumulate_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
-        """Add ``[n]`` to single tokens, each in a row; a pair may come more than once."""
+        """Add `[n]` to single tokens, each in a row; a pair may come more than once."""
         ...
 
     def gradients(self) -> list[Tensor]:
@@ -139,7 +139,7 @@ class StudentRows(Rows, Protocol):
 
 
 class LogitsRows:
-    """Rows of ``[tokens, columns]`` or ``[batch, length, columns]`` logits.
+    """Rows of `[tokens, columns]` or `[batch, length, columns]` logits.
 
     Args:
         logits: Any floating dtype and any strides; a slice of a longer batch is not copied.
@@ -292,11 +292,11 @@ def normalize(z: Tensor, out: Tensor | None = None) -> Tensor:
     On the CPU one softmax takes half the time of an exponential and a sum.
 
     Args:
-        z: ``[..., columns]`` logits.
+        z: `[..., columns]` logits.
         out: where the softmax goes instead, of the same shape.
 
     Returns:
-        ``[...]`` log-sum-exp.
+        `[...]` log-sum-exp.
     """
     if out is None:
         top = z.amax(-1)
@@ -314,11 +314,11 @@ def softmax_(z: Tensor, log_norm: Tensor | None) -> Tensor:
     """Replace rows by their softmax.
 
     Args:
-        z: ``[c, columns]`` logits.
-        log_norm: ``[c]``, receives their log-normalizers; None where they are not needed.
+        z: `[c, columns]` logits.
+        log_norm: `[c]`, receives their log-normalizers; None where they are not needed.
 
     Returns:
-        ``z``.
+        `z`.
     """
     if log_norm is None:
         return torch.softmax(z, 1, out=z)
@@ -330,11 +330,11 @@ def mask_padding(z: Tensor, table: SideColumns) -> Tensor:
     """Set the columns that are no tokens to -inf, in place.
 
     Args:
-        z: ``[c, columns]`` logits of whole rows.
+        z: `[c, columns]` logits of whole rows.
         table: the side's ids.
 
     Returns:
-        ``z``.
+        `z`.
     """
     if z.shape[1] > table.needed:
         z[:, table.needed :] = -torch.inf
