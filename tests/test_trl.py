@@ -203,7 +203,9 @@ def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
         with torch.no_grad():
             teacher = kept_logits(trainer.teacher_model, each.teacher)
             initial = kept_logits(untrained, each.student)
-        total = total + loss(teacher_logits=teacher, student_logits=student, index=each.aligned).loss
+        total = (
+            total + loss(teacher_logits=teacher, student_logits=student, index=each.aligned).loss
+        )
         before, now = (logits.double().log_softmax(-1) for logits in (initial, student))
         divergence = (now.exp() * (now - before)).sum(-1)
         predicts = torch.zeros(divergence.shape)
