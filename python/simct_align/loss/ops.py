@@ -241,7 +241,7 @@ def _run(
     """Run the engine on a back end, and on the reference what that refuses."""
     backend: Backend = BACKENDS[numbers.backend].value
     if numbers.on_path:
-        if not isinstance(backend, TorchBackend):
+        if backend.name != TorchBackend.name:
             _log_fallback(backend.name, "on-path continuations are PyTorch operations")
         on_path = OnPathEngine(problem, _continuations(pair, numbers), weight)
         return on_path.run(), on_path.computation.student
