@@ -128,7 +128,7 @@ def test_swapped_logits_are_refused(make, aligner, batch, logits):
         loss_fn(teacher_logits=student, student_logits=teacher, index=dense)
 
 
-def test_another_pair_is_refused(make, aligner, batch, logits):
+def test_another_pair_is_refused(make, batch, logits):
     mirrored = Aligner(STUDENT, TEACHER)
     stops = Aligner(
         Vocabulary.from_token_bytes([b"12", b"+", b"13", b""], special=[3]),
@@ -229,7 +229,7 @@ class Refusing(Counting):
     name = "refusing"
 
     def refuses(self, problem):
-        return "it only refuses"
+        return f"it refuses {problem.n_units} units"
 
 
 def gradcheck(loss_fn, batch, logits):
@@ -264,7 +264,7 @@ def test_a_back_end_of_ones_own(aligner, batch, logits, caplog):
         torch.testing.assert_close(out.loss, expected, rtol=0, atol=0)
     assert refusing.started == 0
     assert [record.message for record in caplog.records] == [
-        "backend='refusing' computes with torch: it only refuses"
+        "backend='refusing' computes with torch: it refuses 4 units"
     ]
     SimCTLoss(aligner, candidates="on_path", backend=counting)(**logits, index=batch)
     assert counting.started == 2

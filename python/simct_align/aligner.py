@@ -9,7 +9,6 @@ from simct_align.align import align_batch
 from simct_align.continuations import enumerate_continuations
 from simct_align.errors import MissingTokenizerError
 from simct_align.inputs import thread_count
-from simct_align.pair import SharedVocabulary as SharedVocabulary
 from simct_align.pair import VocabularyPair
 from simct_align.prepare import PreparedBatch, prepare
 from simct_align.retokenize import PaddingSide, RetokenizedIds, retokenize

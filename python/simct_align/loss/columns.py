@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from simct_align.aligner import SharedVocabulary
+    from simct_align.pair import SharedVocabulary
     from simct_align.continuations import PairSpellings
     from simct_align.index import Side
 
