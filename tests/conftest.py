@@ -1,7 +1,8 @@
-"""What the tests say when real tokenizers or text are missing."""
+"""What the tests say when real tokenizers or text are missing, and how many threads they use."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ from support.paths import LEFT_OUT
 
 if TYPE_CHECKING:
     import pytest
+
+# Pytest runs a process for each core: more threads of torch would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
