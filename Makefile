@@ -12,7 +12,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 # continuations and the losses against their slow twins. Left to `make test`: every pair of real
 # tokenizers, trainers and other frameworks, the command line, benches, and the wheel.
 CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_decoders readers_encoding \
-	readers_sources trie retokenize continuations prepare loss loss_on_path objectives misuse)
+	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
 .PHONY: help demo check test example lint rust-test core-test python-test bench-quick wheel-test clean
 
@@ -52,7 +52,7 @@ python-test: $(VENV)/.developed ## All Python tests, and the examples of the doc
 
 # Every bench once, small: it checks its answers, its timings mean nothing.
 bench-quick: $(VENV)/.developed ## Every bench once, small
-	for bench in benches/[a-z]*.py; do echo "== $$bench"; PYTHONPATH=examples $(BIN)/python $$bench --quick || exit 1; done
+	for bench in benches/[a-z]*.py; do echo "== $$bench"; $(BIN)/python $$bench --quick || exit 1; done
 
 # The built wheel in an environment of its own, with only the run-time dependencies.
 wheel-test: $(VENV)/.created ## The built wheel in an environment of its own
@@ -67,9 +67,12 @@ $(VENV)/.installed: $(VENV)/.created $(SOURCES)
 	$(BIN)/python -m pip install --quiet .
 	touch $@
 
-# Editable, so that Python sources need no new installation; Rust sources do.
+# Editable, so that Python sources need no new installation; Rust sources do. The benches of real
+# models import the modules of examples/, which the path file makes importable.
 $(VENV)/.developed: $(VENV)/.created $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[torch,transformers,dev,bench,pipelines]'
+	$(BIN)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), \
+		'simct_align_examples.pth').write_text('$(CURDIR)/examples')"
 	touch $@ $(VENV)/.installed
 
 clean: ## Remove what these targets make
