@@ -255,7 +255,7 @@ class Baseline(Loss, ABC):
         torch.Size([2])
     """
 
-    #: Whether `per_unit` reads the first token of every unit; the index then needs `first_ids=True`.
+    #: Whether `per_unit` reads every unit's first token; the index then needs `first_ids=True`.
     reads_first_ids: bool = False
 
     default_chunk_bytes = {"other": 1 << 26}  # noqa: RUF012
