@@ -1,13 +1,14 @@
-"""Divergences between rows of log-probabilities: value and derivative in one place each.
+"""Divergences between rows of log-probabilities, each with its value and its derivative.
 
-Every divergence `D(q_S, q_T)` is a sum over the candidates of a row. Student scores `a` enter
-through `q_S = softmax(a)`, so with `e = dD / dq_S` the derivative that the loss needs is
+Every divergence `D(q_S, q_T)` is a sum over the candidates of a row, in nats. The student's scores
+`a` enter through `q_S = softmax(a)`, so with `e = dD / dq_S` the derivative that the loss needs is
 
     dD / da = q_S * (e - sum(q_S * e)).
 
-Log-probabilities arrive finite: the loss floors them at `LOG_FLOOR`, whose exponential is 0 in
-float32 and float64. A candidate that both models rule out therefore adds 0 and never NaN; one that
-only the model being divided by rules out adds `1e4` times the other model's probability.
+Log-probabilities are finite: the loss floors them at `LOG_FLOOR`, whose exponential is 0 in float32
+and float64. A candidate of probability 0 under both models therefore adds 0 and never NaN. A
+candidate whose probability is 0 only under the model that is divided by adds `1e4` times the other
+model's probability.
 """
 
 from __future__ import annotations
@@ -21,24 +22,36 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "JSD",
+    "LOG_FLOOR",
+    "Divergence",
+    "ForwardKL",
+    "ReverseKL",
+    "SkewedForwardKL",
+    "SkewedReverseKL",
+    "TotalVariation",
+    "as_divergence",
+]
+
 LOG_FLOOR = -1.0e4
-"""Log-probabilities below this count as this much: `exp(LOG_FLOOR)` is 0."""
+"""The smallest log-probability that a divergence gets from a loss; `exp(LOG_FLOOR)` is 0."""
 
 
 @runtime_checkable
 class Divergence(Protocol):
-    """What the loss asks of a divergence; any hashable object with this call works.
+    """The interface of a divergence: a hashable object that is called as below.
 
-    Use it to add your own: a frozen dataclass with one method of about ten lines.
+    Implement this interface to add a divergence. A frozen dataclass with one method is enough.
     """
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """Return the divergence of every row and leave its derivative in `grad`.
+        """Return the divergence of every row, and write the derivative into `grad`.
 
         Args:
-            log_teacher: `[rows, candidates]` log-probabilities, finite; may be overwritten.
-            log_student: the same for the student; may be overwritten.
-            grad: `[rows, candidates]`, receives the derivative by the student's scores.
+            log_teacher: `[rows, candidates]` finite log-probabilities; may be overwritten.
+            log_student: The same for the student; may be overwritten.
+            grad: `[rows, candidates]`; receives the derivative by the student's scores.
 
         Returns:
             `[rows]` divergences in nats.
@@ -50,7 +63,7 @@ class Divergence(Protocol):
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Return the sums of products of rows."""
+    """Return the dot product of every pair of rows."""
     result: Tensor = torch.linalg.vecdot(left, right)
     return result
 
@@ -63,7 +76,7 @@ def _through_softmax(prob: Tensor, by_prob: Tensor, out: Tensor) -> None:
 
 @dataclass(frozen=True)
 class ReverseKL:
-    """`KL(S || T)`: the default, mode-seeking.
+    """The reverse KL, `KL(S || T)`: mode-seeking, the default of the losses.
 
     Example:
         >>> import torch
@@ -83,7 +96,7 @@ class ReverseKL:
 
 @dataclass(frozen=True)
 class ForwardKL:
-    """`KL(T || S)`: mass-covering, the divergence of ordinary distillation."""
+    """The forward KL, `KL(T || S)`: mass-covering, the divergence of ordinary distillation."""
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. `dD/da = q_S - q_T`."""
@@ -96,7 +109,7 @@ class ForwardKL:
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """`sum(|q_S - q_T|) / 2`; its derivative is taken as 0 where the two are equal."""
+    """The total variation, `sum(|q_S - q_T|) / 2`; the derivative is 0 where `q_S = q_T`."""
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. `e = sign(q_S - q_T) / 2`."""
@@ -109,26 +122,27 @@ class TotalVariation:
 
 @dataclass(frozen=True)
 class JSD:
-    """Generalised Jensen-Shannon divergence `beta KL(T || m) + (1 - beta) KL(S || m)`.
+    """The generalised Jensen-Shannon divergence, `beta KL(T || m) + (1 - beta) KL(S || m)`.
 
-    Use it between the two KLs: `m = (1 - beta) S + beta T`, and the ends are by convention the
-    limits of the scaled divergence, `KL(T || S)` at 0 and `KL(S || T)` at 1.
+    Use this divergence as a compromise between both KLs. The mixture is
+    `m = (1 - beta) S + beta T`. At the ends of `beta` the divergence is, by convention, the limit
+    of the scaled divergence: `KL(T || S)` at 0 and `KL(S || T)` at 1.
 
     Args:
-        beta: in [0, 1].
+        beta: A number in [0, 1].
 
     Raises:
-        ValueError: `beta` outside [0, 1].
+        ValueError: `beta` is outside [0, 1].
     """
 
     beta: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.beta <= 1.0:
-            raise ValueError(f"JSD: beta must be in [0, 1], got {self.beta}")
+            raise ValueError(f"JSD: beta: expected a number in [0, 1], got {self.beta}")
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. `e = (1 - beta) (log q_S - log m)`: the rest of e is constant."""
+        """See `Divergence`. `e = (1 - beta) (log q_S - log m)`, up to a constant."""
         if self.beta == 0.0:
             return ForwardKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         if self.beta == 1.0:
@@ -146,23 +160,25 @@ class JSD:
 
 @dataclass(frozen=True)
 class SkewedForwardKL:
-    """`KL(T || alpha T + (1 - alpha) S)`: forward KL that stays bounded.
+    """The skewed forward KL, `KL(T || alpha T + (1 - alpha) S)`, which stays bounded.
 
     Args:
-        alpha: in [0, 1); 0 is the forward KL.
+        alpha: A number in [0, 1); 0 is the forward KL.
 
     Raises:
-        ValueError: `alpha` outside [0, 1); at 1 the divergence is 0 everywhere.
+        ValueError: `alpha` is outside [0, 1). At 1 the divergence would be 0 everywhere.
     """
 
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha < 1.0:
-            raise ValueError(f"SkewedForwardKL: alpha must be in [0, 1), got {self.alpha}")
+            raise ValueError(
+                f"SkewedForwardKL: alpha: expected a number in [0, 1), got {self.alpha}"
+            )
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. `q_S e = -q_T (1 - alpha) q_S / m`, written without dividing."""
+        """See `Divergence`. `q_S e = -q_T (1 - alpha) q_S / m`, computed without a division."""
         if self.alpha == 0.0:
             return ForwardKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
         scaled_student = log_student + math.log1p(-self.alpha)
@@ -177,20 +193,22 @@ class SkewedForwardKL:
 
 @dataclass(frozen=True)
 class SkewedReverseKL:
-    """`KL(S || alpha S + (1 - alpha) T)`: reverse KL that stays bounded.
+    """The skewed reverse KL, `KL(S || alpha S + (1 - alpha) T)`, which stays bounded.
 
     Args:
-        alpha: in [0, 1); 0 is the reverse KL.
+        alpha: A number in [0, 1); 0 is the reverse KL.
 
     Raises:
-        ValueError: `alpha` outside [0, 1); at 1 the divergence is 0 everywhere.
+        ValueError: `alpha` is outside [0, 1). At 1 the divergence would be 0 everywhere.
     """
 
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha < 1.0:
-            raise ValueError(f"SkewedReverseKL: alpha must be in [0, 1), got {self.alpha}")
+            raise ValueError(
+                f"SkewedReverseKL: alpha: expected a number in [0, 1), got {self.alpha}"
+            )
 
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
         """See `Divergence`. `e = log q_S - log m - alpha q_S / m`, up to a constant."""
@@ -215,18 +233,18 @@ _BY_NAME: dict[str, Divergence] = {
 
 
 def as_divergence(divergence: str | Divergence) -> Divergence:
-    """Return the divergence of that name, or the object itself.
+    """Return the divergence of a name.
 
     Args:
-        divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"` (beta 0.5) or a
-            `Divergence`.
+        divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"` (beta 0.5), or a
+            `Divergence`, which is returned as it is.
 
     Returns:
-        The divergence object.
+        The divergence.
 
     Raises:
-        ValueError: no divergence has that name.
-        TypeError: not a name and not callable.
+        TypeError: `divergence` is neither a name nor callable.
+        ValueError: No divergence has the name.
 
     Example:
         >>> as_divergence("reverse_kl")
@@ -235,10 +253,12 @@ def as_divergence(divergence: str | Divergence) -> Divergence:
     if isinstance(divergence, str):
         if divergence not in _BY_NAME:
             raise ValueError(
-                f"divergence: no divergence is named {divergence!r}; "
-                f"expected one of {sorted(_BY_NAME)} or an object such as JSD(beta=0.5)"
+                f"divergence: expected one of {sorted(_BY_NAME)} or an object such as "
+                f"JSD(beta=0.5), got {divergence!r}"
             )
         return _BY_NAME[divergence]
     if not isinstance(divergence, Divergence):
-        raise TypeError(f"divergence: expected a name or a Divergence, got {type(divergence)}")
+        raise TypeError(
+            f"divergence: expected a name or a Divergence, got {type(divergence).__name__}"
+        )
     return divergence

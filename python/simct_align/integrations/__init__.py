@@ -1,1 +1,4 @@
-"""Alignment in other people's trainers; each module says which, and imports it if it must."""
+"""Internal: namespace of the modules `trl`, `kdflow` and `nemo_rl`, one for each trainer.
+
+A module imports its trainer only if it subclasses the trainer's classes.
+"""

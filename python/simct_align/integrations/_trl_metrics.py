@@ -1,4 +1,4 @@
-"""What the TRL trainer's log gains."""
+"""The metrics that the TRL trainer adds to its log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from simct_align.loss.metrics import LossMetrics
 
-#: MetricSums of a micro-batch that are counts; the others are means over units.
+#: The fields of `LossMetrics` that are counts; all others are means over units.
 _COUNTS = (
     "units_shared",
     "units_special",
@@ -28,10 +28,10 @@ _COUNTS = (
 
 
 class MetricSums:
-    """Adds up metrics between two logs; nothing waits for a device before `collect`.
+    """Sums of metrics between two logs; nothing waits for a device before `collect`.
 
     Args:
-        accelerator: Adds up over processes.
+        accelerator: The `Accelerator` that adds the metrics of all processes up.
     """
 
     def __init__(self, accelerator: Any) -> None:
@@ -46,27 +46,27 @@ class MetricSums:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds to the host's seconds; work that a device has not finished counts later."""
+        """Add the host's seconds in the block; a device may finish the block's work later."""
         start = time.perf_counter()
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def count(self, counts: Mapping[str, int]) -> None:
-        """Adds to counts."""
+        """Add to the counts."""
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0) + int(count)
 
     def ratio(self, name: str, total: Tensor, weight: float) -> None:
-        """Adds to the numerator, 0-d, and the denominator of a metric."""
+        """Add to the numerator (0-d) and the denominator of a metric."""
         total = total.detach().float()
         self._ratios.setdefault(name, []).append(torch.stack([total, total.new_tensor(weight)]))
 
     def metrics(self, metrics: LossMetrics) -> None:
-        """Adds a loss's metrics of a micro-batch."""
+        """Add the metrics of a loss for a micro-batch."""
         self._metrics.append(metrics)
 
     def collect(self) -> dict[str, float]:
-        """Returns all metrics and begins anew; all except seconds are added up over processes."""
+        """Return all metrics and reset the sums; seconds are those of this process only."""
         found = {f"seconds_{name}": seconds for name, seconds in self._seconds.items()}
         if self._counts:
             counts = torch.tensor(list(self._counts.values()), device=self._accelerator.device)

@@ -1,4 +1,4 @@
-"""One model's rows in the TRL trainer, and which of their logits are made."""
+"""One model's rows in the TRL trainer, and the positions whose logits are computed."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ if TYPE_CHECKING:
 
     from simct_align.prepare import PreparedSide
 
-#: Rows of logits that become float32 at a time where they are only read.
+#: Rows of logits that are converted to float32 at a time where no gradient is needed.
 _ROWS_AT_ONCE = 256
 
 
 class Side(NamedTuple):
     """One model's rows, on the device.
 
-    Logits are made of the last positions only, from the first on that predicts a completion's token
-    in any row: prompts need none. What refers to logits refers to these.
+    Logits are computed for the last `kept` positions only: from the first position that predicts a
+    completion's token in any row to the end. Row numbers and `row_starts` refer to these logits.
     """
 
     ids: Tensor
     mask: Tensor
-    #: How many last positions have logits; all of them where the model cannot leave any out.
+    #: The number of last positions with logits; the row's length for a model without
+    #: `logits_to_keep`.
     kept: int
-    #: Rows of the logits, `[rows * kept]`, that predict the completions.
+    #: Rows of the flat logits, of `rows * kept`, that predict the completions' tokens.
     predicting: Tensor
 
     @classmethod
     def read(cls, side: PreparedSide, model: Any, device: torch.device) -> Side:
-        """Copies rows to a device.
+        """Copy rows to a device.
 
         Args:
             side: The rows.
-            model: Who will run them.
-            device: Where.
+            model: The model that will read the rows.
+            device: The device.
         """
         rows, width = side.input_ids.shape
         predicts = np.zeros((rows, width), bool)
         predicts[:, :-1] = side.completion_mask[:, 1:] != 0
-        # A model gives logits of one position at least.
+        # A model returns the logits of at least one position.
         columns = np.append(np.flatnonzero(predicts.any(axis=0)), width - 1)
         first = int(columns[0]) if _can_keep_logits(model) else 0
         predicting = np.flatnonzero(predicts[:, first:]).astype(np.int64)
@@ -57,33 +58,33 @@ class Side(NamedTuple):
 
     @property
     def row_starts(self) -> NDArray[np.int64]:
-        """Where position 0 of every row would be among the logits; it may lie before them."""
+        """The number of the logit row of every row's position 0; negative before the first."""
         rows, width = self.ids.shape
         return np.arange(rows, dtype=np.int64) * self.kept - (width - self.kept)
 
     @property
     def kept_ids(self) -> Tensor:
-        """Tokens at the positions of the logits."""
+        """The tokens at the positions of the logits."""
         return self.ids[:, self.ids.shape[1] - self.kept :]
 
     def forward(self, model: Any) -> Any:
-        """Runs a model; its output."""
+        """Return a model's output for the rows."""
         only = {} if self.kept == self.ids.shape[1] else {"logits_to_keep": self.kept}
         return model(input_ids=self.ids, attention_mask=self.mask, use_cache=False, **only)
 
 
 def _can_keep_logits(model: Any) -> bool:
-    """Whether a model takes `logits_to_keep`, whatever it is wrapped in."""
+    """Return whether the innermost wrapped model takes `logits_to_keep`."""
     while (inner := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
         model = inner
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
-    # On the instance, accelerate may have put a forward without the signature.
+    # accelerate may replace the instance's forward by one without the signature.
     return "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
 
 def log_likelihood(logits: Tensor, side: Side) -> Tensor:
-    """Of the completions' tokens, summed; 0-d float32."""
+    """Return the sum of the completion tokens' log-probabilities, 0-d float32."""
     rows, targets = logits.flatten(0, 1), side.kept_ids.flatten()
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for part in torch.split(side.predicting, _ROWS_AT_ONCE):

@@ -1,6 +1,6 @@
-"""SimCT as an algorithm of KDFlow: the class that its trainers construct and call.
+"""SimCT as an algorithm of KDFlow: the class that KDFlow's trainers construct and call.
 
-Register it under a name of your own; nothing here imports KDFlow::
+Register the class under a name of your own. This module does not import KDFlow::
 
     from kdflow.algorithms import register_algorithm
     from simct_align.integrations.kdflow import SimCTAlgorithm
@@ -28,36 +28,41 @@ if TYPE_CHECKING:
     from simct_align.divergence import Divergence
     from simct_align.index import AlignedIndex
 
+__all__ = ["SimCTAlgorithm"]
+
 _NO_INPUT = ("stu_input_ids", "stu_attn_mask", "stu_loss_mask")
 
 
 class SimCTAlgorithm:
-    """Compares both models on SimCT's candidates, in KDFlow's training loop.
+    """Compare both models on SimCT's candidates, in KDFlow's training loop.
 
-    Use it where KDFlow's teacher sends hidden states of the positions that its loss mask names. In
-    both loss masks, `mask[i]` says that logits `i` take part: they predict token `i + 1`.
+    Use this class where KDFlow's teacher sends the hidden states of the positions in the teacher's
+    loss mask. In both loss masks `mask[i]` marks the logits at position `i`, which predict token
+    `i + 1`.
 
     Args:
-        strategy: KDFlow's; `strategy.args.kd.kd_ratio` below 1 mixes in the cross-entropy of the
-            student's own tokens, and `strategy.ring_attn_group` goes to the student.
-        student_model: Called as `student_model(ids, attention_mask=..., allgather_logits=True,
-            ring_attn_group=..., **multimodal)`; returns `{"logits": [B, T_s, V_s]}`.
-        teacher_lm_head: Makes teacher logits of hidden states; has a `weight`.
-        student_tokenizer: A fast `transformers` tokenizer, or whatever
-            `from_tokenizer` reads, or a vocabulary.
-        teacher_tokenizer: Likewise.
-        candidates: `"shared"` or `"realized"`; see `SimCTLoss`, also
-            for the next three. `"on_path"` needs the teacher's opinion after the last token of
-            an answer as well, of which KDFlow sends no hidden state.
-        score: How paths are scored.
-        divergence: What is minimized.
-        temperature: Divides both sides' logits.
-        stop_tokens: See `Aligner`.
-        unused: Further keywords of KDFlow's, for other algorithms.
+        strategy: KDFlow's strategy. If `strategy.args.kd.kd_ratio` is below 1, the loss also has
+            the cross-entropy of the student's own tokens. `strategy.ring_attn_group` is passed to
+            the student.
+        student_model: A callable `student_model(ids, attention_mask=..., allgather_logits=True,
+            ring_attn_group=..., **multimodal)` that returns `{"logits": [B, T_s, V_s]}`.
+        teacher_lm_head: A module with a `weight` that turns hidden states into teacher logits.
+        student_tokenizer: A fast `transformers` tokenizer, any other object that
+            `Vocabulary.from_tokenizer` reads, or a `Vocabulary`.
+        teacher_tokenizer: The same for the teacher.
+        candidates: `"shared"` or `"realized"`; see `SimCTLoss`. `"on_path"` would also need the
+            teacher's distribution after the last token of an answer, and KDFlow does not send the
+            hidden state of that position.
+        score: The score of a path; see `SimCTLoss`.
+        divergence: The divergence to minimize; see `SimCTLoss`.
+        temperature: The number that the logits of both sides are divided by.
+        stop_tokens: The tokens that end a turn; see `Aligner`.
+        unused: KDFlow's keywords for other algorithms; they are not read.
 
     Raises:
-        ValueError: A keyword out of its range.
-        UnsupportedTokenizerError: A tokenizer whose bytes cannot be read.
+        TypeError: A tokenizer or `divergence` is an object of a wrong type.
+        ValueError: A keyword is out of its range.
+        UnsupportedTokenizerError: The bytes of a tokenizer's tokens cannot be read exactly.
     """
 
     def __init__(
@@ -95,32 +100,36 @@ class SimCTAlgorithm:
         )
 
     def training_step(self, micro_batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Computes the loss of a micro-batch.
+        """Compute the loss of a micro-batch.
 
         Args:
-            micro_batch: `stu_input_ids`, `stu_attn_mask`, `stu_loss_mask` `[B, T_s]`;
-                `tea_input_ids`, `tea_loss_mask` `[B, T_t]`; `teacher_hiddens`
-                `[tokens, H]`, one row for every true element of `tea_loss_mask`, row by row;
-                `avg_micro_batch_token_num`, which the sum over units is divided by. Other keys
-                that begin with `stu_` go to the student without that prefix.
+            micro_batch: A mapping with the keys `stu_input_ids`, `stu_attn_mask` and
+                `stu_loss_mask`, `[B, T_s]`; `tea_input_ids` and `tea_loss_mask`, `[B, T_t]`;
+                `teacher_hiddens`, `[tokens, H]`, one row for every true element of
+                `tea_loss_mask`, row by row; and `avg_micro_batch_token_num`, the number that the
+                sum over units is divided by. Other keys that begin with `stu_` are passed to the
+                student without this prefix.
 
         Returns:
-            0-d tensors: `loss`, which the trainer differentiates; `kd_loss`, its part from
-            distillation; `align_ratio`, the share of the student's tokens that lie in units
-            compared; `multi_units`, how many units of several tokens were; and `ce_loss`, if
-            `kd_ratio` is below 1.
+            0-d tensors. `loss` is the loss to differentiate. `kd_loss` is the distillation part of
+            `loss`. `align_ratio` is the share of the student's tokens that lie in compared units.
+            `multi_units` is the number of compared MULTI units. `ce_loss` is the cross-entropy,
+            if `kd_ratio` is below 1.
 
         Raises:
-            ValueError: Without `teacher_hiddens`, or with another number of them than the mask
-                says.
+            ValueError: `teacher_hiddens` is missing, or its number of rows differs from the number
+                of true elements of `tea_loss_mask`.
 
         Complexity:
-            One copy of ids and masks to the host, and that of the loss; teacher logits are made
-            for the masked positions only.
+            One copy of ids and masks to the host, plus the cost of the loss. Teacher logits are
+            computed for the masked positions only.
         """
         hiddens = micro_batch.get("teacher_hiddens")
         if hiddens is None:
-            raise ValueError("micro_batch has no 'teacher_hiddens'")
+            raise ValueError(
+                "micro_batch: expected 'teacher_hiddens', the teacher's hidden states "
+                f"[tokens, width]; got the keys {sorted(micro_batch)}"
+            )
         index = self._index(micro_batch, len(hiddens))
         logits = self.student(
             micro_batch["stu_input_ids"],
@@ -160,7 +169,7 @@ class SimCTAlgorithm:
         return {"loss": loss, **found}
 
     def _index(self, micro_batch: Mapping[str, Any], n_hiddens: int) -> AlignedIndex:
-        """Aligns the rows; teacher rows number the hidden states, which are packed."""
+        """Align the rows; return an index whose teacher rows are rows of the hidden states."""
         ids, masks = {}, {}
         for side in ("tea", "stu"):
             ids[side] = micro_batch[f"{side}_input_ids"].cpu()
@@ -168,10 +177,10 @@ class SimCTAlgorithm:
         expected = int(masks["tea"].sum())
         if n_hiddens != expected:
             raise ValueError(
-                f"teacher_hiddens has {n_hiddens} rows, but tea_loss_mask has {expected} true "
-                "elements"
+                f"teacher_hiddens: expected {expected} rows, one for every true element of "
+                f"tea_loss_mask, got {n_hiddens}"
             )
-        # A token takes part if the logits before it do; the first of a row has none.
+        # A token takes part if its logits do: those before it. A row's first token has none.
         teacher, student = (
             torch.nn.functional.pad(masks[side][:, :-1], (1, 0)) for side in ("tea", "stu")
         )

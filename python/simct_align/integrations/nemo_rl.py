@@ -1,7 +1,8 @@
 """An alignment in the form that NeMo-RL's cross-tokenizer losses read.
 
-NeMo-RL keeps an alignment in seven dense tensors, its `AlignmentBatch`: pairs of chunks, and
-for every token the number of its chunk. A unit is a chunk and a pair. Nothing here imports NeMo-RL.
+NeMo-RL keeps an alignment in seven dense tensors, its `AlignmentBatch`: pairs of chunks, and for
+every token the number of its chunk. A unit becomes one chunk on each side and one pair. This module
+does not import NeMo-RL.
 """
 
 from __future__ import annotations
@@ -19,27 +20,30 @@ if TYPE_CHECKING:
     from simct_align.batch import AlignedBatch
 
 
-def alignment_fields(aligned: AlignedBatch) -> dict[str, torch.Tensor]:
-    """The fields of NeMo-RL's `AlignmentBatch`: `AlignmentBatch(**alignment_fields(aligned))`.
+__all__ = ["alignment_fields", "batch_fields"]
 
-    Align dense ids `[rows, T]`, so that the tensors have the shapes of the models' inputs. What
-    is unmatched is in no chunk.
+
+def alignment_fields(aligned: AlignedBatch) -> dict[str, torch.Tensor]:
+    """Return the fields of NeMo-RL's `AlignmentBatch`.
+
+    Use the result as `AlignmentBatch(**alignment_fields(aligned))`. Align dense ids `[rows, T]`, so
+    that the tensors have the shapes of the models' inputs. Unmatched tokens are not in any chunk.
 
     Args:
-        aligned: An alignment, with masks that leave prompts and padding out.
+        aligned: An alignment, made with masks that leave prompts and padding out.
 
     Returns:
-        Tensors on the CPU, with B rows, P the largest number of units in a row (at least 1), and
-        the widths of both sides' ids:
+        Tensors on the CPU for B rows, where P is the largest number of units in a row (at least
+        1), and `T_s` and `T_t` are the widths of the student's and the teacher's ids:
 
-        * `pair_valid` bool `[B, P]`: the row has so many units;
-        * `pair_is_correct` bool `[B, P]`: with the same bytes on both sides, as all units
-          have but those whose first token holds a dummy prefix;
-        * `student_exact_partition_mask` bool `[B, T_s]`, `teacher_exact_partition_mask`
-          bool `[B, T_t]`: the token is alone in its unit on both sides;
-        * `student_chunk_id` int64 `[B, T_s]`, `teacher_chunk_id` int64 `[B, T_t]`: number
-          of the token's unit in its row, −1 outside;
-        * `num_chunks` int64 `[B]`: units of the row.
+        * `pair_valid` bool `[B, P]`: whether the row has a unit of this number;
+        * `pair_is_correct` bool `[B, P]`: whether the row has a unit of this number with the
+          same bytes on both sides; false for a unit whose first token holds a dummy prefix;
+        * `student_exact_partition_mask` bool `[B, T_s]` and `teacher_exact_partition_mask` bool
+          `[B, T_t]`: whether the token is the only token of its unit, on both sides;
+        * `student_chunk_id` int64 `[B, T_s]` and `teacher_chunk_id` int64 `[B, T_t]`: the number
+          of the token's unit within the row, −1 for tokens outside of units;
+        * `num_chunks` int64 `[B]`: the number of units of the row.
 
     Complexity:
         O(rows × (P + T_s + T_t)) time and memory.
@@ -86,12 +90,12 @@ def alignment_fields(aligned: AlignedBatch) -> dict[str, torch.Tensor]:
 
 
 def batch_fields(aligned: AlignedBatch, *, teacher: int | None = None) -> dict[str, torch.Tensor]:
-    """The same under the names of a NeMo-RL batch.
+    """Return the tensors of `alignment_fields` under the names of a NeMo-RL batch.
 
     Args:
-        aligned: As for `alignment_fields`.
-        teacher: Number of the teacher where a batch has several: `alignment_0_pair_valid`;
-            without it, `alignment_pair_valid`.
+        aligned: An alignment, made with masks that leave prompts and padding out.
+        teacher: The number of the teacher, for a batch with several teachers. With 0 a name is
+            `alignment_0_pair_valid`; with None it is `alignment_pair_valid`.
 
     Returns:
         The tensors of `alignment_fields`, to update a batch with.

@@ -1,9 +1,9 @@
 """SimCT in TRL: `GOLDTrainer` with this package's teacher rows, alignment and loss.
 
-Generation, vLLM, accelerate, LoRA, checkpoints and logging stay TRL's. Ours is what happens between
-the student's sample and the loss: the teacher's rows are made of the sampled ids behind a prompt
-that the teacher's own chat template writes, both sides are aligned, and one normalizer is shared by
-all slices of a step and all processes.
+Generation, vLLM, accelerate, LoRA, checkpoints and logging stay TRL's. This module replaces the
+steps between the student's sample and the loss. A teacher's row is the prompt, written by the
+teacher's own chat template, followed by the sampled text in the teacher's tokens. Both sides are
+aligned. All slices of a step and all processes share one normalizer.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from simct_align.index import AlignedIndex
     from simct_align.prepare import PreparedBatch, PreparedSide
+
+__all__ = ["SimCTConfig", "SimCTTrainer"]
 
 TESTED = (1, 16)
 
@@ -67,26 +69,30 @@ _OBJECTIVES: dict[str, Any] = {
 
 @dataclass
 class SimCTConfig(GOLDConfig):  # type: ignore[misc]
-    """Arguments of `SimCTTrainer`: GOLD's, other defaults, and those of the loss.
+    """Arguments of `SimCTTrainer`: GOLD's arguments, some with other defaults, and the loss's.
 
-    `use_uld_loss` and `use_extended_uld` are fixed, and GOLD's `uld_*` and `seq_kd`, which nothing
-    here reads, must keep their defaults. `temperature` is that of sampling, `beta` that of a
-    Jensen-Shannon divergence: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
+    `use_uld_loss` and `use_extended_uld` are fixed. GOLD's `uld_*` and `seq_kd` are not read and
+    must keep their defaults. `temperature` is the temperature of sampling. `beta` is the weight of
+    a Jensen-Shannon divergence: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
 
     Args:
-        objective: `"simct"`, or a baseline: `"shared"`, `"uld"`, `"alm"`, `"gold"`.
-        candidates: For `"simct"`: `"shared"`, `"realized"` or `"on_path"`.
-        score: For `"simct"`: `"mean"`, `"sum"`, `"event"` or `"mean_logit"`.
-        divergence: For `"simct"` and `"shared"`: a name that
-            `SimCTLoss` takes; `"jsd"` reads `beta`, as `"gold"` does.
-        loss_temperature: For these two: divides both sides' logits.
-        initial_kl_weight: Weight of KL(student ‖ student before training) over the student's own
-            vocabulary, per completion token; 0 leaves it out. Keeps a copy of the student, unless
-            it is trained through adapters.
-        teacher_max_length: Cut the teacher's rows at so many tokens.
+        learning_rate: The learning rate of AdamW.
+        lmbda: The share of slices whose completions are sampled from the student.
+        objective: The loss: `"simct"`, or a baseline: `"shared"`, `"uld"`, `"alm"`, `"gold"`.
+        candidates: The candidate set of `"simct"`: `"shared"`, `"realized"` or `"on_path"`.
+        score: The score of `"simct"`: `"mean"`, `"sum"`, `"event"` or `"mean_logit"`.
+        divergence: The divergence of `"simct"` and `"shared"`: a name that `SimCTLoss` takes.
+            `"jsd"` reads `beta`, as the objective `"gold"` does.
+        loss_temperature: The number that the logits of both sides are divided by, for `"simct"`
+            and `"shared"`.
+        initial_kl_weight: The weight of KL(student ‖ student before training) over the student's
+            own vocabulary, per completion token; 0 leaves the KL out. The trainer keeps a copy of
+            the student for this KL, except for a student that is trained through adapters.
+        teacher_max_length: The largest number of tokens of a teacher's row; longer rows are cut.
 
     Raises:
-        ValueError: A field that nothing reads was set, or an unknown objective.
+        ValueError: A field that is not read was set, a fixed field was changed, the objective is
+            unknown, or `initial_kl_weight` is negative.
 
     Example:
         >>> on_cpu = {"use_cpu": True, "bf16": False}
@@ -104,11 +110,15 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
     use_extended_uld: bool = field(default=False, metadata={"help": "Fixed."})
     objective: str = field(default="simct", metadata={"help": "simct, shared, uld, alm or gold."})
     candidates: str = field(default="realized", metadata={"help": "Candidate set of simct."})
-    score: str = field(default="mean", metadata={"help": "How paths are scored."})
-    divergence: str = field(default="reverse_kl", metadata={"help": "What is minimized."})
-    loss_temperature: float = field(default=1.0, metadata={"help": "Divides both logits."})
-    initial_kl_weight: float = field(default=0.0, metadata={"help": "Of a KL to the start."})
-    teacher_max_length: int | None = field(default=None, metadata={"help": "In teacher tokens."})
+    score: str = field(default="mean", metadata={"help": "Score of a path, of simct."})
+    divergence: str = field(default="reverse_kl", metadata={"help": "Divergence to minimize."})
+    loss_temperature: float = field(default=1.0, metadata={"help": "Divisor of both logits."})
+    initial_kl_weight: float = field(
+        default=0.0, metadata={"help": "Weight of a KL to the student before training."}
+    )
+    teacher_max_length: int | None = field(
+        default=None, metadata={"help": "Longest teacher row, in tokens."}
+    )
 
     def __post_init__(self) -> None:
         if not self.use_uld_loss or self.use_extended_uld:
@@ -143,21 +153,22 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
 
 
 class _Slice(NamedTuple):
-    """A micro-batch of both sides."""
+    """A micro-batch, with both sides and its alignment."""
 
     student: Side
     teacher: Side
     aligned: AlignedIndex
-    #: Bytes of the completions' text.
+    #: The number of bytes of the completions' text.
     size: int
-    #: Summed over the slices of the step and over processes, divided by the number of processes.
+    #: The loss's normalizer: the sum over the slices of the step and over processes, divided by
+    #: the number of processes.
     normalizer: Tensor
-    #: The same for the completions' tokens.
+    #: The same sum for the completions' tokens.
     tokens: Tensor
 
 
 class _Collator:
-    """Rows to what GOLD's buffer wants of the student, and the teacher's prompts beside it."""
+    """Turns rows into the student's entries of GOLD's buffer, and adds the teacher's prompts."""
 
     def __init__(self, collator: SimCTCollator) -> None:
         self.collator = collator
@@ -170,7 +181,8 @@ class _Collator:
         for number, prompt in enumerate(prompts):
             if len(prompt) == 0:
                 raise ValueError(
-                    f"row {number}: its prompt has no tokens, so nothing can follow it"
+                    f"row {number}: expected a prompt of at least one token, got an empty one: "
+                    f"no logits would predict the completion's first token"
                 )
         tokenizer: Any = self.collator.student_tokenizer
         width = max(map(len, prompts))
@@ -186,7 +198,7 @@ class _Collator:
             "labels": torch.from_numpy(labels),
             "prompts": torch.from_numpy(padded),
             "prompt_attention_mask": torch.from_numpy(mask),
-            # GOLD asks for these of rows that the data set wrote; nothing else reads them.
+            # GOLD needs these for rows whose completions come from the data set.
             "original_prompt_text": tokenizer.batch_decode(prompts),
             "original_completion_text": tokenizer.batch_decode(
                 [ids[label >= 0] for ids, label in zip(student.input_ids, labels, strict=True)]
@@ -197,30 +209,35 @@ class _Collator:
 
 
 class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
-    """`GOLDTrainer` that distills across tokenizers with SimCT.
+    """A `GOLDTrainer` that distills across tokenizers with SimCT.
 
     Rows of the data set have `messages`, whose last assistant turn is trained, or `prompt` with
-    `completion`; where every slice is sampled (`lmbda=1`), a `prompt` alone is enough.
-    The log gains the loss's metrics, what was left out, and seconds, all under `simct/`: counts
-    and seconds are sums since the log before, masses and divergences means over units. All but the
-    seconds are taken over all processes.
-    `simct/log_ratio_per_byte` is mean[log p_S(y|x) − log p_T(y|x)] over the completions' bytes,
-    sums over each model's own tokens: on sampled completions the reverse KL per byte, which
-    compares runs of any objective (as long as nothing was cut or left out on the teacher's side).
+    `completion`. Where every slice is sampled (`lmbda=1`), `prompt` alone is enough.
+
+    The trainer adds metrics to the log, under `simct/`: the metrics of the loss, the counts of
+    tokens that were left out, and seconds. Counts and seconds are sums since the previous log.
+    Masses and divergences are means over units. Seconds are those of one process; all other metrics
+    cover all processes.
+
+    `simct/log_ratio_per_byte` is mean[log p_S(y|x) − log p_T(y|x)] over the bytes of the
+    completions; each log-probability is a sum over the model's own tokens. On sampled completions
+    this is an estimate of the reverse KL per byte, which compares runs with different objectives,
+    provided that no token was cut or left out on the teacher's side.
 
     Args:
         model: The student.
         teacher_model: The teacher.
         args: A `SimCTConfig`.
-        teacher_tokenizer: The teacher's tokenizer, if it is not to be read from
-            `args.teacher_tokenizer_name_or_path` or the teacher's name.
-        aligner: The pair of vocabularies, if it is not to be made of the two tokenizers: where
-            control tokens or stops must be named.
-        **keywords: As for `GOLDTrainer`, but for `data_collator`.
+        teacher_tokenizer: The teacher's tokenizer; None reads it from
+            `args.teacher_tokenizer_name_or_path` or from the teacher's name.
+        aligner: The pair of vocabularies; None makes it from the two tokenizers. Give an `Aligner`
+            where control tokens or stops must be named.
+        processing_class: The student's tokenizer, as for `GOLDTrainer`.
+        **keywords: Further keywords of `GOLDTrainer`, except `data_collator`.
 
     Raises:
         TypeError: `args` is not a `SimCTConfig`.
-        ValueError: A `data_collator` came, or more than one GPU in one process.
+        ValueError: A `data_collator` came, or one process drives more than one GPU.
     """
 
     def __init__(
@@ -237,14 +254,20 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         if not isinstance(args, SimCTConfig):
             raise TypeError(f"args: expected a SimCTConfig, got {type(args).__name__}")
         if keywords.get("data_collator") is not None:
-            raise ValueError("data_collator: SimCTTrainer has its own; leave it out")
+            raise ValueError(
+                f"data_collator: expected None, because SimCTTrainer has its own; "
+                f"got {type(keywords['data_collator']).__name__}"
+            )
         if args.n_gpu > 1:
-            raise ValueError("one process drives several GPUs: start it with `accelerate launch`")
+            raise ValueError(
+                f"args.n_gpu: expected at most one GPU for each process, got {args.n_gpu}: start "
+                f"the training with `accelerate launch`"
+            )
         keywords["data_collator"] = self._collate
         with tempfile.TemporaryDirectory() as folder:
             named = args.teacher_tokenizer_name_or_path
             if teacher_tokenizer is not None:
-                # GOLD reads a teacher's tokenizer from a place only.
+                # GOLD takes the teacher's tokenizer as a path or a name only.
                 teacher_tokenizer.save_pretrained(folder)
                 args.teacher_tokenizer_name_or_path = folder
             super().__init__(
@@ -267,11 +290,11 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         self._initial_model: Any = None
         if args.initial_kl_weight and not _has_adapters(self.model):
             initial = copy.deepcopy(self.model).eval().requires_grad_(False)
-            # TRL puts a forward of its own on the model, whose closure still runs the original.
+            # TRL sets a forward on the model instance; a copy of that forward runs the original.
             vars(initial).pop("forward", None)
             self._initial_model = self.accelerator.prepare_model(initial, evaluation_mode=True)
         self.uld_loss_fn.use_extended_uld = False
-        # A slice's loss is divided by the whole step's normalizer: nobody divides it again.
+        # A slice's loss is already divided by the normalizer of the whole step.
         self.loss_is_scaled_for_ga = True
         stops = self.aligner.shared.student_stop_ids.tolist()
         known = self.generation_config.eos_token_id
@@ -283,7 +306,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         return self._rows(examples)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        """Leaves rows as they are: the collator tokenizes them for both sides."""
+        """Return the rows as they are: the collator tokenizes them for both sides."""
         return dataset
 
     def _fill_buffer(self, generation_batch: Any, buffer_steps: int) -> None:
@@ -295,7 +318,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             inputs["_simct"] = ready
 
     def _align(self, buffered: Sequence[dict[str, Any]]) -> list[_Slice]:
-        """Makes both sides of every slice, and the normalizers of all of them."""
+        """Return both sides of every slice, with the normalizers of the step."""
         device = self.accelerator.device
         ready = []
         for inputs in buffered:
@@ -313,7 +336,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         totals = torch.tensor([units, tokens], dtype=torch.float32, device=device)
         if self.model.training:
             totals = self.accelerator.reduce(totals, reduction="sum")
-            # The gradients of all processes are averaged, and their losses are added up here.
+            # Gradients are averaged over processes; the normalizer makes up for that division.
             totals = totals / self.accelerator.num_processes
         by_units, by_tokens = totals.clamp(min=torch.finfo(torch.float32).tiny).unbind()
         return [
@@ -322,7 +345,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         ]
 
     def _size(self, side: PreparedSide) -> int:
-        """Bytes of the completions; special tokens have none."""
+        """Return the number of bytes of the completions; special tokens have none."""
         return len(self.aligner.student.decode_bytes(side.input_ids[side.completion_mask != 0]))
 
     def _prepare_slice(self, inputs: dict[str, Any]) -> PreparedBatch:
@@ -331,11 +354,11 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         )
         completion = labels != -100
         prompt = (attention != 0) & ~completion
-        # Embeddings have more rows than the tokenizer has tokens: such an id says nothing, and what
-        # was sampled behind it answers to it.
+        # Embeddings may have more rows than the tokenizer has tokens. Such an id adds no text, and
+        # the tokens sampled after it depend on it: the completion ends before the id.
         behind = completion & ((ids >= len(self.aligner.student)).cumsum(axis=1) > 0)
         completion &= ~behind
-        # GOLD cuts a prompt that leaves no room for a completion, from the front.
+        # GOLD cuts the front of a prompt that leaves no room for a completion.
         cut = sum(inputs["student_prompt_lengths"]) - int(prompt.sum())
         last = np.where(completion, np.arange(ids.shape[1]), -1).max(axis=1)
         ended = (last >= 0) & np.isin(ids[np.arange(len(ids)), last], self._ends)
@@ -364,17 +387,18 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Runs both models over a slice and compares them.
+        """Compute the loss of a slice, with a forward pass of both models.
 
         Args:
             model: The student, as the trainer wraps it.
-            inputs: A slice of the buffer, or in evaluation a collated batch.
-            return_outputs: Return the student's output too.
-            num_items_in_batch: Not used: it counts what the data set wrote, not what was sampled.
+            inputs: A slice of the buffer, or a collated batch in evaluation.
+            return_outputs: Whether to return the student's output too.
+            num_items_in_batch: Not used, because it counts the tokens of the data set's
+                completions and not those of the sampled ones.
 
         Returns:
-            The loss, 0-d; with `return_outputs` a pair. The output has no logits of positions
-            before the completions.
+            The loss, 0-d; with `return_outputs` the pair of the loss and the student's output. The
+            output has no logits of positions before the completions.
         """
         del num_items_in_batch
         ready = inputs.get("_simct")
@@ -402,14 +426,14 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def _compare_log_likelihoods(self, student: Tensor, teacher: Tensor, ready: _Slice) -> None:
-        """Notes log p_S(y|x) − log p_T(y|x) of the completions, each over its own tokens."""
+        """Add log p_S(y|x) − log p_T(y|x) of the completions to the metrics."""
         with self._metric_sums.timed("log_ratio"):
             ratio = log_likelihood(student, ready.student)
             ratio -= log_likelihood(teacher, ready.teacher)
         self._metric_sums.ratio("log_ratio_per_byte", ratio, ready.size)
 
     def _divergence_from_initial(self, model: nn.Module, logits: Tensor, ready: _Slice) -> Tensor:
-        """KL(student ‖ student before training), summed over the completions' tokens."""
+        """Return KL(student ‖ student before training), summed over the completions' tokens."""
         with self._metric_sums.timed("initial"), torch.no_grad():
             if self._initial_model is not None:
                 initial = ready.student.forward(self._initial_model).logits
@@ -425,11 +449,11 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         return divergence
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the figures under `simct/` and logs.
+        """Log the trainer's metrics, with those of this class under `simct/`.
 
         Args:
-            logs: What the trainer logs.
-            start_time: The trainer's.
+            logs: The trainer's metrics; those of this class are added.
+            start_time: The start of the training, for the trainer.
         """
         prefix = "simct/" if self.model.training else "eval_simct/"
         logs |= {prefix + name: value for name, value in self._metric_sums.collect().items()}
@@ -455,7 +479,7 @@ def _has_adapters(model: Any) -> bool:
 
 
 def _row(number: int, example: dict[str, Any]) -> dict[str, Any]:
-    """A row as the collator reads it, without what a data set adds to rows of another form."""
+    """Return a row in the collator's form, without the None values of mixed data sets."""
     row = {name: value for name, value in example.items() if value is not None}
     if "messages" in row:
         messages = list(row["messages"])
@@ -463,7 +487,7 @@ def _row(number: int, example: dict[str, Any]) -> dict[str, Any]:
             messages.pop()
         if messages:
             return row | {"messages": messages}
-        # Nobody has answered yet.
+        # The conversation has no assistant turn yet.
         return row | {"completion_ids": [], "truncated": True}
     if "prompt" in row and "completion" not in row:
         return row | {"completion_ids": [], "truncated": True}

@@ -1,4 +1,8 @@
-"""The losses: `SimCTLoss` from logits, `LinearSimCTLoss` from hidden states, and `baselines`."""
+"""The losses: `SimCTLoss` from logits, `LinearSimCTLoss` from hidden states.
+
+The published objectives to compare with are in `simct_align.loss.baselines`, the back ends in
+`simct_align.loss.backends`.
+"""
 
 from .backends import Backend, TorchBackend, register_backend
 from .contract import Loss, LossOutput

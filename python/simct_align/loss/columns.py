@@ -1,4 +1,4 @@
-"""The logit columns of a pair of vocabularies: index tensors, made once per loss."""
+"""Internal: the logit columns of a pair of vocabularies, as index tensors made once per loss."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from simct_align.continuations import PairSpellings
     from simct_align.index import Side
 
-_UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED; that enumeration needs the native module
+_UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED, whose import would need the native module
 
 
 class VocabularyKinds(Protocol):
-    """A vocabulary, as far as the loss looks at it."""
+    """The part of a `Vocabulary` that a loss reads."""
 
     @property
     def kinds(self) -> NDArray[np.uint8]:
-        """Token kind of every id."""
+        """The token kind of every id."""
         ...
 
 
 class PairOfVocabularies(Protocol):
-    """What a loss needs of an `Aligner`."""
+    """The part of an `Aligner` that a loss reads."""
 
     @property
     def shared(self) -> SharedVocabulary:
@@ -51,25 +51,26 @@ class PairOfVocabularies(Protocol):
 
     @property
     def spellings(self) -> PairSpellings:
-        """How each side writes the other's one-sided tokens; for on-path continuations only."""
+        """The spellings of both sides; read for on-path continuations only."""
         ...
 
     @property
     def digest(self) -> str:
-        """What an index must have as its `pair_digest`."""
+        """The pair digest, which an index must have as its `pair_digest`."""
         ...
 
 
 @dataclass(frozen=True)
 class SideColumns:
-    """One side's ids: which logit columns are candidates, stops, or padding.
+    """One side's ids: the logit columns of candidates, stops and padding.
 
     Attributes:
-        ids: `[shared + extra]` logit columns: the shared tokens, then the stops but the first.
-        n_extra: how many of these are stops.
-        column_of_id: `[vocabulary]` column of a shared token's canonical id, -1 for all others.
-        unused: ids below `needed` that are no tokens.
-        needed: last token's id plus 1; logit columns from here on are padding.
+        ids: `[shared + extra]` logit columns of the shared tokens, then of all stops but the first.
+        n_extra: The number of stops at the end of `ids`.
+        column_of_id: `[vocabulary]` shared column of a shared token's canonical id, -1 for all
+            other ids.
+        unused: The ids below `needed` without a token.
+        needed: The last token's id plus 1. Logit columns from here on are padding.
     """
 
     ids: Tensor
@@ -87,11 +88,15 @@ def _side(
     stops = np.asarray(stops, dtype=np.int64) if stop_column >= 0 else np.empty(0, np.int64)
     extra = stops[1:]
     if stop_column >= 0 and (len(stops) == 0 or ids[stop_column] != stops[0]):
-        raise ValueError(f"aligner.shared: {side}_ids[stop_column] is not the first {side} stop")
+        raise ValueError(
+            f"aligner.shared: expected the first of {side}_stop_ids at {side}_ids[stop_column], "
+            f"got id {int(ids[stop_column])} and the stops {stops.tolist()}"
+        )
     doubled = np.intersect1d(extra, ids)
     if doubled.size:
         raise ValueError(
-            f"aligner.shared: {side} stop {int(doubled[0])} is also a shared token of its own"
+            f"aligner.shared: expected every {side} stop but the first outside of {side}_ids, "
+            f"got stop {int(doubled[0])} there"
         )
     column_of_id = np.full(len(kinds), -1, dtype=np.int64)
     column_of_id[ids] = np.arange(len(ids))
@@ -108,17 +113,18 @@ def _side(
 class PairColumns(torch.nn.Module):
     """The index tensors of both sides as non-persistent buffers, so that `.to()` moves them.
 
-    The loss numbers the shared columns by ascending student id, and not as the shared vocabulary
-    does: it reads and writes the student's rows in these places, which takes up to four times as
-    long in random order on a GPU. `column_of_shared` is where the two meet.
+    The loss numbers the shared columns by ascending student id, which is not the order of the
+    shared vocabulary: reading and writing the student's rows in random order takes up to four times
+    as long on a GPU. `column_of_shared` has the loss's number for every entry of the shared
+    vocabulary.
 
     Args:
-        aligner: anything with `shared`, `teacher.kinds` and `student.kinds`.
-        continuations: also keep its `spellings`: their leaves as buffers, and what plans are made
-            from on the host.
+        aligner: An object with `shared`, `teacher.kinds`, `student.kinds` and `digest`.
+        continuations: Whether to keep the aligner's `spellings` too: the leaves as buffers, and the
+            tables for planning on the host.
 
     Raises:
-        ValueError: the shared vocabulary contradicts its stops.
+        ValueError: The shared vocabulary contradicts its stops.
 
     Complexity:
         O(vocabulary) time and memory, once.
@@ -141,7 +147,7 @@ class PairColumns(torch.nn.Module):
         shared = aligner.shared
         self.n_shared_tokens = len(shared.teacher_ids)
         order = np.argsort(shared.student_ids)
-        # One more than there are shared tokens: -1, which is no column, stays what it is.
+        # The additional last entry maps -1, which marks "no column", onto -1.
         column_of_shared = np.full(len(order) + 1, -1)
         column_of_shared[order] = np.arange(len(order))
         self.stop_column = int(column_of_shared[shared.stop_column])
@@ -182,6 +188,9 @@ class PairColumns(torch.nn.Module):
 
         Args:
             side: `"teacher"` or `"student"`.
+
+        Returns:
+            The columns.
         """
         ids: Tensor = getattr(self, f"{side}_ids")
         return SideColumns(
@@ -193,19 +202,19 @@ class PairColumns(torch.nn.Module):
         )
 
     def check_columns(self, columns: int, side: Side, argument: str) -> None:
-        """Raise if a model's output is narrower than the ids in use.
+        """Refuse a model whose output has fewer columns than the vocabulary.
 
         Args:
-            columns: width of the logits, or rows of the output embedding.
+            columns: The number of columns of the logits, or of rows of the output embedding.
             side: `"teacher"` or `"student"`.
-            argument: the name of the argument for the message.
+            argument: The name of the argument, for the message.
 
         Raises:
-            ValueError: fewer columns than the vocabulary's last token needs.
+            ValueError: The id of the vocabulary's last token is beyond the columns.
         """
         needed = self.columns_needed[side]
         if columns < needed:
             raise ValueError(
-                f"{argument} has {columns} vocabulary entries, "
-                f"but the {side}'s last token is id {needed - 1}"
+                f"{argument}: expected at least {needed} vocabulary entries, because the {side}'s "
+                f"last token has id {needed - 1}; got {columns}"
             )

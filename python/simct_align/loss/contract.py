@@ -1,8 +1,8 @@
-"""What every loss is: keyword-only tensors in, a `LossOutput` out, one set of checks.
+"""Internal: the base class of all losses, with their arguments, checks and output.
 
-A loss compares two models over the units of an `AlignedIndex`. It is a `torch.nn.Module` whose
-tables are non-persistent buffers, so that `.to()` moves it. A subclass says what a unit costs;
-everything else is here.
+A loss compares two models over the units of an `AlignedIndex`. It takes tensors by keyword and
+returns a `LossOutput`. A loss is a `torch.nn.Module` whose tables are non-persistent buffers, so
+that `.to()` moves them. A subclass computes the value of a unit; everything else is here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .metrics import LossMetrics
 
 REDUCTIONS = ("unit", "mean", "token", "sum", "none")
-#: What `AlignedBatch.index` takes to make a group of sections.
+#: The options of `AlignedBatch.index` that make each group of sections.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "first_ids": {"first_ids": True},
     "continuations": {"max_path": 8},
@@ -35,13 +35,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class LossOutput(NamedTuple):
-    """What a loss returns.
+    """The result of a loss.
 
     Attributes:
-        loss: The reduced loss, or `per_unit` with `reduction="none"`.
-        per_unit: `[units]` divergences in nats, in index order (SHARED and SPECIAL units, then
-            MULTI), 0 where a unit is left out; differentiable, without reduction or normalizer.
-        metrics: Metrics for the log.
+        loss: The reduced loss, a 0-d tensor. With `reduction="none"` it is `per_unit`.
+        per_unit: `[units]` divergences in nats, in the order of the index: SHARED and SPECIAL
+            units first, then MULTI units. A unit that is left out has the value 0. Differentiable;
+            neither the reduction nor the normalizer is applied.
+        metrics: Metrics for the log, a `LossMetrics`.
     """
 
     loss: Tensor
@@ -55,10 +56,13 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     Args:
         name: The argument's name, for the message.
         value: The value.
-        choices: What is expected.
+        choices: The accepted values.
+
+    Returns:
+        The value.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: The value is not one of the choices.
     """
     if value not in choices:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
@@ -66,15 +70,15 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
 
 
 def refuse_positional(loss: object, positional: tuple[object, ...], expected: str) -> None:
-    """Refuse tensors without their names: the two models' have the same types.
+    """Refuse positional tensors: the teacher's and the student's could be swapped unnoticed.
 
     Args:
         loss: The loss, for the message.
         positional: The positional arguments of the call.
-        expected: The keywords that it takes.
+        expected: The keywords that the loss takes, for the message.
 
     Raises:
-        TypeError: There are some.
+        TypeError: The call has positional arguments.
     """
     if positional:
         raise TypeError(
@@ -84,22 +88,29 @@ def refuse_positional(loss: object, positional: tuple[object, ...], expected: st
 
 
 class Loss(torch.nn.Module):
-    """The base of all losses.
+    """The base class of all losses.
+
+    Use a subclass: `SimCTLoss`, `LinearSimCTLoss` or a baseline.
 
     Args:
         aligner: The pair of vocabularies.
-        temperature: Both sides' logits are divided by it; there is no factor T².
-        reduction: What the sum over units is divided by: `"unit"` or `"mean"` (units),
-            `"token"` (student tokens in them), `"sum"` (nothing); `"none"` returns
-            `per_unit` as the loss.
-        chunk_bytes: Workspace to aim for; None for the device's default.
-        continuations: Keep the tables of spellings too.
+        temperature: The number that the logits of both sides are divided by. The loss is not
+            multiplied by its square.
+        reduction: What the sum over units is divided by: `"unit"` or `"mean"` divides by the
+            number of units, `"token"` by the number of student tokens in the units, `"sum"` by
+            1. `"none"` returns `per_unit` as the loss.
+        chunk_bytes: The workspace to aim for, in bytes; None takes the device's default.
+        continuations: Whether to keep the tables of spellings too.
 
     Raises:
-        ValueError: A keyword is out of its range.
+        ValueError: A keyword is out of its range, or the shared vocabulary of the aligner
+            contradicts its stops.
+
+    Complexity:
+        O(vocabulary) time and memory, once.
     """
 
-    #: Workspace by device type, `"other"` for those that are not listed.
+    #: Workspace in bytes by device type; `"other"` is for device types that are not listed.
     default_chunk_bytes: ClassVar[dict[str, int]]
 
     def __init__(
@@ -128,51 +139,61 @@ class Loss(torch.nn.Module):
 
     @property
     def index_groups(self) -> tuple[str, ...]:
-        """The groups of sections that the loss reads of an index, beside the units."""
+        """The groups of index sections that the loss reads in addition to the units."""
         return ()
 
     @property
     def index_options(self) -> dict[str, Any]:
-        """The options of `AlignedBatch.index` that make the groups."""
+        """The options of `AlignedBatch.index` that make the groups of `index_groups`."""
         return {
             name: value for group in self.index_groups for name, value in _OPTIONS[group].items()
         }
 
     def workspace(self, device: torch.device) -> int:
-        """Return the workspace in bytes on a device.
+        """Return the workspace to aim for on a device.
 
         Args:
             device: The device.
+
+        Returns:
+            `chunk_bytes`, or the device's default.
         """
         if self.chunk_bytes is not None:
             return self.chunk_bytes
         return self.default_chunk_bytes.get(device.type, self.default_chunk_bytes["other"])
 
     def normalizer(self, index: AlignedIndex) -> int:
-        """Return what the sum over an index's units is divided by.
+        """Return the number that the sum over an index's units is divided by.
 
-        Known before any forward pass, so that micro-batches and ranks can add it up and pass the
-        sum as `normalizer=`.
+        The number is known before any forward pass. Micro-batches and ranks can therefore add
+        their numbers up and pass the sum as `normalizer=`.
 
         Args:
             index: The index.
+
+        Returns:
+            The number of units or of student tokens that take part, or 1, as the reduction wants.
         """
         return index.normalizer(self.reduction, "realized" if self.uses_multi else "shared")
 
     def check_logits(
         self, teacher_logits: Tensor, student_logits: Tensor, index: AlignedIndex | AlignedBatch
     ) -> AlignedIndex:
-        """Refuse logits that do not fit the pair or the index; return the index for them.
+        """Refuse logits that do not fit the pair or the index; return the index for the logits.
 
         Args:
             teacher_logits: `[tokens, columns]` or `[batch, length, columns]`.
             student_logits: The same for the student.
-            index: An index, or a batch to make one of.
+            index: An index, or a batch to make an index from.
+
+        Returns:
+            The index, on the device of the loss.
 
         Raises:
-            TypeError: The index is neither an index nor a batch.
-            ValueError: Logits of a wrong rank, not floating, on another device, with too few
-                columns or rows; and see `take_index`.
+            TypeError: `index` is neither an index nor a batch.
+            ValueError: Logits have a wrong rank, a dtype that is not floating, another device
+                than the loss, or too few columns or rows; or the index does not fit, see
+                `take_index`.
         """
         self._check_side("teacher", teacher_logits)
         self._check_side("student", student_logits)
@@ -191,14 +212,14 @@ class Loss(torch.nn.Module):
         self.columns.check_columns(logits.shape[-1], side, name)
 
     def check_device(self, name: str, tensor: Tensor) -> None:
-        """Refuse a tensor on another device than the loss's.
+        """Refuse a tensor on another device than the loss.
 
         Args:
             name: The argument's name, for the message.
             tensor: The tensor.
 
         Raises:
-            ValueError: It is on another device.
+            ValueError: The tensor is on another device.
         """
         expected = self.columns.student_ids.device
         if tensor.device != expected:
@@ -215,18 +236,25 @@ class Loss(torch.nn.Module):
         student: Tensor,
         argument: str,
     ) -> AlignedIndex:
-        """Return an index that fits the tensors, as a tensor on their device.
+        """Return an index that fits the tensors, as a tensor on the device of the loss.
 
         Args:
-            index: An index, or a batch to make one of.
+            index: An index, or a batch to make an index from.
             teacher: `[tokens, ...]` or `[batch, length, ...]` logits or hidden states.
             student: The same for the student.
-            argument: Their arguments' names without the side, for messages.
+            argument: The name of both arguments without the side, for messages.
+
+        Returns:
+            The index.
 
         Raises:
-            TypeError: Neither an index nor a batch.
-            ValueError: An index of another pair, on another device, without what the loss needs,
-                or made for tensors of other shapes.
+            TypeError: `index` is neither an index nor a batch.
+            ValueError: The index was made by an aligner of another pair, is on another device,
+                lacks a group of sections that the loss reads, or was made for tensors of other
+                shapes.
+
+        Complexity:
+            That of `AlignedBatch.index` for a batch; else at most one copy to the device.
         """
         if isinstance(index, AlignedBatch):
             index = index.index(
@@ -240,15 +268,16 @@ class Loss(torch.nn.Module):
             )
         if index.pair_digest != self.columns.pair_digest:
             raise ValueError(
-                f"index: made by an aligner of another pair of vocabularies "
-                f"({index.pair_digest[:12]}) than the loss ({self.columns.pair_digest[:12]})"
+                f"index: expected an index of the loss's pair of vocabularies (digest "
+                f"{self.columns.pair_digest[:12]}), got one of another pair (digest "
+                f"{index.pair_digest[:12]}): make the loss and the index with the same aligner"
             )
         for group in self.index_groups:
             if group not in index.groups:
                 options = ", ".join(f"{name}={value}" for name, value in _OPTIONS[group].items())
                 raise ValueError(
-                    f"index has no {group}, which {type(self).__name__} reads here: make it with "
-                    f"batch.index({options})"
+                    f"index: {type(self).__name__} reads the group {group!r}, which this index "
+                    f"lacks: make the index with batch.index({options})"
                 )
         index.check_logits("teacher", f"teacher_{argument}", teacher.shape)
         index.check_logits("student", f"student_{argument}", student.shape)
@@ -261,29 +290,39 @@ class Loss(torch.nn.Module):
     def weight(
         self, index: AlignedIndex, normalizer: Tensor | float | None, student: Tensor
     ) -> Tensor:
-        """Return what the units' sum is multiplied by, a 0-d tensor on the device.
+        """Return the factor of the sum over units, a 0-d tensor on the device.
 
         Args:
             index: The units.
-            normalizer: What to divide by instead of the index's own number.
-            student: A student input: its device, and the dtype that is computed in.
+            normalizer: The number to divide by; None takes `self.normalizer(index)`.
+            student: A student input; gives the device and the dtype of the factor.
+
+        Returns:
+            One over the normalizer, or 1 where the reduction does not divide. float64 for a
+            float64 input, else float32.
 
         Raises:
-            ValueError: A normalizer for a reduction that divides by nothing, or several numbers.
+            ValueError: The reduction does not divide but a normalizer came, or the normalizer
+                has more than one number.
         """
         dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
         if self.reduction in ("sum", "none"):
             if normalizer is not None:
-                raise ValueError(f"normalizer: reduction={self.reduction!r} divides by nothing")
+                raise ValueError(
+                    f"normalizer: reduction={self.reduction!r} does not divide by a normalizer; "
+                    f"leave it out, or set reduction='unit' or 'token'"
+                )
             return torch.ones((), dtype=dtype, device=student.device)
         if isinstance(normalizer, torch.Tensor):
             total = normalizer.detach().to(device=student.device, dtype=dtype, non_blocking=True)
             if total.dim() != 0:
-                raise ValueError(f"normalizer: expected one number, got shape {tuple(total.shape)}")
+                raise ValueError(
+                    f"normalizer: expected a number or a 0-d tensor, got shape {tuple(total.shape)}"
+                )
         else:
             number = self.normalizer(index) if normalizer is None else normalizer
             total = torch.full((), number, dtype=dtype, device=student.device)
-        # Without any unit the sum is 0, and so is the loss.
+        # Without any unit the sum is 0, so the loss is 0 with any factor.
         return torch.where(total == 0, 1.0, total).reciprocal()
 
     def output(
@@ -296,19 +335,22 @@ class Loss(torch.nn.Module):
         mass_shared: bool = False,
         mass_multi: bool = False,
     ) -> LossOutput:
-        """Return the output.
+        """Return the output of the loss.
 
         Args:
             loss: The reduced loss.
             per_unit: `[units that take part]` divergences.
-            stats: `[len(UnitStat), units that take part]`.
+            stats: `[len(UnitStat), units that take part]` statistics of the units.
             index: The units.
-            mass_shared: Whether SHARED and SPECIAL units have their masses in `stats`.
-            mass_multi: Whether MULTI units have.
+            mass_shared: Whether `stats` has the masses of SHARED and SPECIAL units.
+            mass_multi: Whether `stats` has the masses of MULTI units.
+
+        Returns:
+            The output, with a `per_unit` that covers all units of the index.
         """
         metrics = make_metrics(
             per_unit, stats, index, mass_shared=mass_shared, mass_multi=mass_multi
         )
-        # MULTI units that take no part are still units of the index.
+        # MULTI units that do not take part are still units of the index.
         per_unit = torch.nn.functional.pad(per_unit, (0, len(index) - per_unit.shape[0]))
         return LossOutput(per_unit if self.reduction == "none" else loss, per_unit, metrics)

@@ -1,10 +1,10 @@
-"""The chunk loop: which units are compared, and what is kept of each.
+"""Internal: the chunk loop over units, with the statistics that are kept of every unit.
 
-At a unit's prefix h the candidates are the shared tokens, the stops as one of them, and at a MULTI
-unit the realized unit; their scores become two distributions q_S and q_T, and the loss of the unit
-is D(q_S, q_T). The expensive parts are a back end's; see `backends.protocol`.
+At a unit's prefix h the candidates are the shared tokens, the stops (as one candidate) and, at a
+MULTI unit, the realized unit. The candidates' scores become two distributions q_S and q_T, and the
+value of the unit is D(q_S, q_T). A back end computes the expensive parts; see `backends.protocol`.
 
-Nothing here runs under autograd, and all loops are over host integers: nothing waits for the
+Nothing here runs under autograd. All loops are over integers of the host, so nothing waits for the
 device.
 """
 
@@ -28,25 +28,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """`per_unit` `[units]` and `stats` `[len(UnitStat), units]`, masses 0 if not wanted."""
+    """The results of the engine.
+
+    Attributes:
+        per_unit: `[units]` divergences.
+        stats: `[len(UnitStat), units]` statistics; masses are 0 if they are not wanted.
+    """
 
     per_unit: Tensor
     stats: Tensor
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
-    """Yield slices of at most `size` that cover `total`."""
+    """Yield consecutive slices of at most `size` that cover the range of `total`."""
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
 
 
 class Engine:
-    """One forward computation; `run` does it, and the student's side keeps the gradient.
+    """One forward computation. The gradient stays with the student's side of the computation.
 
     Args:
-        problem: What to compute.
+        problem: The problem.
         computation: The problem on a back end.
-        weight: `[]` or `[units]`, what every unit's gradient is multiplied by.
+        weight: `[]` or `[units]` factor of every unit's gradient.
     """
 
     def __init__(self, problem: Problem, computation: Computation[Any], weight: Tensor) -> None:
@@ -63,7 +68,7 @@ class Engine:
         """Compute everything.
 
         Returns:
-            Divergences and masses per unit.
+            Divergences and statistics of the units.
         """
         n_shared, size = self.problem.n_shared, self._computation.units_per_chunk(multi=False)
         for units in chunks(n_shared, size):
@@ -107,17 +112,17 @@ class Engine:
 
         Args:
             units: The chunk.
-            at: Where.
-            shared: `[c]` on the shared tokens.
-            realized: `[c]` on these and the realized unit.
-            candidates: `[c]` on all candidates.
+            at: The rows of the statistics.
+            shared: `[c]` mass on the shared tokens.
+            realized: `[c]` mass on the shared tokens and the realized unit.
+            candidates: `[c]` mass on all candidates.
         """
         self.stats[at.shared, units] = shared
         self.stats[at.realized, units] = realized
         self.stats[at.candidates, units] = candidates
 
     def decide(self, units: slice) -> None:
-        """Decide which units of a chunk take part, by the teacher's mass of their candidates."""
+        """Decide which units of a chunk take part, by the teacher's mass on their candidates."""
         if self._filters:
             mass = self.stats[UnitStat.TEACHER_CANDIDATES, units]
             kept = mass >= self.settings.min_teacher_mass
@@ -126,13 +131,13 @@ class Engine:
             self.stats[UnitStat.KEPT, units] = 1.0
 
     def grad(self, units: slice) -> Tensor | None:
-        """Return what the derivatives of a chunk's units are multiplied by, if they are wanted."""
+        """Return the factors of a chunk's derivatives; None if derivatives are not wanted."""
         if not self.settings.gradient:
             return None
         return self._weight[units] * self.stats[UnitStat.KEPT, units]
 
     def record(self, units: slice, divergence: Tensor) -> None:
         """Keep the divergences of a chunk."""
-        # A unit that is left out adds exactly 0, whatever its value is.
+        # A unit that is left out adds exactly 0, even if its divergence is not finite.
         kept = self.stats[UnitStat.KEPT, units] > 0
         self.per_unit[units] = torch.where(kept, divergence, torch.zeros_like(divergence))

@@ -1,4 +1,4 @@
-"""Objects by name: operators take tensors, numbers and strings, but no other Python objects."""
+"""Internal: names for objects, because operators take only tensors, numbers and strings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Handle(Generic[T]):
-    """An object and the name by which operators find it, for as long as the handle lives.
+    """An object, with the name by which operators find it while the handle lives.
 
     Attributes:
         key: The name.
@@ -24,10 +24,10 @@ class Handle(Generic[T]):
 
 
 class Handles(Generic[T]):
-    """The living handles of one kind of objects; equal objects share one.
+    """The living handles of one kind of objects; equal objects share a handle.
 
     Args:
-        kind: What the objects are, for messages.
+        kind: The kind of the objects, for messages.
     """
 
     def __init__(self, kind: str) -> None:
@@ -35,10 +35,13 @@ class Handles(Generic[T]):
         self._living: WeakValueDictionary[str, Handle[T]] = WeakValueDictionary()
 
     def handle(self, value: T) -> Handle[T]:
-        """Return the handle of an object; whoever needs the name must keep the handle.
+        """Return the handle of an object. The name is valid while the caller keeps the handle.
 
         Args:
-            value: The object. Its name is its `repr`, with a number where another object has it.
+            value: The object. Its name is its `repr`, with a number if another object has the same.
+
+        Returns:
+            The handle.
         """
         key, number = repr(value), 0
         while (known := self._living.get(key)) is not None:
@@ -55,10 +58,16 @@ class Handles(Generic[T]):
         Args:
             key: The name.
 
+        Returns:
+            The handle.
+
         Raises:
-            RuntimeError: The handle is gone, with the loss that kept it.
+            RuntimeError: The loss that kept the handle no longer exists.
         """
         handle = self._living.get(key)
         if handle is None:
-            raise RuntimeError(f"the {self._kind} {key} is gone: keep the loss that uses it")
+            raise RuntimeError(
+                f"the {self._kind} {key} no longer exists: keep the loss that uses it until the "
+                f"operator has run"
+            )
         return handle

@@ -1,4 +1,4 @@
-"""The packed index as the losses read it: by the names of its sections."""
+"""Internal: the packed index as the losses read it, by the names of its sections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-# The module, not its table: whoever replaces the table replaces it for the losses too.
+# Import the module and not its table, so that a replaced table is used here too.
 from simct_align import index as packed_index
 
 if TYPE_CHECKING:
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class IndexSizes(NamedTuple):
-    """The numbers that the lengths of an index's sections follow from.
+    """The numbers that determine the lengths of an index's sections.
 
     Attributes:
-        n_shared: SHARED and SPECIAL units.
-        n_multi: MULTI units.
-        n_teacher_steps: Teacher tokens in MULTI units.
-        n_student_steps: Student tokens in MULTI units.
-        n_teacher_entries: Entries of the teacher's direction.
-        n_student_entries: Entries of the student's direction.
-        groups: Groups of sections that the index has, joined by commas.
+        n_shared: The number of SHARED and SPECIAL units.
+        n_multi: The number of MULTI units.
+        n_teacher_steps: The number of teacher tokens in MULTI units.
+        n_student_steps: The number of student tokens in MULTI units.
+        n_teacher_entries: The number of entries of the teacher's direction.
+        n_student_entries: The number of entries of the student's direction.
+        groups: The groups of sections that the index has, joined by commas.
     """
 
     n_shared: int
@@ -51,13 +51,16 @@ class IndexSizes(NamedTuple):
         )
 
     def sections(self, packed_length: int) -> dict[str, slice]:
-        """Return where every section is.
+        """Return the slice of every section in the packed buffer.
 
         Args:
-            packed_length: Numbers in the packed buffer.
+            packed_length: The number of values in the packed buffer.
+
+        Returns:
+            Slices by the names of the sections.
 
         Raises:
-            ValueError: The buffer has another length than the sections together.
+            ValueError: The buffer's length differs from the sum of the sections' lengths.
         """
         counts = {"n_units": self.n_shared + self.n_multi, **self._asdict()}
         groups = counts.pop("groups").split(",")
@@ -65,25 +68,25 @@ class IndexSizes(NamedTuple):
         total = max((section.stop for section in slices.values()), default=0)
         if packed_length != total:
             raise ValueError(
-                f"index: the packed buffer has {packed_length} numbers, but its counts ask for "
-                f"{total}"
+                f"index: expected a packed buffer of {total} numbers for its counts, "
+                f"got {packed_length}"
             )
         return slices
 
 
 @dataclass(frozen=True)
 class RealizedPaths:
-    """One side's realized paths of the MULTI units, the first step apart from the rest.
+    """One side's realized paths of the M MULTI units.
 
-    The first step of a path is read at the unit's prefix row, together with the shared columns;
-    the remaining `R = steps - units` steps are rows of their own.
+    The first step of a path is read at the unit's prefix row, together with the shared columns. The
+    `R = steps - M` later steps have rows of their own.
 
     Attributes:
-        first_id: `[M]` the first token.
-        length: `[M]` tokens of the path.
-        rest_unit: `[R]` number of the unit among the MULTI units.
-        rest_row: `[R]` flat logit row that predicts the token.
-        rest_id: `[R]` the token.
+        first_id: `[M]` first token of the path.
+        length: `[M]` number of tokens of the path.
+        rest_unit: `[R]` number of a later step's unit among the MULTI units.
+        rest_row: `[R]` flat logit row that predicts the step's token.
+        rest_id: `[R]` the step's token.
     """
 
     first_id: Tensor
@@ -95,12 +98,12 @@ class RealizedPaths:
 
 @dataclass(frozen=True)
 class SideUnits:
-    """One side of all units.
+    """One side of all N units.
 
     Attributes:
         row: `[N]` flat logit row of every unit's prefix.
-        paths: The realized paths of the last `M` units.
-        first_id: `[N]` first realized token of every unit; None where the index has none.
+        paths: The realized paths of the MULTI units, which are the last M units.
+        first_id: `[N]` first realized token of every unit; None for an index without first ids.
     """
 
     row: Tensor
@@ -110,13 +113,13 @@ class SideUnits:
 
 @dataclass(frozen=True)
 class IndexView:
-    """Sections of a packed index: `N = n_shared + n_multi` units, the last `n_multi` MULTI.
+    """The sections of a packed index of `N = n_shared + n_multi` units; MULTI units come last.
 
     Attributes:
-        n_shared: SHARED and SPECIAL units.
-        n_multi: MULTI units.
-        kind: `[N]` their `UnitKind`.
-        realized_column: `[n_multi]` shared column of the realized text, -1 if none.
+        n_shared: The number of SHARED and SPECIAL units.
+        n_multi: The number of MULTI units.
+        kind: `[N]` the `UnitKind` of every unit.
+        realized_column: `[n_multi]` shared column of the realized text, -1 if there is none.
         teacher: The teacher's side.
         student: The student's side.
     """
@@ -134,13 +137,13 @@ def view_index(packed: Tensor, sizes: IndexSizes) -> IndexView:
 
     Args:
         packed: The int64 buffer of an `AlignedIndex`.
-        sizes: Its sizes.
+        sizes: The sizes of the index.
 
     Returns:
         Views and small device tensors; nothing is read back to the host.
 
     Raises:
-        ValueError: The buffer does not have the length that the sizes ask for.
+        ValueError: The buffer's length does not follow from the sizes.
 
     Complexity:
         O(steps log steps) on the device.
@@ -173,8 +176,8 @@ def _paths(
     offsets: Tensor, unit: Tensor, row: Tensor, token: Tensor, n_multi: int
 ) -> RealizedPaths:
     first = offsets[:-1]
-    # The steps after the first, in order, without asking the device how many there are: a stable
-    # sort moves the known number of first steps to the end.
+    # The later steps, in order, without reading their number from the device: a stable sort moves
+    # the first steps, whose number is known, to the end.
     is_first = torch.zeros_like(unit).index_fill_(0, first, 1)
     rest = torch.argsort(is_first, stable=True)[: unit.shape[0] - n_multi]
     return RealizedPaths(

@@ -1,4 +1,4 @@
-"""`LinearSimCTLoss`: the same loss from hidden states and output embeddings."""
+"""Internal: `LinearSimCTLoss`, the SimCT loss from hidden states and output embeddings."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class LinearSimCTLoss(SimCTBase):
-    """`SimCTLoss` from hidden states, without the [tokens, vocabulary] logits of either model.
+    """Compute the SimCT loss from hidden states, without `[tokens, vocabulary]` logits.
 
-    Use it where the logits would not fit, or where most of their columns would never be read:
-    SHARED units multiply with the shared rows of the weights only. Keywords are `SimCTLoss`'s.
-    Logits are computed in float32 (float64 for float64), whatever the inputs' dtype is. bfloat16
-    inputs on a GPU are multiplied without a wider copy of them, with float32 sums; the derivative
-    by the logits is rounded to bfloat16 there.
+    Use this loss where the logits would not fit into memory, or where most of their columns would
+    never be read: SHARED units multiply with the shared rows of the weights only. The keywords are
+    those of `SimCTLoss`. Logits are computed in float32 for inputs of any dtype but float64, and
+    in float64 for float64. bfloat16 inputs on a GPU are multiplied without a wider copy, with
+    float32 sums; the derivative by the logits is rounded to bfloat16 there.
 
     Complexity:
-        O((units x shared tokens + path steps x vocabulary) x width) time, O(chunk_bytes) memory
-        besides the gradients; the weight's gradient accumulates in the compute dtype.
+        O((units x shared tokens + path steps x vocabulary) x width) time, O(chunk_bytes) memory in
+        addition to the gradients; the weight's gradient accumulates in the compute dtype.
 
     Example:
         >>> import torch
@@ -72,28 +72,32 @@ class LinearSimCTLoss(SimCTBase):
         """Compute the loss with `z = softcap tanh(scale (h W^T + b) / softcap)`.
 
         Args:
-            *positional: Refused: the two models' tensors have the same types.
+            *positional: Refused, because the tensors of both models have the same types.
             teacher_hidden: `[tokens, width]` or `[batch, length, width]`, floating.
             teacher_weight: `[columns, width]` output embedding.
-            student_hidden: The same for the student.
+            student_hidden: The same for the student; every size may differ.
             student_weight: The same for the student.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
-            normalizer: What to divide the sum by instead of this index's own.
-            teacher_bias: `[columns]`.
-            student_bias: `[columns]`.
-            teacher_softcap: Logits are squeezed into +-softcap, None for none (Gemma 2: 30.0).
+            normalizer: The number to divide the sum by, such as the sum of
+                `index.normalizer(...)` over micro-batches or ranks. None takes the number of
+                this index.
+            teacher_bias: `[columns]` bias of the output embedding; None without a bias.
+            student_bias: The same for the student.
+            teacher_softcap: The bound of the logits' absolute values (Gemma 2: 30.0); None
+                without a bound.
             student_softcap: The same for the student.
-            teacher_scale: What the product is multiplied by before the soft-cap.
+            teacher_scale: The factor of the product before the soft-cap.
             student_scale: The same for the student.
 
         Returns:
-            `loss`, `per_unit` and `metrics`; gradients reach the student's hidden states,
-            weight and bias.
+            `loss`, `per_unit` and `metrics`. Gradients reach the student's hidden states, weight
+            and bias.
 
         Raises:
-            TypeError: Positional arguments, or an index that is none.
-            ValueError: Shapes, devices, widths or pairs do not fit one another or the index, or a
-                soft-cap is not positive.
+            TypeError: There are positional arguments, or `index` is neither an index nor a batch.
+            ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
+                the index, a soft-cap is not positive, or a normalizer came with a reduction that
+                does not divide.
         """
         refuse_positional(
             self,
@@ -149,15 +153,18 @@ class LinearSimCTLoss(SimCTBase):
             )
         if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
             raise ValueError(
-                f"{side}_weight: expected [columns, {hidden.shape[-1]}], got {tuple(weight.shape)}"
+                f"{side}_weight: expected shape [columns, {hidden.shape[-1]}] for the width of "
+                f"{side}_hidden, got {tuple(weight.shape)}"
             )
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(
-                f"{side}_bias: expected {tuple(weight.shape[:1])}, got {tuple(bias.shape)}"
+                f"{side}_bias: expected shape {tuple(weight.shape[:1])} for the columns of "
+                f"{side}_weight, got {tuple(bias.shape)}"
             )
         if softcap is not None and not 0.0 < softcap < math.inf:
             raise ValueError(
-                f"{side}_softcap: expected a positive number, or None for none, got {softcap}"
+                f"{side}_softcap: expected a positive number, or None without a soft-cap, "
+                f"got {softcap}"
             )
         self.check_device(f"{side}_hidden", hidden)
         self.check_device(f"{side}_weight", weight)

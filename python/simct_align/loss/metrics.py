@@ -1,4 +1,4 @@
-"""Metrics for the log: what took part, how far apart the models are, what the candidates hold."""
+"""Internal: metrics for the log, from the statistics of the units."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class UnitStat(IntEnum):
-    """Rows of the figures per unit that an engine keeps.
+    """The rows of the statistics that an engine keeps for every unit.
 
-    KEPT is 1 for units that took part, else 0; KEPT_SPECIAL is 1 for SPECIAL ones among them. The
-    masses are probabilities: what a model puts on the shared vocabulary, on it and the realized
-    unit, and on all candidates.
+    KEPT is 1 for units that took part, else 0; KEPT_SPECIAL is 1 for SPECIAL units that took part.
+    The other rows are masses: a model's probability of the shared vocabulary, of the shared
+    vocabulary and the realized unit, and of all candidates.
     """
 
     KEPT = 0
@@ -34,7 +34,7 @@ class UnitStat(IntEnum):
 
 
 class MassStats(NamedTuple):
-    """Where the masses of one side are among the figures per unit."""
+    """The rows of `UnitStat` with the masses of one side."""
 
     shared: UnitStat
     realized: UnitStat
@@ -50,30 +50,32 @@ STUDENT_MASS = MassStats(
 
 
 class LossMetrics(NamedTuple):
-    """Detached 0-d tensors on the loss's device; reading one waits for the device, making it not.
+    """Metrics of one call of a loss, as detached 0-d tensors on the device of the loss.
 
-    A mean over no unit, or one that was not asked for, is NaN.
+    Computing the metrics does not wait for the device; reading a value does. A mean is NaN where
+    there is no unit to average over, and where the loss does not measure the mass.
 
     Attributes:
-        units_shared: SHARED units that took part.
-        units_special: SPECIAL units that took part.
-        units_multi: MULTI units that took part.
-        left_out_shared: SHARED and SPECIAL units below `min_teacher_mass`.
-        left_out_multi: MULTI units below it, or all of them with `candidates="shared"`.
-        dropped_no_prefix: units that start their row, which no logits predict.
-        dropped_dummy_prefix: units with a trimmed dummy prefix.
-        divergence_shared: mean divergence of the SHARED and SPECIAL units that took part.
-        divergence_multi: the same for MULTI units.
-        teacher_mass_shared: mean probability that the teacher puts on the shared vocabulary.
-        teacher_mass_candidates: the same for the candidate set.
-        teacher_mass_recovered: the difference of the two.
-        teacher_mass_continuations: what the on-path continuations alone add, beside the shared
-            vocabulary and the realized unit; 0 for other candidates.
-        student_mass_shared: mean probability that the student puts on the shared vocabulary.
-        student_mass_candidates: the same for the candidate set.
-        student_mass_recovered: the difference of the two.
-        student_mass_continuations: what the on-path continuations alone add, beside the shared
-            vocabulary and the realized unit; 0 for other candidates.
+        units_shared: Number of SHARED units that took part.
+        units_special: Number of SPECIAL units that took part.
+        units_multi: Number of MULTI units that took part.
+        left_out_shared: Number of SHARED and SPECIAL units below `min_teacher_mass`.
+        left_out_multi: Number of MULTI units below `min_teacher_mass`; all MULTI units with
+            `candidates="shared"`.
+        dropped_no_prefix: Number of units at the start of their row, which no logits predict.
+        dropped_dummy_prefix: Number of units with a trimmed dummy prefix.
+        divergence_shared: Mean divergence of the SHARED and SPECIAL units that took part, in nats.
+        divergence_multi: Mean divergence of the MULTI units that took part, in nats.
+        teacher_mass_shared: Mean teacher mass on the shared vocabulary.
+        teacher_mass_candidates: Mean teacher mass on the candidate set.
+        teacher_mass_recovered: `teacher_mass_candidates` minus `teacher_mass_shared`.
+        teacher_mass_continuations: The part of the recovered teacher mass that only the on-path
+            continuations add; 0 for other candidate sets.
+        student_mass_shared: Mean student mass on the shared vocabulary.
+        student_mass_candidates: Mean student mass on the candidate set.
+        student_mass_recovered: `student_mass_candidates` minus `student_mass_shared`.
+        student_mass_continuations: The part of the recovered student mass that only the on-path
+            continuations add; 0 for other candidate sets.
     """
 
     units_shared: Tensor
@@ -96,11 +98,11 @@ class LossMetrics(NamedTuple):
 
 
 def count_special(stats: Tensor, kind: Tensor) -> None:
-    """Fill the row of SPECIAL units.
+    """Fill the row `KEPT_SPECIAL` of the statistics.
 
     Args:
         stats: `[len(UnitStat), units that take part]`, in index order; changed in place.
-        kind: `[units]` kinds of the units.
+        kind: `[units]` the `UnitKind` of every unit.
     """
     is_special = kind[: stats.shape[1]] == UnitKind.SPECIAL
     torch.mul(stats[UnitStat.KEPT], is_special, out=stats[UnitStat.KEPT_SPECIAL])
@@ -114,14 +116,14 @@ def make_metrics(
     mass_shared: bool,
     mass_multi: bool,
 ) -> LossMetrics:
-    """Sum up the figures per unit, without waiting for the device.
+    """Make the metrics from the statistics of the units, without waiting for the device.
 
     Args:
         per_unit: `[units]` divergences.
-        stats: `[len(UnitStat), units]` of the engine.
+        stats: `[len(UnitStat), units]` statistics that the engine kept.
         index: The units.
-        mass_shared: Whether SHARED and SPECIAL units have their masses in `stats`.
-        mass_multi: Whether MULTI units have.
+        mass_shared: Whether `stats` has the masses of SHARED and SPECIAL units.
+        mass_multi: Whether `stats` has the masses of MULTI units.
 
     Returns:
         The metrics.

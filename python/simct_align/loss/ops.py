@@ -1,13 +1,13 @@
-"""The losses as `torch.library` operators: schema, fake, autograd, and nothing else.
+"""Internal: the losses as `torch.library` operators, with schema, fake and autograd.
 
-An operator is opaque to `torch.compile`, whose graph therefore stays whole, and its shapes follow
-from its integer arguments, so that a batch of another size needs no new graph once those are
+`torch.compile` does not look into an operator, so the graph stays whole. The shapes of the results
+follow from integer arguments, so a batch of another size needs no new graph once the integers are
 symbolic. The forward pass computes the gradient; the backward pass only scales it. A second
-backward pass through the same graph, or one that starts at `per_unit`, computes it anew from the
-inputs, with the incoming derivatives as weights.
+backward pass through the same graph, or one that starts at `per_unit`, computes the gradient anew
+from the inputs, with the incoming derivatives as weights.
 
-Tensors are positional arguments and numbers are keyword-only ones. Both are declared once, as the
-fields of the classes below, and travel in objects of these classes.
+Tensors are positional arguments, numbers are keyword arguments. Both are declared once, as the
+fields of the classes below, and are passed in objects of these classes.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class PairTensors(NamedTuple):
     """The index, and the pair's columns.
 
     Attributes:
-        packed: The index.
-        weight: `[]` or `[units]`, what every unit's divergence is multiplied by.
-        column_of_shared: See `PairColumns`, also for all others.
-        host: The index on the host, where continuations are compared; else empty.
+        packed: The packed index.
+        weight: `[]` or `[units]` factor of every unit's divergence.
+        column_of_shared: See `PairColumns`, also for all fields without an entry here.
+        host: The packed index on the host for on-path continuations; else empty.
     """
 
     packed: Tensor
@@ -90,7 +90,7 @@ class PairTensors(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """The numbers of both operators; the names of the first seven are those of `IndexSizes`."""
+    """The numbers of both operators; the first seven fields are those of `IndexSizes`."""
 
     n_shared: int
     n_multi: int
@@ -119,17 +119,17 @@ class Numbers(NamedTuple):
 
     @property
     def sizes(self) -> IndexSizes:
-        """The index's sizes."""
+        """The sizes of the index."""
         return IndexSizes(**{name: getattr(self, name) for name in IndexSizes._fields})
 
     @property
     def n_units(self) -> int:
-        """How many units take part."""
+        """The number of units that take part."""
         return self.n_shared + (self.n_multi if self.multi else 0)
 
 
 class LinearNumbers(NamedTuple):
-    """What only the operator from hidden states takes; a soft-cap of 0 is none."""
+    """The numbers of the operator from hidden states; 0 disables a soft-cap."""
 
     teacher_softcap: float
     teacher_scale: float
@@ -140,7 +140,7 @@ class LinearNumbers(NamedTuple):
 
 
 class OperatorOutput(NamedTuple):
-    """What both operators return, before the gradients."""
+    """The results of both operators that come before the gradients."""
 
     loss: Tensor
     per_unit: Tensor
@@ -152,12 +152,15 @@ def compute_dtype(student: Tensor) -> torch.dtype:
 
     Args:
         student: A student input.
+
+    Returns:
+        The compute dtype.
     """
     return torch.float64 if student.dtype == torch.float64 else torch.float32
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Keep autocast, which still acts inside an operator, from rounding what is computed here."""
+    """Return a context without autocast, which would act inside an operator too."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
@@ -238,7 +241,7 @@ def _compute(
 def _run(
     problem: Problem, pair: PairTensors, numbers: Numbers, weight: Tensor
 ) -> tuple[Result, StudentSide[Any]]:
-    """Run the engine on a back end, and on the reference what that refuses."""
+    """Run the engine on a back end, or on the reference if the back end refuses the problem."""
     backend: Backend = BACKENDS[numbers.backend].value
     if numbers.on_path:
         if backend.name != TorchBackend.name:
@@ -254,8 +257,8 @@ def _run(
 
 @functools.cache
 def _log_fallback(name: str, reason: str) -> None:
-    """Say once that the reference computes a loss."""
-    _LOG.warning("backend=%r computes with torch: %s", name, reason)
+    """Warn once that the reference computes a loss."""
+    _LOG.warning("backend=%r: computing with the back end 'torch' instead: %s", name, reason)
 
 
 def _compute_logits(
@@ -293,7 +296,7 @@ _SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"}
 
 
 def _schema(tensors: list[type], numbers: list[type], n_results: int) -> str:
-    """Return an operator's schema, made of the fields of its argument classes."""
+    """Return the schema of an operator from the fields of its argument classes."""
     arguments = [
         f"Tensor{'?' if hint != Tensor else ''} {name}"
         for kind in tensors
@@ -309,16 +312,16 @@ def _schema(tensors: list[type], numbers: list[type], n_results: int) -> str:
 
 
 class _Operator:
-    """One of the operators.
+    """An operator.
 
     Args:
-        name: Its name.
-        inputs: The class of its input tensors.
-        extra: The class of the numbers beside `Numbers`, None without any.
-        compute: What it computes.
-        student: The input whose device and dtype the results have.
-        differentiable: The inputs that get a gradient, in the order of the results; each with the
-            number, None without one, that says whether it is wanted.
+        name: The operator's name.
+        inputs: The class of the input tensors.
+        extra: The class of the numbers in addition to `Numbers`; None if there are none.
+        compute: The function that computes the results.
+        student: The name of the input whose device and compute dtype the results have.
+        differentiable: The inputs with a gradient, in the order of the results. The value is the
+            name of the number that is true if the gradient is wanted, or None.
     """
 
     def __init__(
@@ -353,7 +356,7 @@ class _Operator:
         return OperatorOutput(*results[: len(OperatorOutput._fields)])
 
     def _read(self, tensors: tuple[Any, ...], numbers: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the arguments in their classes, by their names."""
+        """Return the arguments as objects of their classes."""
         by_name = dict(zip(self._names, tensors, strict=True)) | numbers
         kinds = (self._inputs, PairTensors, Numbers, self._extra)
         return tuple(
@@ -362,7 +365,7 @@ class _Operator:
         )
 
     def forward(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
-        """Compute what the operator returns, without being one."""
+        """Compute the operator's results without dispatch."""
         results: tuple[Tensor, ...] = self._compute(*self._read(tensors, numbers))
         return results
 
@@ -376,7 +379,7 @@ class _Operator:
             skip = tensor is None or (wanted is not None and not getattr(extra, wanted))
             if skip or not of_loss.gradient:
                 return torch.empty(0, dtype=student.dtype, device=student.device)
-            # Contiguous, whatever the strides of the input are.
+            # Contiguous for inputs with any strides.
             return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
         return (
@@ -395,10 +398,10 @@ class _Operator:
         ctx.mark_non_differentiable(result.stats, *gradients)
         ctx.save_for_backward(*inputs)
         ctx.numbers = keyword_only_inputs
-        # A second backward pass may outlive the loss that made the handles.
+        # A second backward pass may happen after the loss that made the handles is gone.
         numbers = Numbers(**{name: keyword_only_inputs[name] for name in Numbers._fields})
         ctx.handles = (DIVERGENCES[numbers.divergence], BACKENDS[numbers.backend])
-        # Not saved as tensors: they are handed on in the backward pass, which may happen once.
+        # Not saved as tensors: the first backward pass scales the gradients in place.
         ctx.gradients = gradients if numbers.gradient else None
 
     def _backward(

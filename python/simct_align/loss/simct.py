@@ -1,4 +1,4 @@
-"""`SimCTLoss`, and the keywords that `LinearSimCTLoss` has too."""
+"""Internal: `SimCTLoss`, and the keywords that `LinearSimCTLoss` has too."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ CANDIDATES = ("shared", "realized", "on_path")
 METRICS = ("none", "multi", "full")
 MEBIBYTE = 1 << 20
 FLOAT16_GRADIENT_SCALE = 1024.0
-"""float16 gradients wait for the backward pass multiplied by this, so that few underflow."""
+"""Factor of float16 gradients between the forward and the backward pass: fewer underflow."""
 
 
 class SimCTBase(Loss):
-    """Keywords of `SimCTLoss` and `LinearSimCTLoss`; documented there.
+    """The keywords of `SimCTLoss` and `LinearSimCTLoss`; `SimCTLoss` documents them.
 
     Args:
-        aligner: See `SimCTLoss`, also for all others.
+        aligner: The pair of vocabularies.
         candidates: The candidate set.
-        score: How a path is scored.
-        divergence: Name or object.
-        temperature: Both sides' logits are divided by it.
-        min_teacher_mass: Units below it are left out.
-        metrics: Where masses are measured.
-        reduction: What the sum is divided by.
-        chunk_bytes: Workspace to aim for, None for the device's default.
-        backend: What computes.
+        score: The score of a path.
+        divergence: The name of a divergence, or a `Divergence`.
+        temperature: The number that the logits of both sides are divided by.
+        min_teacher_mass: The smallest teacher mass of a unit that is not left out.
+        metrics: The units at which masses are measured.
+        reduction: What the sum over units is divided by.
+        chunk_bytes: The workspace to aim for, in bytes; None takes the device's default.
+        backend: The name of a back end, or a `Backend`.
 
     Raises:
-        TypeError: A divergence or a back end that is none.
-        ValueError: A keyword is out of its range.
+        TypeError: `divergence` or `backend` is neither a name nor an object of its kind.
+        ValueError: A keyword is out of its range, or the shared vocabulary of the aligner
+            contradicts its stops.
     """
 
     def __init__(
@@ -78,9 +79,14 @@ class SimCTBase(Loss):
         self.score = one_of("score", score, SCORES)
         self.metrics = one_of("metrics", metrics, METRICS)
         if on_path and score == "mean_logit":
-            raise ValueError("score: 'mean_logit' has no candidates='on_path': expected another")
+            raise ValueError(
+                "score: 'mean_logit' is not defined for candidates='on_path': "
+                "expected 'mean', 'sum' or 'event'"
+            )
         if not 0.0 <= min_teacher_mass <= 1.0:
-            raise ValueError(f"min_teacher_mass: expected a probability, got {min_teacher_mass}")
+            raise ValueError(
+                f"min_teacher_mass: expected a probability in [0, 1], got {min_teacher_mass}"
+            )
         self.min_teacher_mass = float(min_teacher_mass)
         self.divergence = as_divergence(divergence)
         self.backend = choose_backend(backend)
@@ -93,7 +99,7 @@ class SimCTBase(Loss):
 
     @property
     def index_groups(self) -> tuple[str, ...]:
-        """The groups of sections that the loss reads of an index, beside the units."""
+        """The groups of index sections that the loss reads in addition to the units."""
         return ("continuations",) if self.candidates == "on_path" else ()
 
     def _keep_handles(self) -> None:
@@ -101,7 +107,7 @@ class SimCTBase(Loss):
         self._backend_handle = BACKENDS.handle(self.backend)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled or copied: handles are valid in one process only."""
+        """Return the state for pickling and copying, without handles of this process."""
         state = self.__dict__.copy()
         del state["_divergence_handle"], state["_backend_handle"]
         return state
@@ -190,43 +196,49 @@ class SimCTBase(Loss):
 
 
 class SimCTLoss(SimCTBase):
-    """The SimCT loss from ready-made logits of both models.
+    """Compute the SimCT loss from the logits of both models.
 
-    Use it where logits exist anyway; `LinearSimCTLoss` never builds them. Texts, scores and
-    distributions are those of the paper (arXiv 2605.07711, Eqs. 7 to 9) with every text of the
-    candidate set counted once and all stops as one candidate. The gradient is computed in the
-    forward pass, a chunk of units at a time, and by the student's logits only.
+    Use this loss where the logits exist anyway; `LinearSimCTLoss` never builds them. Candidates,
+    scores and distributions are those of the paper (arXiv 2605.07711, Eqs. 7 to 9), with two
+    rules: every text of the candidate set counts once, and all stops together are one candidate.
+    The gradient is computed in the forward pass, a chunk of units at a time, by the student's
+    logits only. There is no second derivative.
 
-    A unit's rows on the student's side are its own: row starts must not overlap.
+    Two units must not share a row of the student's logits: row starts must not overlap.
 
     Args:
-        aligner: An `Aligner`, or anything with its `shared`, `teacher.kinds`,
-            `student.kinds` and `digest`.
-        candidates: `"shared"` (SHARED and SPECIAL units only), `"realized"`, or `"on_path"`:
-            the on-path continuations as well, at all units; the index must have been made with
-            `max_path`, and the tables of spellings are taken from the aligner.
-        score: `"mean"` (Eq. 7), `"sum"`, `"event"` (disjoint events) or `"mean_logit"`
-            (what the code published with the paper does, for comparison; not for
-            `"on_path"`).
-        divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"`, or an object such as
+        aligner: An `Aligner`, or an object with the attributes `shared`, `teacher.kinds`,
+            `student.kinds` and `digest`, and with `spellings` for `"on_path"`.
+        candidates: The candidate set. `"shared"` compares SHARED and SPECIAL units only.
+            `"realized"` adds MULTI units, and the realized unit as a candidate there.
+            `"on_path"` also adds the on-path continuations at all units. The index must then be
+            made with `max_path=`.
+        score: The score of a path: `"mean"` (Eq. 7), `"sum"`, `"event"` (disjoint events), or
+            `"mean_logit"`, the score of the code published with the paper, for comparison.
+            `"mean_logit"` is not defined for `"on_path"`.
+        divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"`, or a `Divergence` such as
             `JSD(beta=0.1)`.
-        temperature: Both sides' logits are divided by it; there is no factor T².
-        min_teacher_mass: Units at which the teacher puts less probability than this on the
-            candidate set add 0; they stay in the normalizer.
-        metrics: Masses over MULTI units (`"multi"`), over all (`"full"`, which needs the full
-            normalizers everywhere), or not at all (`"none"`).
-        reduction: `"unit"` (or `"mean"`) and `"token"` divide by `AlignedIndex.normalizer`,
-            `"sum"` by nothing, `"none"` returns `per_unit` as the loss.
-        chunk_bytes: Workspace to aim for; at least one row is always taken.
-        backend: `"auto"`, `"torch"`, a name of `register_backend`, or a `Backend`.
+        temperature: The number that the logits of both sides are divided by. The loss is not
+            multiplied by its square.
+        min_teacher_mass: A probability. A unit at which the teacher's mass on the candidate set
+            is smaller adds 0 to the sum, and still counts in the normalizer.
+        metrics: The units at which masses are measured: `"multi"` for MULTI units, `"full"` for
+            all units, which needs the log-normalizer of every prefix row, or `"none"`.
+        reduction: `"unit"` (or `"mean"`) and `"token"` divide the sum over units by
+            `AlignedIndex.normalizer`. `"sum"` does not divide. `"none"` returns `per_unit` as
+            the loss.
+        chunk_bytes: The workspace to aim for, in bytes; a chunk has at least one row. None
+            takes the device's default.
+        backend: `"auto"`, `"torch"`, a name given to `register_backend`, or a `Backend`.
 
     Raises:
-        TypeError: A divergence or a back end that is none.
-        ValueError: A keyword is out of its range.
+        TypeError: `divergence` or `backend` is neither a name nor an object of its kind.
+        ValueError: A keyword is out of its range, or the shared vocabulary of the aligner
+            contradicts its stops.
 
     Complexity:
-        O(units x shared tokens + path steps x vocabulary) time, O(chunk_bytes) memory besides the
-        student's gradient; the rows that a continuation's path reads count as path steps.
+        O(units x shared tokens + path steps x vocabulary) time, O(chunk_bytes) memory in addition
+        to the student's gradient; the rows that a continuation's path reads count as path steps.
 
     Example:
         >>> import torch
@@ -258,20 +270,21 @@ class SimCTLoss(SimCTBase):
         """Compute the loss.
 
         Args:
-            *positional: Refused: the two models' logits have the same type.
+            *positional: Refused, because the logits of both models have the same type.
             teacher_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
-            student_logits: The same for the student; may differ in every size.
+            student_logits: The same for the student; every size may differ.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
-            normalizer: What to divide the sum by instead of this index's own: the sum of
-                `index.normalizer(...)` over micro-batches or ranks.
+            normalizer: The number to divide the sum by, such as the sum of
+                `index.normalizer(...)` over micro-batches or ranks. None takes the number of
+                this index.
 
         Returns:
             `loss`, `per_unit` and `metrics`.
 
         Raises:
-            TypeError: Positional arguments, or an index that is none.
-            ValueError: Shapes, devices, widths or pairs do not fit one another or the index, or a
-                normalizer came with a reduction that has none.
+            TypeError: There are positional arguments, or `index` is neither an index nor a batch.
+            ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
+                the index, or a normalizer came with a reduction that does not divide.
         """
         refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
         index = self.check_logits(teacher_logits, student_logits, index)

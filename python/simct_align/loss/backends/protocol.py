@@ -1,13 +1,10 @@
-"""What the losses ask of a back end: the few calls in which nearly all of the time is spent.
+"""Internal: the interface between the losses and a back end.
 
-The engine cuts the units into chunks, keeps the figures per unit, and decides which units take
-part. A back end turns rows of logits into scores, compares two sides' scores, and writes the
-gradient's rows. `Scores` belong to the back end that made them: the engine hands them on and reads
-nothing of them except the masses, so a back end may keep whole rows there, or only row numbers.
-
-To add one, write a class with the attributes of `Backend` and pass an object of it to a loss as
-`backend=`, or give it a name with `register_backend`. `TorchBackend` is the reference; what a
-back end refuses is computed by it.
+The engine cuts the units into chunks, keeps the statistics of every unit, and decides which units
+take part. A back end turns rows of logits into scores, compares the scores of both sides, and
+writes the rows of the gradient: the few calls in which nearly all of the time is spent. `Scores`
+belong to the back end that made them. The engine passes scores on and reads only their masses, so
+a back end may keep whole rows in its scores, or only row numbers.
 """
 
 from __future__ import annotations
@@ -26,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What reading and writing rows of logits depends on.
+    """Settings for reading and writing rows of logits.
 
     Attributes:
-        temperature: Logits are divided by it.
-        chunk_bytes: Workspace to aim for.
+        temperature: The number that logits are divided by.
+        chunk_bytes: The workspace to aim for, in bytes.
         gradient: Whether the student's gradient is wanted.
-        dtype: What is computed in, float32 or float64.
+        dtype: The compute dtype, float32 or float64.
     """
 
     temperature: float
@@ -43,15 +40,15 @@ class RowSettings:
 
 @dataclass(frozen=True)
 class Settings(RowSettings):
-    """What the caller of a loss chose.
+    """The settings of a loss.
 
     Attributes:
         score: One of `formulas.SCORES`.
-        divergence: Value and derivative.
+        divergence: The divergence, with its derivative.
         multi: Whether MULTI units take part.
-        min_teacher_mass: Units below this add 0.
+        min_teacher_mass: The smallest teacher mass of a unit that is not left out.
         mass_multi: Whether the mass of the candidates is wanted at MULTI units.
-        mass_shared: Whether it is wanted at SHARED and SPECIAL units.
+        mass_shared: Whether the mass of the candidates is wanted at SHARED and SPECIAL units.
         on_path: Whether on-path continuations are candidates.
     """
 
@@ -78,11 +75,11 @@ class Head:
     Attributes:
         hidden: `[tokens, width]` or `[batch, length, width]`.
         weight: `[columns, width]`.
-        bias: `[columns]`, None without one.
-        softcap: 0 without one.
-        scale: A factor of the product.
-        weight_gradient: Whether the weight's gradient is wanted along with the hidden states'.
-        bias_gradient: Whether the bias's is.
+        bias: `[columns]`, None without a bias.
+        softcap: The bound of the logits' absolute values, 0 without a soft-cap.
+        scale: The factor of the product.
+        weight_gradient: Whether the gradient by the weight is wanted, too.
+        bias_gradient: Whether the gradient by the bias is wanted, too.
     """
 
     hidden: Tensor
@@ -96,12 +93,12 @@ class Head:
 
 @dataclass(frozen=True)
 class SideProblem:
-    """One model.
+    """One model's side of a problem.
 
     Attributes:
-        source: Where its logits come from.
-        columns: Its logit columns.
-        units: Its side of the units.
+        source: The logits, or the hidden states and the output embedding.
+        columns: The model's logit columns.
+        units: The model's side of the units.
     """
 
     source: Logits | Head
@@ -114,13 +111,13 @@ class Problem:
     """One call of a loss.
 
     Attributes:
-        teacher: The teacher.
-        student: The student.
-        n_shared: SHARED and SPECIAL units, the first ones.
-        n_multi: MULTI units, which follow.
-        realized_column: `[n_multi]` shared column of the realized text, -1 if none.
-        stop_column: Shared column of the stops, -1 if none.
-        settings: What the caller chose.
+        teacher: The teacher's side.
+        student: The student's side.
+        n_shared: Number of SHARED and SPECIAL units, which come first.
+        n_multi: Number of MULTI units, which follow.
+        realized_column: `[n_multi]` shared column of the realized text, -1 if there is none.
+        stop_column: Shared column of the stops, -1 if there are none.
+        settings: The settings of the loss.
     """
 
     teacher: SideProblem
@@ -133,16 +130,17 @@ class Problem:
 
     @property
     def n_units(self) -> int:
-        """How many units take part."""
+        """The number of units that take part."""
         return self.n_shared + (self.n_multi if self.settings.multi else 0)
 
 
 class Scores(Protocol):
-    """One side's scores of a chunk of units, as the back end keeps them.
+    """One side's scores of a chunk of c units, in the form that the back end chooses.
 
     Attributes:
-        shared_mass: `[c]` the model's probability of the shared tokens; None if not asked for.
-        realized_mass: `[c]` what the realized unit adds to it; None also at SHARED units.
+        shared_mass: `[c]` the model's mass on the shared tokens; None if masses are not wanted.
+        realized_mass: `[c]` the mass that the realized unit adds; None also at SHARED and SPECIAL
+            units.
     """
 
     @property
@@ -152,7 +150,7 @@ class Scores(Protocol):
 
 
 S = TypeVar("S", bound=Scores)
-"""A back end's own scores."""
+"""The type of a back end's scores."""
 S_co = TypeVar("S_co", bound=Scores, covariant=True)
 
 
@@ -163,26 +161,34 @@ class Side(Protocol[S_co]):
         """Score the candidates of a chunk of units.
 
         Args:
-            units: Units of the problem, all SHARED and SPECIAL or all MULTI.
-            multi: Which of the two.
+            units: Units of the problem, either all SHARED and SPECIAL or all MULTI.
+            multi: Whether the units are MULTI.
             mass: Whether the masses are wanted.
+
+        Returns:
+            The scores of the chunk.
         """
         ...
 
 
 class StudentSide(Side[S], Protocol[S]):
-    """The student's rows, which take the gradient."""
+    """The student's rows, with their gradient."""
 
     def accumulate(self, scores: S) -> None:
-        """Take the gradient by the rows of a chunk, whose scores `Computation.compare` has seen.
+        """Accumulate the gradient by the rows of a chunk, after `Computation.compare`.
 
         Args:
-            scores: Of the chunk; not used again.
+            scores: The student's scores of the chunk; the engine does not use them again.
         """
         ...
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradients of the source's tensors, in their dtypes; empty if not wanted."""
+        """Return the gradients by the source's tensors.
+
+        Returns:
+            One gradient for each tensor, in the dtype of the tensor; an empty list if gradients
+            are not wanted.
+        """
         ...
 
 
@@ -200,19 +206,22 @@ class Computation(Protocol[S]):
         ...
 
     def units_per_chunk(self, *, multi: bool) -> int:
-        """Return how many units to take at once.
+        """Return the number of units of a chunk.
 
         Args:
-            multi: Of MULTI units, or of the others.
+            multi: Whether the chunk has MULTI units.
+
+        Returns:
+            The number, at least 1.
         """
         ...
 
     def prepare_paths(self) -> None:
-        """Read what realized paths need beside their units' own rows: before all MULTI units."""
+        """Read the rows of the realized paths' later steps; called before all MULTI units."""
         ...
 
     def finish_paths(self) -> None:
-        """Take the gradient by what `prepare_paths` read: after all MULTI units."""
+        """Write the gradient by the rows of `prepare_paths`; called after all MULTI units."""
         ...
 
     def compare(self, teacher: S, student: S, grad: Tensor | None) -> Tensor:
@@ -220,8 +229,8 @@ class Computation(Protocol[S]):
 
         Args:
             teacher: The teacher's scores.
-            student: The student's.
-            grad: `[c]` what the derivative of every unit is multiplied by; None without one.
+            student: The student's scores.
+            grad: `[c]` the factor of every unit's derivative; None if gradients are not wanted.
 
         Returns:
             `[c]` divergences.
@@ -231,19 +240,23 @@ class Computation(Protocol[S]):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Computes losses on a device.
+    """A back end: computes losses on a device.
 
     Attributes:
-        name: What `backend=` calls it.
+        name: The name of the back end, for `backend=` and messages.
     """
 
     name: str
 
     def refuses(self, problem: Problem) -> str | None:
-        """Return why a problem must be computed by the reference instead; None if it need not.
+        """Return the reason why the back end cannot compute a problem.
 
         Args:
             problem: The problem.
+
+        Returns:
+            The reason, for the log; `TorchBackend` then computes the problem. None if the back
+            end can compute it.
         """
         ...
 
@@ -252,5 +265,8 @@ class Backend(Protocol):
 
         Args:
             problem: The problem.
+
+        Returns:
+            The problem on this back end.
         """
         ...

@@ -1,7 +1,7 @@
-"""What SimCT is compared with, over the same index: one small file per objective.
+"""Baselines: the published objectives that SimCT is compared with, over the same index.
 
-Each has its authors' definition, fed with this package's units instead of their own alignments. A
-new one is a subclass of `Baseline` that implements `Baseline.per_unit`.
+Every baseline has its authors' definition, over the units of this package instead of the authors'
+own alignment. A new baseline is a subclass of `Baseline` that implements `Baseline.per_unit`.
 """
 
 from .alm import ALMLoss

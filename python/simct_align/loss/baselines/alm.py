@@ -1,11 +1,12 @@
-"""Approximate Likelihood Matching (Minixhofer et al. 2025, arXiv 2503.20083).
+"""Internal: Approximate Likelihood Matching (Minixhofer et al. 2025, arXiv 2503.20083).
 
-A unit either comes or does not: with `p = P_T(u)^(1/tau)` and `q = P_S(u)^(1/tau)`,
+A unit u is a binary event: the text goes on with u, or not. With `p = P_T(u)^(1/tau)` and
+`q = P_S(u)^(1/tau)` the value of the unit is
 
     p log(p / q) + (1 - p) log((1 - p) / (1 - q)).
 
-For `tau = inf` it is the limit of tau times that: with `x = -log P_T(u)`, `y = -log P_S(u)`,
-`x log(x / y) - x + y`.
+For `tau = inf` the value is the limit of tau times this expression: with `x = -log P_T(u)` and
+`y = -log P_S(u)`, `x log(x / y) - x + y`.
 """
 
 from __future__ import annotations
@@ -26,18 +27,21 @@ _SURE = -1.0e-6  # log-probabilities of certain units stay below this, where log
 
 
 class ALMLoss(Baseline):
-    """Binarised divergence of the units' own log-probabilities.
+    """Approximate Likelihood Matching: a binary divergence of the units' own probabilities.
 
-    Use it as the baseline that compares what the text took and nothing else. It reads the
-    realized tokens: make an index with `first_ids=True`.
+    Use this baseline to compare with an objective that reads the realized units only. The loss
+    needs an index made with `first_ids=True`.
 
     Args:
-        aligner: the pair of vocabularies.
-        tau: flattens the unit probabilities; `math.inf` for the limit.
-        **keywords: Of `Baseline`.
+        aligner: The pair of vocabularies.
+        tau: The temperature of the unit probabilities; `math.inf` for the limit.
+        **keywords: The keywords of `Baseline`.
 
     Raises:
-        ValueError: `tau` is not positive.
+        ValueError: `tau` is not positive, or a keyword is out of its range.
+
+    Complexity:
+        O((units + path steps) x vocabulary) time; memory as for `Baseline`.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary
@@ -57,7 +61,7 @@ class ALMLoss(Baseline):
         self.tau = tau
 
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
-        """See `Baseline`."""
+        """Return the values of a chunk: see `Baseline`."""
         log_q, log_p = (side.realized().clamp_max(_SURE) for side in (student, teacher))
         if math.isinf(self.tau):
             return log_p - log_q - log_p * torch.log(log_p / log_q)

@@ -1,8 +1,9 @@
-"""The base of the baselines, and the chunk loop that they share.
+"""Internal: the base class of the baselines, and their chunk loop.
 
-A baseline says what a chunk of units costs, given the log-probabilities at their prefixes and those
-of their paths; its gradient comes from autograd, one chunk at a time, in the forward pass, so that
-memory is O(chunk x vocabulary) as in the loss proper. Nothing is a loop over units.
+A baseline computes the values of a chunk of units from the log-probabilities at the units' prefixes
+and along the units' paths. The gradient comes from autograd, one chunk at a time, in the forward
+pass. Memory is therefore O(chunk x vocabulary), as for the SimCT losses. There is no loop over
+units.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ if TYPE_CHECKING:
     from ..contract import LossOutput
     from ..layout import IndexView, SideUnits
 
-_ARRAYS = 12  # [chunk, vocabulary] arrays that a baseline's autograd graph holds, about
+_ARRAYS = 12  # about how many [chunk, vocabulary] arrays a baseline's autograd graph holds
 
 
 @dataclass(frozen=True)
 class UnitRows:
-    """One side of a chunk of c units.
+    """One side of a chunk of c units, the input of `Baseline.per_unit`.
 
     Attributes:
-        log_probs: `[c, columns]` at the prefixes, temperature applied, padding at -inf.
-        rest: `[c]` summed log-probability of the path's steps after the first.
+        log_probs: `[c, columns]` log-probabilities at the prefixes, at the loss's temperature;
+            padding columns are -inf.
+        rest: `[c]` sum of the log-probabilities of the path's tokens after the first.
         first_id: `[c]` first token of the path; None without `reads_first_ids`.
-        shared_ids: `[shared]` columns of the shared vocabulary.
+        shared_ids: `[shared]` logit columns of the shared vocabulary.
     """
 
     log_probs: Tensor
@@ -50,19 +52,25 @@ class UnitRows:
     shared_ids: Tensor
 
     def realized(self) -> Tensor:
-        """Return the units' log-probabilities `[c]`.
+        """Return the log-probabilities of the realized units.
+
+        Returns:
+            `[c]` sums over the tokens of each path.
 
         Raises:
-            ValueError: The baseline does not say that it reads the first tokens.
+            ValueError: The baseline's class does not set `reads_first_ids`.
         """
         if self.first_id is None:
-            raise ValueError("realized probabilities need reads_first_ids = True in the class")
+            raise ValueError(
+                "first_id is None, but realized probabilities need the first tokens: set "
+                "reads_first_ids = True in the class of the baseline"
+            )
         first = self.log_probs.gather(1, self.first_id.unsqueeze(1)).squeeze(1)
         return first + self.rest
 
 
 def sorted_distance(left: Tensor, right: Tensor) -> Tensor:
-    """Return the L1 distance of sorted rows, the shorter ones padded with zeros.
+    """Return the L1 distances of sorted rows, with zeros at the end of the shorter rows.
 
     Args:
         left: `[rows, m]` probabilities.
@@ -123,7 +131,7 @@ class _Job:
         """Compute all units.
 
         Args:
-            weight: `[]` or `[units]`, what every unit's gradient is multiplied by.
+            weight: `[]` or `[units]` factor of every unit's gradient.
         """
         gradient = self.settings.gradient
         columns, index, dtype = self.baseline.columns, self.index, self.settings.dtype
@@ -204,7 +212,7 @@ class _ChunkedSum(torch.autograd.Function):
         if gradient is not None and d_per_unit is None:
             assert d_loss is not None
             return gradient.mul_(d_loss.to(gradient.dtype)), None, None
-        # A second backward pass, or one that starts at `per_unit`, computes the gradient anew.
+        # A second backward pass, or one from `per_unit`, computes the gradient anew.
         weight = torch.zeros_like(ctx.weight) if d_loss is None else ctx.weight * d_loss
         weight = weight if d_per_unit is None else weight + d_per_unit
         job = replace(ctx.job, settings=replace(ctx.job.settings, gradient=True))
@@ -212,22 +220,24 @@ class _ChunkedSum(torch.autograd.Function):
 
 
 class Baseline(Loss, ABC):
-    """A baseline over the units of an `AlignedIndex`.
+    """The base class of the baselines, over the units of an `AlignedIndex`.
 
-    Use a subclass; a new one implements `per_unit` with differentiable operations, in a file of its
-    own, and says in `uses_multi` and `reads_first_ids` what it looks at.
+    Use a subclass. A new baseline implements `per_unit` with differentiable operations. It sets
+    `uses_multi` to False if it reads no MULTI units, and `reads_first_ids` to True if it reads
+    the first tokens of the units.
 
     Args:
         aligner: The pair of vocabularies.
-        temperature: Both sides' logits are divided by it.
-        reduction: See `Loss`.
-        chunk_bytes: Workspace to aim for.
+        temperature: The number that the logits of both sides are divided by.
+        reduction: What the sum over units is divided by; see `Loss`.
+        chunk_bytes: The workspace to aim for, in bytes; None takes the device's default.
 
     Raises:
-        ValueError: A keyword is out of its range.
+        ValueError: A keyword is out of its range, or the shared vocabulary of the aligner
+            contradicts its stops.
 
     Complexity:
-        O(chunk_bytes) memory besides the student's gradient.
+        O(chunk_bytes) memory in addition to the student's gradient.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary
@@ -245,7 +255,7 @@ class Baseline(Loss, ABC):
         torch.Size([2])
     """
 
-    #: Whether the first realized token of every unit is read: the index is made with first_ids.
+    #: Whether `per_unit` reads every unit's first token; the index then needs `first_ids=True`.
     reads_first_ids: bool = False
 
     default_chunk_bytes = {"other": 1 << 26}  # noqa: RUF012
@@ -264,16 +274,19 @@ class Baseline(Loss, ABC):
 
     @property
     def index_groups(self) -> tuple[str, ...]:
-        """The groups of sections that the loss reads of an index, beside the units."""
+        """The groups of index sections that the loss reads in addition to the units."""
         return ("first_ids",) if self.reads_first_ids else ()
 
     @abstractmethod
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
-        """Return `[c]` values of a chunk of units, differentiable by the student's side.
+        """Return the values of a chunk of units, differentiable by the student's side.
 
         Args:
             teacher: The teacher's side.
             student: The student's side; gradients reach `log_probs` and `rest`.
+
+        Returns:
+            `[c]` values.
         """
 
     def forward(
@@ -287,19 +300,21 @@ class Baseline(Loss, ABC):
         """Compute the objective.
 
         Args:
-            *positional: Refused: the two models' logits have the same type.
+            *positional: Refused, because the logits of both models have the same type.
             teacher_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
-            student_logits: The same for the student; may differ in every size.
+            student_logits: The same for the student; every size may differ.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
-            normalizer: What to divide the sum by instead of this index's own.
+            normalizer: The number to divide the sum by, such as the sum of
+                `index.normalizer(...)` over micro-batches or ranks. None takes the number of
+                this index.
 
         Returns:
-            `loss`, `per_unit` and `metrics`, whose masses are NaN.
+            `loss`, `per_unit` and `metrics`; the masses of the metrics are NaN.
 
         Raises:
-            TypeError: Positional arguments, or an index that is none.
-            ValueError: Shapes, devices, widths or pairs do not fit one another or the index, or a
-                normalizer came with a reduction that has none.
+            TypeError: There are positional arguments, or `index` is neither an index nor a batch.
+            ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
+                the index, or a normalizer came with a reduction that does not divide.
         """
         refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
         index = self.check_logits(teacher_logits, student_logits, index)

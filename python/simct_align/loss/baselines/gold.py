@@ -1,13 +1,18 @@
-"""GOLD's hybrid loss (TRL 1.16, `trl.experimental.gold`, after arXiv 2402.12030 and 2306.13649).
+"""Internal: GOLD's hybrid loss (TRL 1.16, `trl.experimental.gold`; arXiv 2402.12030, 2306.13649).
 
-A unit's distribution is that of its first position times the probabilities of the path's other
-tokens (TRL's merge strategy "observed"), so it does not sum to 1 where the path is longer. Over
-matched tokens it is compared by a generalised JSD (an end of `beta` is a KL), with probabilities
-of at least 1e-8 in logarithms, over all others by the L1 distance of sorted probabilities. The
-parts are weighted with the share of the teacher's columns that are matched, or with fixed numbers.
+The distribution of a unit is that of the path's first position, multiplied by the probabilities of
+the path's other tokens (TRL's merge strategy "observed"). The distribution therefore does not sum
+to 1 where the path has several tokens. The value of a unit has two parts:
 
-TRL matches tokens by their printed form and divides by positions within a sample first; here the
-shared tokens are matched, and every unit counts the same.
+* matched tokens are compared by a generalised Jensen-Shannon divergence, which is a KL at both
+  ends of `beta`; probabilities below 1e-8 count as 1e-8 in logarithms;
+* all other tokens are compared by the L1 distance of the sorted probabilities.
+
+The parts are weighted with the share of the teacher's columns that are matched, or with fixed
+numbers.
+
+TRL matches tokens by their printed form, and averages over the positions of a sample first. Here
+the shared tokens are matched, and every unit has the same weight.
 """
 
 from __future__ import annotations
@@ -28,19 +33,26 @@ _LEAST = 1.0e-8
 
 
 class GOLDLoss(Baseline):
-    """JSD over shared tokens and sorted L1 over the others, path probabilities merged.
+    """GOLD's hybrid loss: JSD over shared tokens, sorted L1 distance over all others.
 
-    Use it as the baseline that TRL users have.
+    Use this baseline to compare with the loss of TRL's `GOLDTrainer`.
 
     Args:
-        aligner: the pair of vocabularies.
-        beta: of the JSD: 0 is KL(T || S), 1 is KL(S || T).
-        matched_weight: of the matched part; None for the share of matched columns.
-        unmatched_weight: of the other part; None exactly if `matched_weight` is.
-        **keywords: Of `Baseline`.
+        aligner: The pair of vocabularies.
+        beta: The weight of the Jensen-Shannon divergence: 0 is KL(teacher || student), 1 is
+            KL(student || teacher).
+        matched_weight: The weight of the matched part; None for the share of the teacher's
+            columns that are matched.
+        unmatched_weight: The weight of the other part; None if, and only if, `matched_weight` is
+            None.
+        **keywords: The keywords of `Baseline`.
 
     Raises:
-        ValueError: `beta` outside [0, 1], or one weight without the other.
+        ValueError: `beta` is outside [0, 1], one weight came without the other, or a keyword is
+            out of its range.
+
+    Complexity:
+        O(units x vocabulary x log vocabulary) time for the sort; memory as for `Baseline`.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary
@@ -64,13 +76,16 @@ class GOLDLoss(Baseline):
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta: expected a number in [0, 1], got {beta}")
         if (matched_weight is None) != (unmatched_weight is None):
-            raise ValueError("matched_weight, unmatched_weight: expected both or neither")
+            raise ValueError(
+                f"matched_weight, unmatched_weight: expected two numbers or two None, "
+                f"got {matched_weight} and {unmatched_weight}"
+            )
         self.beta = beta
         self.matched_weight = matched_weight
         self.unmatched_weight = unmatched_weight
 
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
-        """See `Baseline`."""
+        """Return the values of a chunk: see `Baseline`."""
         merged = [
             side.log_probs.exp() * side.rest.exp().clamp_min(_LEAST).unsqueeze(1)
             for side in (student, teacher)
@@ -81,7 +96,7 @@ class GOLDLoss(Baseline):
             for probs, ids in zip(merged, matched_ids, strict=True)
         )
         matched = self._jsd(log_s, log_t).sum(1)
-        # A column of probability 0 sorts among the padding: as good as taken out.
+        # A column of probability 0 is sorted among the padding and adds nothing.
         unmatched = sorted_distance(
             *(p.index_fill(1, ids, 0.0) for p, ids in zip(merged, matched_ids, strict=True))
         )

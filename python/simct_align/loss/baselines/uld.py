@@ -1,8 +1,9 @@
-"""Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030).
+"""Internal: Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030).
 
 At every position both distributions are sorted and compared rank by rank, `sum |p_(i) - q_(i)|`,
-the shorter one padded with zeros: no token is matched with any other. Positions are units of one
-token on both sides. The top-k form keeps the k largest of either and adds the rest as one bin.
+and the shorter one is padded with zeros. Tokens are not matched with each other. The positions are
+the units of one token on both sides. The top-k form keeps the k largest probabilities of each
+distribution and adds up the rest as one more value.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ if TYPE_CHECKING:
 
 
 class ULDLoss(Baseline):
-    """Sorted-probability L1 at SHARED and SPECIAL units.
+    """Universal Logit Distillation: L1 distance of sorted probabilities, without MULTI units.
 
-    Use it as the baseline that knows nothing of tokens.
+    Use this baseline to compare with an objective that does not match tokens.
 
     Args:
-        aligner: the pair of vocabularies.
-        top_k: compare the k largest probabilities and the sum of the rest; None for all.
-        **keywords: Of `Baseline`.
+        aligner: The pair of vocabularies.
+        top_k: The number of largest probabilities to compare, together with the sum of the rest;
+            None compares all.
+        **keywords: The keywords of `Baseline`.
 
     Raises:
-        ValueError: `top_k` is not positive.
+        ValueError: `top_k` is not positive, or a keyword is out of its range.
 
     Complexity:
-        O(units x vocabulary x log vocabulary) for the full sort.
+        O(units x vocabulary x log vocabulary) time for the full sort; memory as for `Baseline`.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary
@@ -46,7 +48,7 @@ class ULDLoss(Baseline):
 
     @property
     def uses_multi(self) -> bool:
-        """MULTI units take no part."""
+        """Whether MULTI units take part: False."""
         return False
 
     def __init__(self, aligner: Any, *, top_k: int | None = None, **keywords: Any) -> None:
@@ -56,7 +58,7 @@ class ULDLoss(Baseline):
         self.top_k = top_k
 
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
-        """See `Baseline`."""
+        """Return the values of a chunk: see `Baseline`."""
         probs = [side.log_probs.exp() for side in (student, teacher)]
         if self.top_k is None:
             return sorted_distance(*probs)

@@ -1,1 +1,1 @@
-"""How paths are scored, in PyTorch operations on ready-made log-probabilities."""
+"""Internal: the scores of paths, in PyTorch operations on ready-made log-probabilities."""

@@ -1,20 +1,21 @@
-"""What the realized unit and the on-path continuations have in common: each formula once.
+"""Internal: the formulas of the scores, for the realized unit and for on-path continuations.
 
-A row of scores holds the logits `z` of the shared columns instead of `log p = z - L`. The row's
-softmax does not see the difference, and every other score of the row is shifted by the prefix row's
-log-normalizer `L` as well. With `J` the logit of a path's first token plus the
-log-probabilities of its other tokens, a path of `k` tokens has the score
+A row of scores holds the logits `z` of the shared columns instead of `log p = z - L`, where `L` is
+the log-normalizer of the prefix row. Every other score of the row is shifted by `L` as well, and
+the row's softmax does not depend on the shift. With `J` the logit of a path's first token plus the
+log-probabilities of the path's other tokens, a path of `k` tokens has the score
 
     sum, event   J
     mean         (J - L) / k + L
     mean_logit   J / k, with logits in place of all log-probabilities
 
-C(h) is a set of texts. Where the realized text is a shared column or a continuation as well (its
-*target*), "mean" and "mean_logit" let the realized path stand for the text and leave the target
-out; "sum" and "event" add the path's probability to the target's, unless both are the same path.
+The candidate set is a set of texts. The realized text may be a shared column or a continuation as
+well; this column is the *target*. "mean" and "mean_logit" then score the text by the realized path
+only, and leave the target out. "sum" and "event" add the path's probability to the target's, unless
+both are the same path.
 
-"event" takes from a text the probability `M` of the longer candidates that begin with it: the
-score of the text changes by `log(1 - M)`, with `1 - M` floored.
+"event" subtracts from the probability of a text the share `M` of longer candidates that begin with
+the text: the score of the text changes by `log(1 - M)`, with `1 - M` floored.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 SCORES = ("mean", "sum", "event", "mean_logit")
 EVENT_FLOOR = 1.0e-6
-"""What "event" leaves of a token's probability at least; the derivative is 0 there."""
+"""The floor of `1 - M`, the share of a text's probability that "event" leaves; the derivative is 0
+at the floor."""
 
 
 def mean_of_path(log_joint: Tensor, log_norm: Tensor, length: Tensor) -> Tensor:
@@ -36,8 +38,8 @@ def mean_of_path(log_joint: Tensor, log_norm: Tensor, length: Tensor) -> Tensor:
 
     Args:
         log_joint: `J` of every path.
-        log_norm: Log-normalizers of the prefix rows.
-        length: Tokens of every path, at least 1.
+        log_norm: The log-normalizers of the prefix rows.
+        length: The number of tokens of every path, at least 1.
 
     Returns:
         `(J - L) / k + L`.
@@ -50,14 +52,14 @@ def mean_of_extended_path(
 ) -> Tensor:
     """Return the score "mean" of paths that share all tokens except the last one.
 
-    The shared part is divided once for each beginning, which is much less work than once for each
-    path where thousands of paths have one beginning.
+    The shared beginning is divided once for all of its paths. Thousands of paths may share a
+    beginning, so this is much less work than one division per path.
 
     Args:
         log_joint: `[e]` `J` of every beginning.
         log_norm: `[e]` log-normalizers of the prefix rows.
-        per_token: `[e]` `1 / k` with `k` the tokens of the whole path.
-        entry: `[l]` the beginning of every path.
+        per_token: `[e]` `1 / k`, with `k` the number of tokens of a whole path.
+        entry: `[l]` number of every path's beginning.
         last: `[l]` log-probability of every path's last token.
 
     Returns:
@@ -68,11 +70,11 @@ def mean_of_extended_path(
 
 
 class Remainder:
-    """`log(1 - M)` of texts that lose `M` of their probability to longer candidates.
+    """`log(1 - M)` of texts, where `M` is the share of longer candidates in a text's probability.
 
     Args:
         remainder: `1 - M` of every text.
-        is_candidate: Where the text is a candidate; the logarithm is 0 elsewhere.
+        is_candidate: Whether the text is a candidate; the logarithm is 0 for all other texts.
     """
 
     def __init__(self, remainder: Tensor, is_candidate: Tensor) -> None:
@@ -82,10 +84,13 @@ class Remainder:
         self.log = self._remainder.log().masked_fill(~is_candidate, 0.0)
 
     def odds(self, taken: Tensor) -> Tensor:
-        """Return `M / (1 - M)`, 0 where the derivative is 0.
+        """Return `M / (1 - M)`, and 0 where the derivative is 0.
 
         Args:
-            taken: `M`.
+            taken: `M` of every text.
+
+        Returns:
+            The ratios.
         """
         return (taken / self._remainder).masked_fill(self._constant, 0.0)
 
@@ -94,18 +99,21 @@ class Remainder:
 
         Args:
             grad: The derivative by the logarithm.
+
+        Returns:
+            The derivative.
         """
         return (-grad / self._remainder).masked_fill(self._constant, 0.0)
 
 
 class RealizedText:
-    """The realized path as a candidate: in a column of its own, or joined with its target's.
+    """The realized path as a candidate, in a column of its own or merged with its target.
 
     Args:
         averages: Whether the score is "mean" or "mean_logit".
         slot: The column of the realized unit.
-        target: `[c]` the other column with the realized text, -1 if none.
-        same: `[c]` whether the target is the very same path.
+        target: `[c]` the other column with the realized text, -1 if there is none.
+        same: `[c]` whether the target is the same path.
     """
 
     def __init__(self, averages: bool, slot: int, target: Tensor, same: Tensor) -> None:
@@ -114,16 +122,16 @@ class RealizedText:
         self._has_target = target >= 0
         self._adds = self._has_target & ~same
         self._target = target.clamp_min(0).unsqueeze(1)
-        # The path's share of its text, for `backward`.
+        # The path's share of the text's probability, for `backward`.
         self._share: Tensor | None = None
 
     def insert(self, z: Tensor, own: Tensor, part: slice = slice(None)) -> None:
-        """Write the realized score, and join it with the target.
+        """Write the realized scores, and merge them with their targets.
 
         Args:
             z: `[rows, columns]` scores; changed in place.
             own: `[rows]` scores of the realized paths.
-            part: Which of the `c` units the rows are.
+            part: The units of the rows, among the `c` units.
         """
         target, has_target, adds = self._target[part], self._has_target[part], self._adds[part]
         at_target = z.gather(1, target).squeeze(1)
@@ -133,7 +141,7 @@ class RealizedText:
             z[:, self._slot] = own
             return
         merged = torch.where(adds, torch.logaddexp(at_target, own), at_target)
-        # Where neither has probability there is nothing to share.
+        # The share is 0 where both paths have probability 0.
         share = (own - merged).exp_().nan_to_num_(0.0)
         if self._share is None:
             self._share = own.new_zeros(self._adds.shape)
@@ -142,14 +150,14 @@ class RealizedText:
         z[:, self._slot] = own.masked_fill(has_target, -torch.inf)
 
     def backward(self, gradient: Tensor, part: slice = slice(None)) -> Tensor:
-        """Return the derivative by the realized scores; the target keeps its own part.
+        """Return the derivative by the realized scores, and leave the target's part in place.
 
         Args:
-            gradient: `[rows, columns]` by the scores of the row; changed in place.
-            part: Which of the `c` units the rows are.
+            gradient: `[rows, columns]` derivative by the scores of the row; changed in place.
+            part: The units of the rows, among the `c` units.
 
         Returns:
-            `[rows]`.
+            `[rows]` derivatives.
         """
         own = gradient[:, self._slot]
         if self._averages:

@@ -1,17 +1,17 @@
-"""Scores of on-path continuations and of the realized unit among them; formulas as in `formulas`.
+"""Internal: scores of on-path continuations and of the realized unit; see `formulas`.
 
-With `prefix_b` the logit of the first realized token plus the log-probabilities of the next
-`b - 1`, and `q` the log-probability of a continuation's last token, a continuation that leaves
-the realized tokens after `b` of them has `J = prefix_b + q` and `k = b + 1`.
+The path of an on-path continuation is the first `b` realized tokens, followed by a last token. Let
+`prefix_b` be the logit of the first realized token plus the log-probabilities of the next `b - 1`,
+and `q` the log-probability of the last token. Then the path has `J = prefix_b + q` and `k = b + 1`.
 
-Only `R_j`, the first j realized tokens, can be the beginning of another candidate. With `S_b`
-the probability of all continuations that leave after b tokens, and `p_b` that of the b-th token,
-both given the tokens before it,
+Let `R_j` be the first j realized tokens. Only an `R_j` can be the beginning of another candidate.
+Let `S_b` be the probability of all continuations that leave the realized tokens after b tokens, and
+`p_b` that of the b-th realized token, both given the tokens before. The share of longer candidates
+in the probability of `R_b` is
 
-    M_b = S_b + p_{b+1} (M_{b+1} if R_{b+1} is not a candidate, 1 if R_{b+1} is the realized unit)
+    M_b = S_b + p_{b+1} (M_{b+1} if R_{b+1} is not a candidate, 1 if R_{b+1} is the realized unit).
 
-is what longer candidates take of `R_b`. Where `R_{b+1}` is a continuation, `S_b` holds it
-already, with all candidates that begin with it.
+Where `R_{b+1}` is a continuation, `S_b` already includes it, and all candidates that begin with it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Entries:
-    """The `e` nodes that a group of units reaches in one direction, and their `l` leaves.
+    """The `e` entries of a group of units in one direction, and their `l` leaves.
 
     Attributes:
         unit: `[e]` the unit's number in the group, ascending.
-        depth: `[e]` realized tokens that lead to the node.
-        norm_at: `[e]` the row behind them, as a place among the rows with a log-normalizer of the
-            side that spells.
+        depth: `[e]` number of realized tokens that lead to the node.
+        norm_at: `[e]` the row after these tokens, as a place in `SidePlan.norm_row` of the side
+            that spells.
         entry: `[l]` the entry of every leaf, ascending.
-        place: `[l]` where its score stands in the scores of its unit's chunk.
-        bounds: `[units + 1]` leaves before each unit, on the host.
+        place: `[l]` the place of the leaf's score in the scores of the unit's chunk.
+        bounds: `[units + 1]` number of leaves before each unit, on the host.
     """
 
     unit: Tensor
@@ -51,28 +51,28 @@ class Entries:
     bounds: NDArray[np.int64]
 
     def of(self, part: slice) -> slice:
-        """Return where the leaves of a range of units stand."""
+        """Return the range of the leaves of a range of units."""
         return slice(int(self.bounds[part.start]), int(self.bounds[part.stop]))
 
     def spread(self, values: Tensor) -> Tensor:
-        """Return for each leaf `[l]` what its entry has, of `[e]`."""
-        # Ten times as fast as an index on the CPU.
+        """Return the values `[l]` of the leaves' entries, from `[e]` values."""
+        # Ten times as fast as indexing on the CPU.
         return values.index_select(0, self.entry)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Return the sum `[e]` over each entry of what its leaves `[l]` have."""
+        """Return the sums `[e]` over the leaves of every entry, from `[l]` values."""
         return values.new_zeros(self.unit.shape).index_add_(0, self.entry, values)
 
 
 @dataclass
 class Leaves:
-    """Continuations of a group of units on one side: all that it spells, or its own tokens.
+    """The spelled leaves, or the single leaves, of a group of units on one side.
 
     Attributes:
-        entries: where they begin.
-        token: `[l]` the token id: the last of the path, or the only one.
-        row: `[l]` the flat logit row that predicts it.
-        value: `[l]` log-probability of the token, for a token of its own the logit.
+        entries: The entries of the leaves.
+        token: `[l]` token id: the last token of a spelled leaf's path, or the single token.
+        row: `[l]` flat logit row that predicts the token.
+        value: `[l]` log-probability of the token for spelled leaves, logit for single leaves.
     """
 
     entries: Entries
@@ -83,15 +83,15 @@ class Leaves:
 
 @dataclass
 class PathGradient:
-    """Derivatives by what the scores of a group of `c` units were made of.
+    """The derivatives by the inputs of the scores of a group of `c` units.
 
     Attributes:
-        first: `[c]` by the logit of the first realized token.
-        log_norm: `[c]` by the prefix row's log-normalizer.
-        steps: `[c, d]` by the log-probabilities of realized tokens; the first column is 0.
-        rest: `[c]` by the sum over the realized path behind its first token.
-        spelled: by the log-probabilities of the last tokens of spelled leaves.
-        single: by the logits of single leaves.
+        first: `[c]` derivative by the logit of the first realized token.
+        log_norm: `[c]` derivative by the prefix row's log-normalizer.
+        steps: `[c, d]` derivative by the realized tokens' log-probabilities; 0 in the first column.
+        rest: `[c]` derivative by the sum over the later steps of the realized path.
+        spelled: `[l]` derivative by the values of the spelled leaves.
+        single: `[l]` derivative by the values of the single leaves.
     """
 
     first: Tensor
@@ -104,19 +104,19 @@ class PathGradient:
 
 @dataclass
 class RealizedUnits:
-    """A group of `c` units on one side, as far as their realized tokens go.
+    """The realized tokens of a group of `c` units on one side.
 
     Attributes:
-        length: `[c]` tokens of the realized path, 0 where there is none.
-        node: `[c, d]` the column of `R_j` where that is a candidate beside the realized unit,
-            −1 elsewhere.
-        continues: `[c, d]` whether `R_j` is a continuation, of two tokens or more.
-        target: `[c]` the column of the realized text beside the slot, −1 if none.
-        same: `[c]` whether the target's path is the realized one.
+        length: `[c]` number of tokens of the realized path, 0 where there is none.
+        node: `[c, d]` column of `R_j` where `R_j` is a candidate other than the realized unit, −1
+            elsewhere.
+        continues: `[c, d]` whether `R_j` is a continuation of at least two tokens.
+        target: `[c]` the other column with the realized text, −1 if there is none.
+        same: `[c]` whether the target's path is the realized path.
         steps: `[c, d]` log-probabilities of realized tokens, 0 in the first column.
-        rest: `[c]` sum over the realized path behind its first token.
+        rest: `[c]` sum over the later steps of the realized path.
         first: `[c]` logit of the first realized token.
-        log_norm: `[c]` log-normalizers of the prefix rows, or None where nobody needs them.
+        log_norm: `[c]` log-normalizers of the prefix rows; None where they are not needed.
     """
 
     length: Tensor
@@ -133,15 +133,15 @@ class RealizedUnits:
 class PathScores:
     """The paths of a group of units on one side.
 
-    All that does not depend on the shared columns is computed once for the group, and a chunk of
-    it then takes part in `insert` and `collect`, which touch its rows of scores.
+    Values that do not depend on the shared columns are computed once for the group. `insert` and
+    `collect` then read and write the rows of scores, a chunk of the group at a time.
 
     Args:
         score: `"mean"`, `"sum"` or `"event"`.
-        slot: the column of the realized unit.
-        units: the units.
-        spelled: continuations that this side spells.
-        single: continuations that are its own tokens.
+        slot: The column of the realized unit.
+        units: The realized tokens of the units.
+        spelled: The spelled leaves.
+        single: The single leaves.
     """
 
     def __init__(
@@ -180,18 +180,18 @@ class PathScores:
         self._own.masked_fill_(~self._is_path, -torch.inf)
         if self._event:
             self._remainder = Remainder(1.0 - self._taken, self._is_node)
-        # What `collect` finds, for all chunks of the group.
+        # The derivatives that `collect` reads, for all chunks of the group.
         self._d_spelled = torch.zeros_like(spelled.value)
         self._d_single = torch.zeros_like(single.value)
         self._d_own = torch.zeros_like(self._own)
         self._d_node = torch.zeros_like(self._taken)
 
     def _taken_by_candidates(self) -> Tensor:
-        """`M_1 .. M_d`, `[c, d]`."""
+        """Return `M_1 .. M_d`, `[c, d]`."""
         units, depth = self._units, self._depth
         taken = torch.zeros_like(units.steps)
         taken.view(-1).index_add_(0, self._level, self._spelled.entries.sums(self._probs))
-        # The realized path goes on behind R_d, where no other candidate begins any more.
+        # The realized path may go on after R_d, where no other candidate begins.
         beyond = (units.rest - units.steps.sum(1)).exp()
         self._beyond = beyond.masked_fill(units.length <= depth, 0.0)
         taken[:, -1] += self._beyond
@@ -203,26 +203,27 @@ class PathScores:
             taken[:, b - 1] += self._weights[:, b]
         return taken
 
-    def covered_behind_first(self, first_log_prob: Tensor) -> Tensor:
-        """Return the probability of candidates of several tokens that no candidate begins.
+    def covered_after_first(self, first_log_prob: Tensor) -> Tensor:
+        """Return the mass that candidates of several tokens add.
 
         Args:
             first_log_prob: `[c]` log-probability of the first realized token.
 
         Returns:
-            `[c]`: what they add to the probability of the shared tokens and single leaves.
+            `[c]` masses, in addition to those of the shared tokens and the single leaves. A
+            candidate that begins with another candidate adds 0.
         """
         taken = torch.where(self._ends_here[:, 0], 1.0, self._taken[:, 0])
         beside = self._is_node[:, 0] & (self._node[:, 0] != self._slot)
         return (first_log_prob.exp() * taken).masked_fill(beside, 0.0)
 
     def insert(self, z: Tensor, part: slice, *, has_paths: bool) -> None:
-        """Write all scores but those of the shared columns into the rows of a chunk.
+        """Write all scores except those of the shared columns into the rows of a chunk.
 
         Args:
-            z: `[rows, columns]`: logits of the shared columns, −inf elsewhere; contiguous.
-            part: the chunk's units in the group.
-            has_paths: whether some of them are MULTI.
+            z: `[rows, columns]` logits of the shared columns, −inf elsewhere; contiguous.
+            part: The chunk's units in the group.
+            has_paths: Whether the chunk has MULTI units.
         """
         for leaves, scores in ((self._spelled, self._joint), (self._single, self._single.value)):
             here = leaves.entries.of(part)
@@ -231,18 +232,19 @@ class PathScores:
         if has_paths:
             z[:, self._slot] = self._own[part]
         if self._event:
-            # No column is twice a node of its row, except those that are none.
+            # A column is a node of its row at most once; columns without a node add 0.
             z.scatter_add_(1, self._node[part], self._remainder.log[part])
         if has_paths:
             self._text.insert(z, z[:, self._slot], part)
 
     def collect(self, gradient: Tensor, part: slice, *, has_paths: bool) -> None:
-        """Take the derivative by a chunk's scores but for the shared columns, which stay in place.
+        """Read the derivative by a chunk's scores; leave that by the shared columns in place.
 
         Args:
-            gradient: `[rows, columns]`; the shared columns become the derivative by their logits.
-            part: the chunk's units in the group.
-            has_paths: whether some of them are MULTI.
+            gradient: `[rows, columns]` derivative by the scores. In the shared columns the
+                derivative by the logits replaces it.
+            part: The chunk's units in the group.
+            has_paths: Whether the chunk has MULTI units.
         """
         if has_paths:
             own = self._text.backward(gradient, part)
@@ -257,7 +259,7 @@ class PathScores:
                 torch.index_select(gradient.view(-1), 0, place, out=grad[here])
 
     def backward(self) -> PathGradient:
-        """Turn what `collect` took of the whole group into the derivatives of its parts."""
+        """Turn the derivatives that `collect` read into those by the inputs of the scores."""
         units, entries = self._units, self._spelled.entries
         log_norm = torch.zeros_like(units.first)
         own = self._d_own.masked_fill(~self._is_path, 0.0)
@@ -278,7 +280,7 @@ class PathScores:
         return grads
 
     def _through_taken(self, by_taken: Tensor, grads: PathGradient) -> None:
-        """Add the derivatives through `M_1 .. M_d`, given those of the candidates by them."""
+        """Add the derivatives through `M_1 .. M_d`, given the derivatives by `M_1 .. M_d`."""
         units = self._units
         for b in range(1, self._depth):
             above = by_taken[:, b - 1]

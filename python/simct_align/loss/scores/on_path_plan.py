@@ -1,9 +1,10 @@
-"""What the loss over on-path continuations has to do: the parts of a plan, which `planner` makes.
+"""Internal: the parts of a plan for the loss over on-path continuations; `planner` makes plans.
 
-Words: a *spelled* leaf of a side is a continuation that this side writes as a path of realized
-tokens and a last one; a *single* leaf is one of its own tokens. A leaf that is spelled on one side
-is single on the other. `R_j` is the path of the first j realized tokens from a unit on: only such
-paths can have continuations, so only they can be the beginning of another candidate.
+Two kinds of leaves: a *spelled* leaf of a side is a continuation that the side writes as several
+tokens, realized ones and a last one. A *single* leaf of a side is a continuation that is one token
+of the side. A leaf that is spelled on one side is single on the other side. `R_j` is the path of
+the first j realized tokens from a unit on. Only these paths can be the beginning of another
+candidate.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ SIDES: tuple[Side, Side] = ("teacher", "student")
 OTHER: dict[Side, Side] = {"teacher": "student", "student": "teacher"}
 
 A = TypeVar("A")
-"""An array of a plan: on the host while it is made, a tensor on the device in the end."""
+"""The type of a plan's arrays: NumPy arrays during planning, then tensors on the device."""
 
 
 class SpellingTable(NamedTuple):
-    """The continuations of one direction, on the host.
+    """The spellings of one direction, on the host.
 
     Attributes:
-        node_offsets: `[nodes + 1]` where the leaves of every node begin.
-        node_parent: `[nodes]` the node before it.
-        node_token: `[nodes]` its last token.
+        node_offsets: `[nodes + 1]` first leaf of every node, and the number of leaves.
+        node_parent: `[nodes]` node of the path without its last token.
+        node_token: `[nodes]` last token of the node's path.
         leaf_key: `[leaves]` `node << 32 | last token`, ascending.
-        leaf_of_token: `[vocabulary]` the leaf of every one-sided token, or −1.
+        leaf_of_token: `[vocabulary]` leaf of every one-sided token, −1 for other tokens.
     """
 
     node_offsets: Longs
@@ -51,12 +52,12 @@ class DirectionPlan(Generic[A]):
 
     Attributes:
         unit: `[E]` number of the planned unit.
-        depth: `[E]` realized tokens that lead to the node.
+        depth: `[E]` number of realized tokens that lead to the node.
         first_leaf: `[E]` the node's first leaf in the leaf table.
-        leaves: `[E]` how many leaves it has.
-        place: `[E]` how many leaves of the unit come before.
-        norm_at: `[E]` the row behind the realized tokens, as a place in `SidePlan.norm_row` of
-            the side that spells.
+        leaves: `[E]` number of the node's leaves.
+        place: `[E]` number of the unit's leaves before those of the node.
+        norm_at: `[E]` the row after the realized tokens, as a place in `SidePlan.norm_row` of the
+            side that spells.
     """
 
     unit: A
@@ -69,21 +70,21 @@ class DirectionPlan(Generic[A]):
 
 @dataclass
 class SidePlan(Generic[A]):
-    """One side of the planned units, `n` of them; `d` is the deepest `R_j` that matters.
+    """One side of the `n` planned units; `d` is the number of tokens of the longest `R_j` needed.
 
     Attributes:
         row: `[n]` prefix rows.
-        first_id: `[n]` the token of `R_1`, 0 where it is not known and not needed.
-        length: `[n]` tokens of the realized path, 0 at units that are not MULTI.
-        same: `[n]` 1 where the realized text is a continuation by the very same path.
-        node: `[n, d]` where `R_j` is a continuation: its place among the unit's leaves, or −1.
-        step_at: `[n, d]` the row of its j-th token as a place in `norm_row`, or −1; the first
-            column is not used.
-        prefix_at: `[n]` the prefix row as a place in `norm_row`, or −1.
-        rest_unit: `[r]` units of the tokens of realized paths after the first.
-        rest_at: `[r]` their rows as places in `norm_row`.
-        norm_row: `[m]` rows whose log-normalizer is needed, those that get a gradient first.
-        norm_next: `[m]` the realized token that the row predicts, 0 where it is not needed.
+        first_id: `[n]` token of `R_1`, 0 where it is not known and not needed.
+        length: `[n]` number of tokens of the realized path, 0 at units that are not MULTI.
+        same: `[n]` 1 where the realized text is a continuation with the same path, else 0.
+        node: `[n, d]` place of `R_j` among the unit's leaves, −1 where `R_j` is not a continuation.
+        step_at: `[n, d]` row of the j-th token as a place in `norm_row`, or −1; the first column is
+            not used.
+        prefix_at: `[n]` prefix row as a place in `norm_row`, or −1.
+        rest_unit: `[r]` planned unit of every later step of the realized paths.
+        rest_at: `[r]` row of every later step as a place in `norm_row`.
+        norm_row: `[m]` rows whose log-normalizer is needed; rows with a gradient come first.
+        norm_next: `[m]` realized token that the row predicts, 0 where it is not needed.
     """
 
     row: A
@@ -101,13 +102,13 @@ class SidePlan(Generic[A]):
 
 @dataclass
 class UnitPlan(Generic[A]):
-    """What the planned units are on both sides together.
+    """The planned units, independently of a side.
 
     Attributes:
-        order: `[units]` numbers of the units: first those that need no plan, then the planned
-            ones by descending student row.
+        order: `[units]` numbers of the units: first the units without a plan, then the planned
+            units by descending student row.
         realized_column: `[n]` shared column of the realized text, or −1.
-        realized_leaf: `[n]` its place among the unit's leaves, or −1.
+        realized_leaf: `[n]` place of the realized text among the unit's leaves, or −1.
     """
 
     order: A
@@ -117,13 +118,13 @@ class UnitPlan(Generic[A]):
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned batch: tensors on the device, and the sizes that cut the work on the host.
+    """The plan of a batch: tensors on the device, and sizes on the host.
 
     Attributes:
-        units: The units.
-        sides: By the side's name.
-        directions: By the name of the side with the single tokens.
-        host: Sizes that cut the work into chunks.
+        units: The planned units.
+        sides: The sides by their names.
+        directions: The directions by the name of the side whose leaves are single tokens.
+        host: The sizes for cutting the work into chunks.
     """
 
     units: UnitPlan[Tensor]
@@ -137,14 +138,14 @@ class HostSizes:
     """Sizes on the host.
 
     Attributes:
-        planned: Planned units.
-        gradient_rows: Rows of the student's `norm_row` that get a gradient.
-        leaves: `[n]` leaves of each planned unit.
-        multi: `[M]` planned units that are MULTI, ascending.
-        measured: Per side, places in `norm_row` of the prefix rows where the shared tokens'
-            probability is wanted.
-        first_entry: `[n + 1]` per direction: entries before each planned unit.
-        entry_leaves: `[E + 1]` per direction: leaves before each entry.
+        planned: The number of planned units.
+        gradient_rows: The number of rows in the student's `norm_row` with a gradient.
+        leaves: `[n]` number of leaves of each planned unit.
+        multi: `[M]` numbers of the planned units that are MULTI, ascending.
+        measured: For each side, the places in `norm_row` of the prefix rows where the mass on the
+            shared tokens is wanted.
+        first_entry: For each direction, `[n + 1]` number of entries before each planned unit.
+        entry_leaves: For each direction, `[E + 1]` number of leaves before each entry.
     """
 
     planned: int
@@ -158,12 +159,13 @@ class HostSizes:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted of prefix rows.
+    """The values of prefix rows that a loss needs.
 
     Attributes:
-        measured: by side, of which planned units the shared tokens' probability: `"all"`,
-            `"multi"` or `"none"`.
-        log_norm: whether all units need their log-normalizer, and the student's its gradient.
+        measured: For each side, the planned units where the mass on the shared tokens is wanted:
+            `"all"`, `"multi"` or `"none"`.
+        log_norm: Whether the log-normalizers of all prefix rows are wanted, with the gradient by
+            the student's.
     """
 
     measured: dict[Side, str]

@@ -1,7 +1,7 @@
-"""Plans the loss over on-path continuations on the host, before anything is computed.
+"""Internal: the planner of the loss over on-path continuations, on the host.
 
-Everything here follows from the index and from the tables of spellings, which both lie on the host,
-so the device is never asked for a size. NumPy does it in passes over all units or entries at once.
+A plan follows from the index and the tables of spellings. Both are on the host, so planning never
+reads a size back from the device. NumPy computes a plan in passes over all units or entries.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 def pack_spellings(spellings: Spellings, vocabulary: int) -> Tensor:
-    """Put what planning needs of one direction into one int64 tensor on the host.
+    """Pack the `SpellingTable` of one direction into one int64 tensor on the host.
 
     Args:
         spellings: The spellings of the one-sided tokens of a side.
-        vocabulary: How many ids that side has.
+        vocabulary: The number of ids of the side.
 
     Returns:
         The lengths of the arrays of a `SpellingTable`, then the arrays.
@@ -63,7 +63,7 @@ def _unpack_spellings(packed: Tensor) -> SpellingTable:
 
 
 class _Entries(NamedTuple):
-    """The entries of one direction, as they are in the index."""
+    """The entries of one direction, in the order of the index."""
 
     unit: Longs
     node: Longs
@@ -71,7 +71,7 @@ class _Entries(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """The steps of one side's realized paths, as they are in the index."""
+    """The steps of one side's realized paths, in the order of the index."""
 
     offsets: Longs
     unit: Longs
@@ -121,7 +121,7 @@ def _read_index(host: Tensor, sizes: IndexSizes) -> _Index:
 
 
 def _find(keys: Longs, wanted: Longs) -> Longs:
-    """Places of the wanted keys among ascending ones, −1 where there is none."""
+    """Return the places of keys among ascending keys, −1 for keys that are not among them."""
     place = np.searchsorted(keys, wanted)
     inside = np.minimum(place, max(len(keys) - 1, 0))
     found = keys[inside] == wanted if len(keys) else np.zeros(len(wanted), bool)
@@ -151,7 +151,7 @@ class _Planner:
         self.rank[planned] = np.arange(len(planned))
         self.leaves = leaves[planned]
         self.is_multi = is_multi[planned]
-        self.multi_of = planned - n_shared  # the number among the MULTI units, or negative
+        self.multi_of = planned - n_shared  # the number among the MULTI units; else negative
         self.multi_rank = self.rank[n_shared:]
         self.nodes: dict[Side, Longs] = {}
         self.directions = {side: self._direction(side) for side in SIDES}
@@ -182,14 +182,14 @@ class _Planner:
         )
 
     def places(self, side: Side, units: Longs, leaves: Longs) -> Longs:
-        """Return the places of leaves among their units' leaves; −1 for leaves of other units."""
+        """Return the places of leaves among their units' leaves, −1 for leaves of other units."""
         plan, table = self.directions[side], self.tables[side]
         if not len(plan.unit):
             return np.full(len(units), -1)
         node = np.searchsorted(table.node_offsets, leaves, side="right") - 1
         n_nodes = len(table.node_token) + 1
-        # A unit's entries have ascending depths, and their nodes ascend with them: each node's path
-        # begins with the one before, and paths are numbered in order.
+        # A unit's entries have ascending depths and ascending nodes: the path of a node begins with
+        # the path of the node before, and nodes are numbered in the order of their paths.
         keys = plan.unit * n_nodes + self.nodes[side]
         entry = _find(keys, units * n_nodes + node)
         known = (leaves >= 0) & (entry >= 0)
@@ -199,14 +199,14 @@ class _Planner:
 
 
 class _Sizes(NamedTuple):
-    """Of one side, for `HostSizes`."""
+    """The sizes of one side, for `HostSizes`."""
 
     gradient_rows: int
     measured: slice
 
 
 def _side(planner: _Planner, side: Side, wanted: Wanted) -> tuple[SidePlan[Longs], Longs, _Sizes]:
-    """Plan a side; also return its entries' rows as places in `norm_row`, and its sizes."""
+    """Return the plan of a side, the rows of its entries as places in `norm_row`, and its sizes."""
     index, spelled = planner.index, OTHER[side]
     entries, table = planner.directions[spelled], planner.tables[spelled]
     n = len(planner.planned)
@@ -216,7 +216,7 @@ def _side(planner: _Planner, side: Side, wanted: Wanted) -> tuple[SidePlan[Longs
     length[planner.is_multi] = np.diff(steps.offsets)[planner.multi_of[planner.is_multi]]
     depth = int(entries.depth.max(initial=0)) + 1
 
-    # The ids of R_1 .. R_d, as far as a path or a realized unit says them.
+    # The ids of R_1 .. R_d, where a node's path or a realized unit has them.
     ids = np.full((n, depth), -1)
     node, level = planner.nodes[spelled].copy(), entries.depth.copy()
     while (active := level > 0).any():
@@ -228,7 +228,7 @@ def _side(planner: _Planner, side: Side, wanted: Wanted) -> tuple[SidePlan[Longs
     step_rank = planner.multi_rank[steps.unit]
     ids[step_rank[shallow], step_number[shallow]] = steps.id[shallow]
 
-    # Rows after the prefix row: those of path tokens and of last tokens.
+    # The rows after the prefix row: those of the nodes' tokens and of the last tokens.
     units, numbers = np.nonzero(ids >= 0)
     later = numbers > 0
     path_row, path_id = row[units[later]] + numbers[later], ids[units[later], numbers[later]]
@@ -240,7 +240,7 @@ def _side(planner: _Planner, side: Side, wanted: Wanted) -> tuple[SidePlan[Longs
     grad_rows = np.unique(np.concatenate(with_gradient))
     measured = {"all": row, "multi": row[planner.is_multi], "none": row[:0]}[wanted.measured[side]]
     is_measured = np.isin(grad_rows, measured)
-    # Measured rows are neighbours: the last of the rows with a gradient, then rows without one.
+    # Measured rows are contiguous: the last rows with a gradient, then rows without a gradient.
     others = np.setdiff1d(measured, grad_rows)
     norm_row = np.concatenate([grad_rows[~is_measured], grad_rows[is_measured], others])
     sizes = _Sizes(len(grad_rows), slice(int((~is_measured).sum()), len(norm_row)))
@@ -256,7 +256,8 @@ def _side(planner: _Planner, side: Side, wanted: Wanted) -> tuple[SidePlan[Longs
     step_at = np.full((n, depth), -1)
     step_at[units[later], numbers[later]] = at(path_row)
 
-    # Where R_j is a continuation: R_1 a token of this side, R_j of j > 1 one of the other's.
+    # Where R_j is a continuation: R_1 as a one-sided token of this side, R_j with j > 1 as a
+    # spelled leaf.
     places = np.full((n, depth), -1)
     every_unit = np.arange(n)
     first = ids[:, 0]
@@ -298,16 +299,16 @@ def make_plan(
 
     Args:
         host: The packed index, on the host.
-        sizes: Its sizes.
-        tables: By direction, from `pack_spellings`.
-        wanted: What is wanted of prefix rows.
-        device: Where the tensors go, in one copy.
+        sizes: The sizes of the index.
+        tables: The packed spellings by direction, from `pack_spellings`.
+        wanted: The values of prefix rows that the loss needs.
+        device: The device that the tensors are moved to, in one copy.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: The index does not have the length that its sizes ask for.
+        ValueError: The length of the index does not follow from its sizes.
 
     Complexity:
         O((units + steps) × deepest path + entries × log entries) time on the host.
@@ -353,11 +354,11 @@ def make_plan(
 
 
 class _Mover:
-    """Moves all arrays of some plans to a device in one copy.
+    """Moves all arrays of several plans to a device in one copy.
 
     Args:
         plans: The plans.
-        device: Where to.
+        device: The device.
     """
 
     def __init__(
@@ -383,7 +384,7 @@ class _Mover:
     def moved(
         self, plan: UnitPlan[Longs] | SidePlan[Longs] | DirectionPlan[Longs]
     ) -> UnitPlan[Tensor] | SidePlan[Tensor] | DirectionPlan[Tensor]:
-        """Return one of the plans, with tensors for its arrays."""
+        """Return one of the plans, with tensors in place of its arrays."""
         tensors = {
             field.name: self._tensors[id(getattr(plan, field.name))] for field in fields(plan)
         }

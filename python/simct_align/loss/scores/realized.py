@@ -1,4 +1,4 @@
-"""The realized unit and the merged stops as candidates of a row: scores in, derivatives out."""
+"""Internal: the realized unit and the merged stops as candidates, with scores and derivatives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RealizedGradient:
-    """Derivatives `[c]` by what `RealizedScores.insert` read.
+    """The derivatives by the inputs of `RealizedScores.insert`.
 
     Attributes:
-        first: By the logit of the first step.
-        log_norm: By the log-normalizer of the prefix row.
-        rest: By the sum over the other steps.
+        first: `[c]` derivative by the logit of the first step.
+        log_norm: `[c]` derivative by the log-normalizer of the prefix row.
+        rest: `[c]` derivative by the sum over the later steps.
     """
 
     first: Tensor
@@ -30,14 +30,14 @@ class RealizedGradient:
 
 
 class RealizedScores:
-    """The realized paths of a chunk of MULTI units on one side; formulas as in `formulas`.
+    """The realized paths of a chunk of c MULTI units on one side; see `formulas` for the scores.
 
     Args:
         score: One of `formulas.SCORES`.
-        slot: The column of the row that the realized unit takes.
-        length: `[c]` steps of the path.
-        first_column: `[c]` shared column of the first step's id, -1 if none.
-        realized_column: `[c]` shared column of the realized text, -1 if none.
+        slot: The column of the realized unit in the row of scores.
+        length: `[c]` number of steps of the path.
+        first_column: `[c]` shared column of the first step's id, -1 if there is none.
+        realized_column: `[c]` shared column of the realized text, -1 if there is none.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RealizedScores:
             z: `[c, columns]` logits of the shared columns; changed in place.
             first: `[c]` logit of the first step.
             log_norm: `[c]` log-normalizer of the prefix row; only "mean" reads it.
-            rest: `[c]` sum over the other steps, 0 where there are none.
+            rest: `[c]` sum over the later steps, 0 where there are none.
         """
         own = first + rest
         if self._normalized:
@@ -75,18 +75,21 @@ class RealizedScores:
         self._text.insert(z, own)
 
     def backward(self, gradient: Tensor) -> RealizedGradient:
-        """Turn the derivative by the row's scores into that by what `insert` read.
+        """Turn the derivative by the row's scores into the derivatives by the inputs of `insert`.
 
         Args:
-            gradient: `[c, columns]`; the shared columns' part is changed in place to the
-                derivative by `z`.
+            gradient: `[c, columns]` derivative by the scores. In the shared columns the derivative
+                by `z` replaces it.
+
+        Returns:
+            The derivatives by the other inputs.
         """
         if self._averages:
             own = self._text.backward(gradient)
             first = own / self._length
             log_norm = own - first if self._normalized else torch.zeros_like(first)
             return RealizedGradient(first, log_norm, first)
-        # Read before the target's column is split: the parent is another column.
+        # Read first: the next line changes the target's column, which is another column.
         at_parent = gradient.gather(1, self._parent).squeeze(1) if self._event else None
         own = rest = self._text.backward(gradient)
         if at_parent is not None:
@@ -95,12 +98,12 @@ class RealizedScores:
 
 
 class MergedStops:
-    """The stops of one side as one candidate, in the column of the first.
+    """The stops of one side as one candidate, in the column of the first stop.
 
     Args:
-        column: The stops' shared column, -1 if none.
-        shared: The number of shared columns; the other stops come after them.
-        n_extra: How many other stops there are.
+        column: The shared column of the stops, -1 if there are none.
+        shared: The number of shared columns, which the other stops follow.
+        n_extra: The number of the other stops.
     """
 
     def __init__(self, column: int, shared: int, n_extra: int) -> None:
@@ -110,7 +113,7 @@ class MergedStops:
         self._shares: Tensor | None = None
 
     def merge(self, z: Tensor) -> None:
-        """Sum the stops' probabilities into the first one's column; the others count as -inf.
+        """Add the probabilities of all stops up in the first stop's column; set the others to -inf.
 
         Args:
             z: `[c, columns]` logits; changed in place.
@@ -124,10 +127,10 @@ class MergedStops:
         z[:, self._others] = -math.inf
 
     def backward(self, gradient: Tensor) -> None:
-        """Give every stop its share of the column's derivative.
+        """Distribute the column's derivative over the stops, by their shares.
 
         Args:
-            gradient: `[c, columns]`; changed in place.
+            gradient: `[c, columns]` derivative by the merged scores; changed in place.
         """
         if self._shares is None:
             return

@@ -1,4 +1,4 @@
-"""The reference back end: PyTorch operations on any device, in chunks.
+"""Internal: the reference back end, PyTorch operations on any device, in chunks.
 
 With `g = dD / d scores` of a unit, which sums to 0:
 
@@ -7,9 +7,9 @@ With `g = dD / d scores` of a unit, which sums to 0:
 * MULTI units: `g` at the realized unit also reaches `L` of its prefix row and the logits and
   log-normalizers of the path's other steps, each of which is a whole row.
 
-A prefix row or path step is a token position of its own, so every student row is written once. (If
-a caller's row starts overlap, two units claim one row and the gradient there is the last one's.)
-Peak memory is O(chunk x vocabulary), set by `chunk_bytes`.
+Every prefix row and every path step is a token position of its own, so every student row is written
+once. (If a caller's row starts overlap, two units share a row, and the row's gradient is that of
+the unit that was written last.) Peak memory is O(chunk x vocabulary), set by `chunk_bytes`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class TorchBackend:
-    """PyTorch operations; refuses nothing."""
+    """The reference back end: PyTorch operations on any device. It computes every problem."""
 
     name = "torch"
 
     def refuses(self, problem: Problem) -> str | None:
-        """See `Backend`."""
+        """Return None: see `Backend`."""
         del problem
         return None
 
     def start(self, problem: Problem) -> TorchComputation:
-        """See `Backend`."""
+        """Begin to compute a problem: see `Backend`."""
         return TorchComputation(problem)

@@ -1,4 +1,4 @@
-"""Scores of a chunk of rows, divergence and derivative, and the gradient's rows."""
+"""Internal: scores of a chunk of rows, divergence and derivative, and the gradient's rows."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class TorchScores:
     """One side's scores of a chunk.
 
     Attributes:
-        z: `[c, columns]` scores; for the student `TorchComputation.compare` leaves the
-            derivative by them here.
+        z: `[c, columns]` scores. `TorchComputation.compare` replaces the student's scores by the
+            derivative by them.
         units: The chunk.
-        stops: What merged the stops.
-        realized: What inserted the realized units; None at SHARED units.
-        rows: `[c, vocabulary]` the prefix rows, normalized where that was needed; None likewise.
+        stops: The object that merged the stops.
+        realized: The object that inserted the realized units; None at SHARED and SPECIAL units.
+        rows: `[c, vocabulary]` the prefix rows, normalized where that was needed; None at SHARED
+            and SPECIAL units.
         shared_mass: See `Scores`.
         realized_mass: See `Scores`.
     """
@@ -54,12 +55,12 @@ class TorchScores:
 
 
 class _Rest:
-    """The steps after the first of one side's realized paths, summed per MULTI unit.
+    """Sums over the later steps (all but the first) of one side's realized paths.
 
     Attributes:
         logits: `[n_multi]` sums of logits.
         log_probs: `[n_multi]` sums of log-probabilities.
-        grad: `[n_multi]` receives the derivatives by them.
+        grad: `[n_multi]`; receives the derivatives by the sums.
     """
 
     def __init__(self, side: TorchSide) -> None:
@@ -80,8 +81,8 @@ class TorchSide:
     Args:
         name: `"teacher"` or `"student"`.
         problem: The problem.
-        side: The model.
-        rows: Its rows.
+        side: The model's side of the problem.
+        rows: The model's rows.
         work: Scratch buffers.
     """
 
@@ -95,23 +96,23 @@ class TorchSide:
         self._problem = problem
         self._work = work
         self._rest: _Rest | None = None
-        #: Stops except the first have columns after the shared ones, as many as the side with more.
+        #: Shared columns, then one column for each stop but the first, on the side with more stops.
         self.columns = max(
             problem.teacher.columns.ids.shape[0], problem.student.columns.ids.shape[0]
         )
 
     def chunks(self, total: int, values: int) -> Iterator[slice]:
-        """Yield slices of as many rows as the workspace holds, `values` numbers for each."""
+        """Yield slices of `total` rows that fit the workspace, with `values` numbers per row."""
         return chunks(total, rows_per_chunk(self.settings, values))
 
     def merged_stops(self) -> MergedStops:
-        """Return what makes one candidate of the stops."""
+        """Return the object that merges the stops into one candidate."""
         columns = self.model.columns
         shared = columns.ids.shape[0] - columns.n_extra
         return MergedStops(self._problem.stop_column, shared, columns.n_extra)
 
     def shared_mass(self, probs: Tensor) -> Tensor:
-        """Return the probability of the shared tokens, stops among them.
+        """Return the mass on the shared tokens, including the stops.
 
         Args:
             probs: `[c, vocabulary]` softmax of whole rows.
@@ -170,7 +171,7 @@ class TorchSide:
         if mass:
             assert log_norm is not None
             scores.shared_mass = self.shared_mass(full)
-            # The probability of a shared token holds that of every path that begins with it.
+            # The probability of a shared token includes that of every path that begins with it.
             joint = (first - log_norm + log_probs).exp_()
             scores.realized_mass = joint.masked_fill_(first_column >= 0, 0.0)
         scores.realized = RealizedScores(
@@ -294,12 +295,12 @@ class TorchComputation:
         return self.divergence(teacher.z, student.z, grad)
 
     def divergence(self, z_teacher: Tensor, z_student: Tensor, grad: Tensor | None) -> Tensor:
-        """Return divergences; the derivative, times `grad`, replaces the student's scores.
+        """Return divergences, and replace the student's scores by the derivative times `grad`.
 
         Args:
             z_teacher: `[c, columns]` scores.
             z_student: The same for the student.
-            grad: `[c]`, None where no derivative is wanted.
+            grad: `[c]` factors; None if the derivative is not wanted.
 
         Returns:
             `[c]` divergences.
@@ -307,7 +308,7 @@ class TorchComputation:
         rows, columns = z_student.shape
         dtype = self.settings.dtype
         values = torch.empty(rows, dtype=dtype, device=z_student.device)
-        # A quarter of the workspace is for these elementwise arrays.
+        # A quarter of the workspace holds these elementwise arrays.
         itemsize = torch.finfo(dtype).bits // 8
         size = max(1, self.settings.chunk_bytes // (4 * itemsize * 2 * columns))
         for part in chunks(rows, size):
@@ -325,11 +326,14 @@ class TorchComputation:
 
 
 def rows_per_chunk(settings: Settings, values: int) -> int:
-    """Return how many rows the workspace holds.
+    """Return the number of rows that fit three quarters of the workspace, at least 1.
 
     Args:
-        settings: Its size and the dtype.
-        values: Numbers for each row.
+        settings: The workspace's size and the dtype.
+        values: The number of values per row.
+
+    Returns:
+        The number of rows.
     """
     itemsize = torch.finfo(settings.dtype).bits // 8
     return max(1, 3 * settings.chunk_bytes // (4 * itemsize * values))

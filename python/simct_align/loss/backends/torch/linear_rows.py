@@ -1,13 +1,13 @@
-"""Rows of logits made on the spot from hidden states and an output embedding.
+"""Internal: rows of logits, computed from hidden states and an output embedding.
 
-`z = softcap * tanh(scale * (h W^T + b) / softcap)`. Whole rows are one product; the table's
-columns are products with gathered rows of W, a block at a time, so that neither [tokens,
-vocabulary] nor a copy of the shared part of W ever exists.
+`z = softcap * tanh(scale * (h W^T + b) / softcap)`. Whole rows are one product. Chosen columns are
+products with gathered rows of W, a block at a time. Neither a `[tokens, vocabulary]` matrix nor a
+copy of the shared part of W exists at any time.
 
-On a GPU whose units for matrices take bfloat16 and add up in float32, bfloat16 hidden states and
-weights are multiplied as they are: logits come out as exact as from widened factors, four times
-as fast. The derivative by the logits is a factor of the products behind it, so it is rounded to
-bfloat16, as in any training in that dtype. Everywhere else the factors are widened.
+GPUs multiply bfloat16 matrices with float32 sums. bfloat16 hidden states and weights are multiplied
+without a wider copy there: the logits are as exact as with widened factors, at four times the
+speed. The derivative by the logits is a factor of the gradient's products, so it is rounded to
+bfloat16, as in any training in that dtype. On all other devices the factors are widened.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _BLOCK_SHARE = 8  # a block of gathered weights takes this fraction of the works
 
 
 def multiplies_narrow(*factors: Tensor) -> bool:
-    """Return whether a device multiplies factors of this dtype with float32 results.
+    """Return whether the device multiplies these factors with float32 results.
 
     Args:
-        *factors: hidden states and weights.
+        *factors: Hidden states and weights.
 
     Returns:
-        True for bfloat16 on CUDA devices, in releases of PyTorch that can.
+        True for bfloat16 on CUDA devices, in releases of PyTorch with `torch.mm(out_dtype=)`.
     """
     return all(x.device.type == "cuda" and x.dtype == torch.bfloat16 for x in factors) and hasattr(
         torch.ops.aten.mm, "dtype"
@@ -45,7 +45,7 @@ def multiplies_narrow(*factors: Tensor) -> bool:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Write a product, whose dtype may be wider than that of the factors.
+    """Write a product into `out`, whose dtype may be wider than that of the factors.
 
     Args:
         a: `[n, k]`.
@@ -61,7 +61,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a product, whose dtype may be wider than that of the factors.
+    """Add a product to `out`, whose dtype may be wider than that of the factors.
 
     Args:
         out: `[n, m]`.
@@ -100,7 +100,7 @@ class LinearRows:
         itemsize = torch.finfo(self._dtype).bits // 8
         self._block = max(1, settings.chunk_bytes // (_BLOCK_SHARE * itemsize * self._width))
         self._narrow = self._dtype == torch.float32 and multiplies_narrow(head.hidden, head.weight)
-        #: The dtype of factors.
+        #: The dtype in which factors are multiplied.
         self._factor = head.weight.dtype if self._narrow else self._dtype
 
     def _rows(self, rows: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class LinearRows:
         return wide.copy_(native)
 
     def _contiguous(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield blocks of W in the factors' dtype: all of it at once where no copy is needed."""
+        """Yield blocks of W in the factors' dtype; one block of all W where no copy is needed."""
         if self._weight.dtype == self._factor:
             yield slice(0, self.columns), self._weight
             return
@@ -139,7 +139,7 @@ class LinearRows:
             product.mul_(self._scale * self._inverse_temperature)
 
     def _remember(self, tanh: Tensor) -> None:
-        """Keep what the derivative of the soft-cap needs; the teacher needs nothing."""
+        """Keep the tanh for the derivative of the soft-cap; the teacher does not need it."""
 
     def full(self, rows: Tensor) -> Tensor:
         """See `Rows`."""
@@ -188,7 +188,8 @@ class LinearRows:
 class StudentLinearRows(LinearRows):
     """`LinearRows` with gradients by hidden states, weight and bias.
 
-    Gradients accumulate in the compute dtype and are rounded to the inputs' once, at the end.
+    Gradients accumulate in the compute dtype. They are rounded to the inputs' dtype once, at the
+    end.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class StudentLinearRows(LinearRows):
             self._tanh = self._work.take("tanh", rows, columns, self._dtype).copy_(tanh)
 
     def _through_finish(self, gradient: Tensor) -> None:
-        """Turn the derivative by the logits over temperature into that by `h W^T + b`."""
+        """Turn the derivative by the scaled logits into the derivative by `h W^T + b`."""
         if self._softcap:
             assert self._tanh is not None
             gradient.mul_(self._tanh.square_().neg_().add_(1.0))
@@ -231,7 +232,7 @@ class StudentLinearRows(LinearRows):
             tanh = self.pick(rows, ids) / (self._softcap * self._inverse_temperature)
             gradient = gradient * (1.0 - tanh.square())
         for part in self._blocks(rows.shape[0]):
-            by_logits = gradient[part].unsqueeze(1)  # in the compute dtype, and so are its products
+            by_logits = gradient[part].unsqueeze(1)  # its products stay in the compute dtype
             by_hidden = by_logits * self._gathered(ids[part])
             self._hidden_grad.index_add_(0, rows[part], by_hidden)
             if self._weight_grad is not None:
@@ -250,7 +251,7 @@ class StudentLinearRows(LinearRows):
         self._hidden_grad.index_copy_(0, rows, by_hidden)
 
     def _full_gradient(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Add to the weight's and the bias's gradient, and return that by the hidden states."""
+        """Add to the gradients by weight and bias; return the gradient by the hidden states."""
         self._through_finish(gradient)
         if self._bias_grad is not None:
             self._bias_grad.add_(gradient.sum(0))
@@ -259,7 +260,7 @@ class StudentLinearRows(LinearRows):
         for block, weight in self._contiguous():
             add_product(by_hidden, by_logits[:, block], weight)
         if self._weight_grad is not None:
-            # In one piece where the product needs no memory of its own.
+            # In one piece where the product does not need memory of its own.
             whole = [slice(0, self.columns)]
             for block in self._blocks(self.columns) if self._narrow else whole:
                 add_product(self._weight_grad[block], by_logits[:, block].t(), hidden)

@@ -1,15 +1,17 @@
-"""The chunk loop over units with on-path continuations, and over MULTI units beside them.
+"""Internal: the chunk loop over MULTI units and units with on-path continuations.
 
-A unit's candidates reach into the rows of later tokens, and a row takes gradients of many units, so
-the work is split by what it touches:
+The candidates of a unit read rows of later tokens, and a row gets gradients from many units. The
+work therefore has three steps:
 
-1. log-normalizers of all rows that a path reads, the realized tokens' log-probabilities, and the
-   mass of the shared tokens where it is wanted;
-2. units by descending student row: shared columns, paths, divergence, and their derivatives. A
-   unit's own row is written before units in front of it add to single places of it;
-3. rows again, for the part that goes through their log-normalizers: a multiple of the softmax.
+1. Compute the log-normalizers of all rows that a path reads, the realized tokens'
+   log-probabilities, and the mass on the shared tokens where it is wanted.
+2. Go through the units by descending student row: score the shared columns and the paths, and
+   compute the divergence and its derivatives. The gradient of a unit's own row is written before
+   earlier units add to single columns of that row.
+3. Go through the rows again, and add the gradient through the log-normalizers, which is a multiple
+   of the softmax.
 
-The other units take the loop of `Engine`, which is the first to write.
+All other units take the loop of `Engine`, which writes its rows first.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
     from .computation import TorchSide
 
 _GROUP = 64
-"""Units whose paths are handled at once on the CPU: enough for the small operations to be few, and
-few enough for the cache. Elsewhere every operation is a launch, and memory alone bounds a group."""
+"""The number of units whose paths are scored at once on the CPU. A larger group needs fewer small
+operations; a smaller group fits the cache. On other devices only memory bounds a group, because
+every operation is a kernel launch."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class LeafTokens:
     """The leaves of one direction.
 
     Attributes:
-        last_token: `[leaves]` last token of the spelling, of the side that spells.
-        one_sided_token: `[leaves]` the one-sided token, of the other side.
+        last_token: `[leaves]` last token of the spelling, an id of the side that spells.
+        one_sided_token: `[leaves]` the one-sided token, an id of the other side.
     """
 
     last_token: Tensor
@@ -57,13 +60,13 @@ class LeafTokens:
 
 @dataclass(frozen=True)
 class Continuations:
-    """What the loss over on-path continuations reads beside the problem.
+    """The inputs of `OnPathEngine` in addition to the problem.
 
     Attributes:
         host: The packed index, on the host.
-        sizes: Its sizes.
-        spellings: By direction, from `pack_spellings`; on the host.
-        leaves: By direction, the tokens of the leaves.
+        sizes: The sizes of the index.
+        spellings: The packed spellings by direction, from `pack_spellings`; on the host.
+        leaves: The tokens of the leaves by direction.
         column_of_shared: `[shared + 1]` column of every entry of the shared vocabulary.
     """
 
@@ -74,7 +77,7 @@ class Continuations:
     column_of_shared: Tensor
 
     def plan(self, settings: Settings, device: torch.device) -> Plan:
-        """Return the plan of the batch, its realized columns as the loss numbers them."""
+        """Return the plan of the batch, with the realized columns in the loss's numbering."""
         wanted = wanted_of_prefixes(settings)
         plan = make_plan(self.host, self.sizes, self.spellings, wanted, device)
         column = self.column_of_shared[plan.units.realized_column]
@@ -82,10 +85,13 @@ class Continuations:
 
 
 def wanted_of_prefixes(settings: Settings) -> Wanted:
-    """Return what a loss needs of prefix rows.
+    """Return the values of prefix rows that a loss needs.
 
     Args:
-        settings: What the caller chose.
+        settings: The settings of the loss.
+
+    Returns:
+        The values that are wanted.
     """
     all_units = {"student": settings.mass_shared}
     all_units["teacher"] = settings.mass_shared or settings.min_teacher_mass > 0.0
@@ -97,10 +103,9 @@ def wanted_of_prefixes(settings: Settings) -> Wanted:
 
 
 def _reordered(problem: Problem, plan: Plan) -> Problem:
-    """Return the problem in the plan's order, its planned units in the place of MULTI ones.
+    """Return the problem in the plan's order, with the planned units as its MULTI units.
 
-    The paths and realized columns of the result are those of the problem as it came: the plan has
-    its own.
+    The paths and realized columns of the result are not reordered; the plan has its own.
     """
     order, planned = plan.units.order, plan.host.planned
 
@@ -117,7 +122,7 @@ def _reordered(problem: Problem, plan: Plan) -> Problem:
 
 
 class _SidePaths:
-    """Step 1 on one side, and what the other steps keep about its rows."""
+    """One side's rows: the results of step 1, which the other steps read."""
 
     def __init__(self, engine: OnPathEngine, name: Side, side: TorchSide) -> None:
         self.name = name
@@ -126,7 +131,7 @@ class _SidePaths:
         self.plan: SidePlan[Tensor] = engine.plan.sides[name]
         plan, rows, dtype = self.plan, side.rows, engine.settings.dtype
         self.log_norm = torch.empty(plan.norm_row.shape, dtype=dtype, device=engine.device)
-        # The mass of the shared tokens in prefix rows for which it is wanted.
+        # The mass on the shared tokens, in the prefix rows where it is wanted.
         self.shared_mass = torch.zeros_like(self.log_norm)
         measured = engine.plan.host.measured[name]
         for part in side.chunks(plan.norm_row.shape[0], rows.row_values(True)):
@@ -140,7 +145,7 @@ class _SidePaths:
         self.rest = torch.zeros(n, dtype=dtype, device=engine.device)
         self.rest.index_add_(0, plan.rest_unit, self.next_log_prob[plan.rest_at])
         self.first_column = side.model.columns.column_of_id[plan.first_id]
-        # Units whose first token is not known have no paths here.
+        # A unit without a known first token has no path here.
         self.is_column = (
             (plan.length == 1)
             & (self.first_column >= 0)
@@ -153,8 +158,8 @@ class OnPathEngine(Engine):
 
     Args:
         problem: The problem.
-        continuations: What it reads beside the problem.
-        weight: `[]` or `[units]`, in the order of the index.
+        continuations: The inputs in addition to the problem.
+        weight: `[]` or `[units]` factor of every unit's gradient, in the order of the index.
     """
 
     def __init__(self, problem: Problem, continuations: Continuations, weight: Tensor) -> None:
@@ -170,7 +175,7 @@ class OnPathEngine(Engine):
         self._needs_log_norm = wanted_of_prefixes(problem.settings).log_norm
 
     def run(self) -> Result:
-        """See `Engine.run`; the result is in the order of the index."""
+        """Compute everything: see `Engine.run`. The result is in the order of the index."""
         result = super().run()
         order = self.plan.units.order
         back = torch.empty_like(order)
@@ -211,10 +216,10 @@ class OnPathEngine(Engine):
             self._softmax_part(student, d_next, d_norm - d_next)
 
     def _groups(self) -> list[tuple[slice, list[slice]]]:
-        """Cut the planned units into groups whose paths are scored at once, and those into chunks.
+        """Cut the planned units into groups, whose paths are scored at once, and chunks of groups.
 
         Returns:
-            Groups and their chunks, both bounded in memory.
+            Groups with their chunks, both bounded in memory.
         """
         leaves = self.plan.host.leaves
         widest = self._columns + 1 + int(leaves.max(initial=0))
@@ -223,7 +228,7 @@ class OnPathEngine(Engine):
         size = rows_per_chunk(self.settings, 2 * widest + row_values)
         total = self.plan.host.planned
         before = np.concatenate([[0], np.cumsum(leaves)])
-        # A leaf takes about 16 numbers.
+        # A leaf needs about 16 numbers.
         room = self.settings.chunk_bytes // (16 * 8)
         most = _GROUP if self.device.type == "cpu" else total
         groups = []
@@ -237,7 +242,7 @@ class OnPathEngine(Engine):
         return groups
 
     def _width(self, part: slice) -> int:
-        """How many columns the scores of a chunk have: shared ones, the slot, and its leaves."""
+        """Return the number of columns of a chunk's scores: shared ones, the slot, the leaves."""
         return self._columns + 1 + int(self.plan.host.leaves[part].max(initial=0))
 
     def _units_of(
@@ -286,18 +291,18 @@ class OnPathEngine(Engine):
             z.scatter_add_(1, next_id, d_next[part].unsqueeze(1))
             rows.accumulate_full(at, z)
 
-    # Paths of a group of units on one side
+    # The paths of a group of units, on one side.
 
     def _entries(self, name: Side, group: slice, row_begin: Tensor) -> tuple[Entries, Tensor]:
-        """Return the entries of a group in a direction, and their leaves' numbers in the table.
+        """Return the entries of a group in one direction, and the numbers of their leaves.
 
         Args:
-            name: the direction.
-            group: its units.
-            row_begin: `[units]` where each unit's row begins in the scores of its chunk.
+            name: The direction.
+            group: The units of the group.
+            row_begin: `[units]` the place in the scores of the chunk where a unit's row begins.
 
         Returns:
-            Both.
+            The entries, and for every leaf its number in the leaf table.
         """
         plan: DirectionPlan[Tensor] = self.plan.directions[name]
         host = self.plan.host
@@ -319,7 +324,7 @@ class OnPathEngine(Engine):
     def _leaves_of(
         self, paths: _SidePaths, group: slice, entries: dict[Side, tuple[Entries, Tensor]]
     ) -> tuple[Leaves, Leaves]:
-        """Return the leaves of a group that a side spells, and those that are its own tokens."""
+        """Return the spelled leaves and the single leaves of a group on one side."""
         prefix, rows = paths.plan.row[group], paths.side.rows
         at, leaf = entries[paths.other]
         token = self._leaves[paths.other].last_token.index_select(0, leaf)
@@ -334,7 +339,7 @@ class OnPathEngine(Engine):
     def _paths(
         self, sides: tuple[_SidePaths, _SidePaths], group: slice, chunks: list[slice]
     ) -> dict[Side, tuple[PathScores, Leaves, Leaves]]:
-        """Score the paths of a group on either side."""
+        """Score the paths of a group on both sides."""
         widths = [(part.stop - part.start, self._width(part)) for part in chunks]
         row_begin = torch.cat(
             [torch.arange(0, rows * width, width, device=self.device) for rows, width in widths]
@@ -348,7 +353,7 @@ class OnPathEngine(Engine):
     def _score(
         self, paths: _SidePaths, group: slice, spelled: Leaves, single: Leaves
     ) -> tuple[PathScores, Leaves, Leaves]:
-        """Score the paths of a group on one side, and note what they cover."""
+        """Score the paths of a group on one side, and keep the masses of the candidates."""
         plan, side, slot = paths.plan, paths.side, self._columns
         first = side.rows.pick(plan.row[group], plan.first_id[group])
         node = plan.node[group]
@@ -377,10 +382,10 @@ class OnPathEngine(Engine):
         )
         scores = PathScores(self.settings.score, slot, units, spelled, single)
         if log_norm is not None:
-            self._cover_paths(paths, group, scores, units, single, log_norm)
+            self._keep_masses(paths, group, scores, units, single, log_norm)
         return scores, spelled, single
 
-    def _cover_paths(
+    def _keep_masses(
         self,
         paths: _SidePaths,
         group: slice,
@@ -389,11 +394,11 @@ class OnPathEngine(Engine):
         single: Leaves,
         log_norm: Tensor,
     ) -> None:
-        """Note what the candidates of a group cover."""
+        """Keep the masses of the candidates of a group."""
         first_log_prob = units.first - log_norm
         entries = single.entries
         single_probs = (single.value - entries.spread(log_norm[entries.unit])).exp_()
-        beyond = scores.covered_behind_first(first_log_prob)
+        beyond = scores.covered_after_first(first_log_prob)
         beyond.index_add_(0, entries.unit, entries.sums(single_probs))
         realized = (first_log_prob + units.rest).exp_()
         realized.masked_fill_((paths.first_column[group] >= 0) | (units.length == 0), 0.0)

@@ -1,7 +1,8 @@
-"""Where rows of logits come from and where their gradient goes: here, ready-made logits.
+"""Internal: how rows of logits are read, and how their gradient is written.
 
-A side is read as whole rows, or as chosen columns of rows, in the compute dtype and with the
-temperature applied; `linear_rows` makes the same rows of hidden states.
+A side is read as whole rows, or as chosen columns of rows, in the compute dtype and divided by the
+temperature ("scaled logits"). This module reads ready-made logits; `linear_rows` computes the same
+rows from hidden states.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
 
 
 def fresh_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros for a tensor that is written once, row by row.
+    """Return a zero tensor that is written once, row by row.
 
-    On the CPU they come from NumPy, whose large arrays are pages that the system zeroes on first
-    use, and huge ones where it has them: 0.03 s instead of 0.20 s for 541 x 256,000 float32.
+    On the CPU the memory comes from NumPy. The pages of NumPy's large arrays are zeroed by the
+    system on first use, and are huge pages where the system has them: 0.03 s instead of 0.20 s for
+    541 x 256,000 float32.
 
     Args:
-        shape: the tensor's shape.
-        dtype: its dtype.
-        device: its device.
+        shape: The tensor's shape.
+        dtype: The tensor's dtype.
+        device: The tensor's device.
 
     Returns:
         The tensor.
@@ -45,7 +47,7 @@ def fresh_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 class Workspace:
     """Scratch buffers that live for one call and grow to the largest request.
 
-    Fresh pages cost several times the arithmetic on them, so every chunk reuses the same ones.
+    Fresh memory pages cost several times the arithmetic on them, so all chunks share the buffers.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,16 +55,16 @@ class Workspace:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised contiguous `[rows, columns]`; the same name is the same memory.
+        """Return an uninitialised contiguous `[rows, columns]` tensor.
 
         Args:
-            name: what the buffer is for.
-            rows: rows asked for.
-            columns: columns asked for.
-            dtype: element type.
+            name: The name of the buffer; the same name and dtype share memory.
+            rows: The number of rows.
+            columns: The number of columns.
+            dtype: The dtype.
 
         Returns:
-            A view of the buffer of that name.
+            A view of the buffer.
         """
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.shape[0] < rows * columns:
@@ -71,7 +73,7 @@ class Workspace:
         return buffer[: rows * columns].view(rows, columns)
 
     def release(self) -> None:
-        """Drop all buffers: the next stage needs others, and both at once would be the peak."""
+        """Free all buffers before a stage that needs other ones, which lowers the peak."""
         self._buffers.clear()
 
 
@@ -81,15 +83,15 @@ class Rows(Protocol):
     columns: int
 
     def full(self, rows: Tensor) -> Tensor:
-        """Return `[c, columns]` logits over temperature, padding at -inf; overwritable."""
+        """Return `[c, columns]` scaled logits with padding at -inf; may be overwritten."""
         ...
 
     def softmax(self, rows: Tensor, log_norm: Tensor | None = None) -> Tensor:
-        """Return the softmax `[c, columns]` of whole rows, overwritable.
+        """Return the softmax `[c, columns]` of whole rows; may be overwritten.
 
         Args:
             rows: `[c]` rows.
-            log_norm: `[c]`, receives the rows' log-normalizers.
+            log_norm: `[c]`; receives the rows' log-normalizers. None where they are not needed.
 
         Returns:
             Probabilities, 0 at padding.
@@ -97,40 +99,40 @@ class Rows(Protocol):
         ...
 
     def chosen(self, rows: Tensor, out: Tensor) -> None:
-        """Write the logits over temperature of the table's ids to `out` `[c, len(ids)]`."""
+        """Write the scaled logits of the table's ids to `out`, `[c, len(ids)]`."""
         ...
 
     def pick(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Return the logits over temperature `[n]` of single tokens, each in a row."""
+        """Return the scaled logits `[n]` of single tokens, one per row."""
         ...
 
     def row_values(self, full: bool) -> int:
-        """Return how many values of workspace one row takes, besides the engine's own."""
+        """Return the number of workspace values per row, in addition to the engine's own."""
         ...
 
 
 class StudentRows(Rows, Protocol):
-    """The student's side, which also takes the gradient by its logits over temperature.
+    """The student's rows, with the gradient by the scaled logits.
 
-    `write_full` and `write_chosen` write a row at most once in one call: prefix rows and the inner
-    rows of paths are different token positions. On-path continuations reach into rows of other
-    units; they add, after the row has been written.
+    `write_full` and `write_chosen` write a row at most once in one call of a loss: prefix rows and
+    the rows of later steps are different token positions. On-path continuations have gradients in
+    rows of other units; those are added after the row has been written.
     """
 
     def write_full(self, rows: Tensor, gradient: Tensor) -> None:
-        """Take `[c, columns]` for rows last read by `full`; overwrites `gradient`."""
+        """Write `[c, columns]` to the rows that `full` read last; `gradient` is overwritten."""
         ...
 
     def write_chosen(self, rows: Tensor, gradient: Tensor) -> None:
-        """Take `[c, len(ids)]` for rows last read by `chosen`; overwrites `gradient`."""
+        """Write `[c, len(ids)]` to the rows that `chosen` read last; `gradient` is overwritten."""
         ...
 
     def accumulate_full(self, rows: Tensor, gradient: Tensor) -> None:
-        """Add `[c, columns]` to rows last read by `full`, all different; overwrites it."""
+        """Add `[c, columns]` to the distinct rows that `full` read last, and overwrite it."""
         ...
 
     def accumulate_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
-        """Add `[n]` to single tokens, each in a row; a pair may come more than once."""
+        """Add `[n]` to single tokens, one per row; a pair of row and token may repeat."""
         ...
 
     def gradients(self) -> list[Tensor]:
@@ -159,7 +161,7 @@ class LogitsRows:
         self._scale = 1.0 / settings.temperature
         mergeable = logits.dim() == 2 or logits.stride(0) == logits.shape[1] * logits.stride(1)
         self._flat = logits.view(-1, self.columns) if mergeable else None
-        # Only the CPU can be asked for row numbers; there, rows need not be copied to be read.
+        # Reading rows without a copy needs their numbers on the host: on the CPU only.
         self._in_place = (
             mergeable
             and logits.device.type == "cpu"
@@ -202,7 +204,7 @@ class LogitsRows:
     def chosen(self, rows: Tensor, out: Tensor) -> None:
         """See `Rows`."""
         z = self._native(rows)
-        # gather, not index_select: ten times faster on the CPU where `out` has gaps between rows.
+        # gather is ten times as fast as index_select on the CPU where `out` has gaps between rows.
         ids = self._table.ids.expand(rows.shape[0], -1)
         if z.dtype == self._dtype:
             torch.gather(z, 1, ids, out=out)
@@ -215,7 +217,7 @@ class LogitsRows:
     def pick(self, rows: Tensor, ids: Tensor) -> Tensor:
         """See `Rows`."""
         if self._flat is not None and self._flat.is_contiguous():
-            # On the CPU, less than half the time of an index by two tensors.
+            # On the CPU this takes less than half the time of an index by two tensors.
             picked = self._flat.view(-1).index_select(0, rows * self.columns + ids)
         elif self._flat is not None:
             picked = self._flat[rows, ids]
@@ -231,7 +233,7 @@ class LogitsRows:
 
 
 class StudentLogitsRows(LogitsRows):
-    """`LogitsRows` with the gradient, zero wherever no unit reads."""
+    """`LogitsRows` with the gradient, which is zero where no unit reads."""
 
     def __init__(
         self, logits: Tensor, table: SideColumns, work: Workspace, settings: RowSettings
@@ -293,16 +295,16 @@ def normalize(z: Tensor, out: Tensor | None = None) -> Tensor:
 
     Args:
         z: `[..., columns]` logits.
-        out: where the softmax goes instead, of the same shape.
+        out: A tensor of the same shape that receives the softmax instead of `z`.
 
     Returns:
-        `[...]` log-sum-exp.
+        `[...]` log-normalizers.
     """
     if out is None:
         top = z.amax(-1)
         probs = torch.softmax(z, -1, out=z)
     else:
-        # The softmax first: it is the faster reader of what is not in the cache.
+        # The softmax first: of both operations it reads uncached memory faster.
         probs = torch.softmax(z, -1, out=out)
         top = z.amax(-1)
     # The largest probability is exp(top - L).
@@ -315,7 +317,7 @@ def softmax_(z: Tensor, log_norm: Tensor | None) -> Tensor:
 
     Args:
         z: `[c, columns]` logits.
-        log_norm: `[c]`, receives their log-normalizers; None where they are not needed.
+        log_norm: `[c]`; receives the rows' log-normalizers. None where they are not needed.
 
     Returns:
         `z`.
@@ -327,11 +329,11 @@ def softmax_(z: Tensor, log_norm: Tensor | None) -> Tensor:
 
 
 def mask_padding(z: Tensor, table: SideColumns) -> Tensor:
-    """Set the columns that are no tokens to -inf, in place.
+    """Set the columns without a token to -inf, in place.
 
     Args:
         z: `[c, columns]` logits of whole rows.
-        table: the side's ids.
+        table: The side's ids.
 
     Returns:
         `z`.
