@@ -178,10 +178,19 @@ def test_rows_that_cannot_be_read_are_named():
     for row, message in (
         ({"text": "x"}, r"row 1 has the keys \['text'\]"),
         ({"prompt": "x"}, r"row 1 has the keys \['prompt'\]"),
-        ({"prompt": "x", "completion": []}, "'prompt' is a str and 'completion' a list"),
-        ({"prompt": [], "completion": "x"}, "'prompt' is a list and 'completion' a str"),
+        (
+            {"prompt": "x", "completion": []},
+            "'prompt' is of type str and 'completion' of type list",
+        ),
+        (
+            {"prompt": [], "completion": "x"},
+            "'prompt' is of type list and 'completion' of type str",
+        ),
         ({"messages": CONVERSATION[:1]}, "row 1 has no assistant turn"),
-        ({"messages": CONVERSATION, "completion_ids": [1]}, "has 1 turns, the messages have 2"),
+        (
+            {"messages": CONVERSATION, "completion_ids": [1]},
+            "has 1 turns, expected 2 as in the messages",
+        ),
         (
             {"messages": [CONVERSATION[0], {"role": "assistant", "content": None}]},
             "row 1, message 1 has content of type NoneType",

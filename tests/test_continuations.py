@@ -126,7 +126,7 @@ def test_both_directions_and_their_paths() -> None:
     )
     with pytest.raises(IndexError):
         pair.spelling(4)
-    with pytest.raises(ValueError, match="'teacher' or 'student'"):
+    with pytest.raises(ValueError, match="side: expected 'teacher' or 'student'"):
         pair.spelling(0, side="both")  # type: ignore[arg-type]
     assert [unit.continuations for unit in batch.units(0, max_path=2)] == [(), ("ab",), ("bc",)]
     assert [unit.continuations for unit in batch.units(0)] == [()] * 3

@@ -162,7 +162,7 @@ def test_texts_and_rollouts(aligner, rows):
 
 def test_what_is_no_batch_is_named(aligner):
     function = AlignRows(aligner)
-    with pytest.raises(TypeError, match=r"expected a batch.*got list; map with batched=True"):
+    with pytest.raises(TypeError, match=r"batch: expected .*got list; map with batched=True"):
         function([{"teacher_ids": [1]}])
     with pytest.raises(KeyError, match="student_ids"):
         function({"teacher_ids": [[1]]})

@@ -258,28 +258,28 @@ def test_no_rows():
 
 def test_what_does_not_fit_is_named(aligner):
     one = [[5]]
-    with pytest.raises(ValueError, match="teacher_prompt_ids has 2 rows, completion_ids has 1"):
+    with pytest.raises(ValueError, match="teacher_prompt_ids has 2 rows, expected 1"):
         aligner.prepare(one, teacher_prompt_ids=[[1], [2]], student_prompt_ids=one)
-    with pytest.raises(ValueError, match=r"row 0: student_prompt_ids has 1 turns.*has 2"):
+    with pytest.raises(ValueError, match=r"row 0: student_prompt_ids has 1 turns, expected 2"):
         aligner.prepare([[[5], [6]]], teacher_prompt_ids=[[[1], [2]]], student_prompt_ids=[[[1]]])
     with pytest.raises(ValueError, match="row 0, turn 1: teacher_prompt_ids is empty"):
         aligner.prepare(
             [[[5], [6]]], teacher_prompt_ids=[[[1], []]], student_prompt_ids=[[[1], [2]]]
         )
-    with pytest.raises(ValueError, match="truncated has 2 entries for 1 rows"):
+    with pytest.raises(ValueError, match="truncated has 2 entries, expected one per row: 1"):
         aligner.prepare(
             one, teacher_prompt_ids=one, student_prompt_ids=one, truncated=[True, False]
         )
-    with pytest.raises(ValueError, match="row 0: truncated has 3 entries for 1 turns"):
+    with pytest.raises(ValueError, match="row 0: truncated has 3 entries, expected one flag or"):
         aligner.prepare(
             one, teacher_prompt_ids=one, student_prompt_ids=one, truncated=[[True, False, True]]
         )
-    with pytest.raises(TypeError, match="completion_mask: rows of several turns"):
+    with pytest.raises(TypeError, match="completion_mask: nested lists of turns"):
         aligner.prepare(
             [[[5]]], completion_mask=[[1]], teacher_prompt_ids=one, student_prompt_ids=one
         )
     stop = aligner.student.stop_ids[0]
-    with pytest.raises(ValueError, match="turn 1 of a row begins right behind"):
+    with pytest.raises(ValueError, match="turn 1 of a row: its prompt contains only the stop"):
         aligner.prepare(
             [[[5], [6]]], teacher_prompt_ids=[[[1], [2]]], student_prompt_ids=[[[1], [stop]]]
         )

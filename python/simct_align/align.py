@@ -1,4 +1,4 @@
-"""The alignment of a batch of token ids."""
+"""Internal: the alignment of a batch of token ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def align_batch(
     resync_bytes: int = 8,
     threads: int | None = None,
 ) -> AlignedBatch:
-    """Finds the finest joint segmentation of every row: see `align_batch`."""
+    """Find the finest joint segmentation of every row: see `Aligner.align_batch`."""
     if on_mismatch not in ("skip", "error"):
         raise ValueError(f"on_mismatch: expected 'skip' or 'error', got {on_mismatch!r}")
     teacher = read_side("teacher", teacher_ids, teacher_mask)

@@ -1,4 +1,4 @@
-"""The aligner: two vocabularies, and the alignment of batches over them."""
+"""Internal: the `Aligner`, which holds two vocabularies and aligns batches of token ids."""
 
 from __future__ import annotations
 
@@ -26,26 +26,33 @@ if TYPE_CHECKING:
 
 
 class Aligner(VocabularyPair):
-    """Aligns token ids of a teacher with token ids of a student.
+    """Alignment of a teacher's token ids with a student's token ids.
 
-    Make one per pair of tokenizers and keep it: building reads both vocabularies and joins them
-    by their bytes. It is immutable, so threads may share it, and it pickles.
+    Build one aligner per pair of tokenizers and keep it. Building reads both vocabularies and
+    matches their tokens by bytes. An aligner is immutable, so threads can share it. It pickles.
 
     Args:
-        teacher: A `Vocabulary`, or anything that `from_tokenizer` takes.
-        student: Likewise.
-        special_tokens: Control tokens that mean the same, teacher's -> student's, by name or id,
-            beside the stops.
-        stop_tokens: `(teacher's, student's)` names or ids of the tokens that end a turn, the
-            canonical one first. Without it each side's EOS, where its tokenizer names one. If
-            one side has none, the other's stops stay without a partner.
+        teacher: The teacher's tokenizer: a `Vocabulary`, or any source that
+            `Vocabulary.from_tokenizer` reads.
+        student: The student's tokenizer, in the same forms.
+        special_tokens: Special tokens that mean the same on both sides: a mapping from the
+            teacher's tokens to the student's, each by name or id. The stops are mapped by
+            `stop_tokens` instead.
+        stop_tokens: A pair of sequences, teacher's then student's: the names or ids of the tokens
+            that end a turn, the canonical one first. The default is the `stop_ids` of each
+            vocabulary. If one side has no stops, the stops of the other side have no partner.
 
     Raises:
-        UnsupportedTokenizerError: Token bytes cannot be read exactly.
-        ValueError: A token name is unknown or not a special token, or tokens are mapped twice.
+        UnsupportedTokenizerError: The exact token bytes of a tokenizer cannot be read.
+        TypeError: `teacher` or `student` is not a supported tokenizer, or `stop_tokens` is not a
+            pair of sequences.
+        ValueError: A token name is unknown, a token is not a special token, or a token is mapped
+            twice.
+        OSError: A tokenizer file cannot be found or read.
+        ImportError: The library that a tokenizer needs is not installed.
 
     Complexity:
-        O(tokens of both vocabularies) time and memory.
+        O(bytes of all tokens of both vocabularies) time and memory.
 
     Example:
         >>> from simct_align.demo import demo_tokenizers
@@ -87,35 +94,40 @@ class Aligner(VocabularyPair):
         resync_bytes: int = 8,
         threads: int | None = None,
     ) -> AlignedBatch:
-        """Finds the finest joint segmentation of every row.
+        """Find the finest joint segmentation of every row.
 
         Args:
             teacher_ids: The teacher's ids, of any integer dtype: lists of lists; a list of 1-D
-                arrays; a 2-D array or CPU tensor `[rows, positions]`; or a tuple
+                arrays or CPU tensors; a 2-D array or CPU tensor `[rows, positions]`; or a tuple
                 `(values [tokens], offsets [rows + 1])`. Contiguous int32, uint32 and int64
                 arrays are read without a copy.
-            student_ids: The student's ids, in any of these forms.
-            teacher_mask: The positions that take part, true or not 0, in the shape of the ids;
-                all without it. Each contiguous run in a row is a region.
-            student_mask: Likewise. Region `k` of a row's one side is aligned with region `k`
-                of its other side.
-            on_mismatch: Where texts differ, `"skip"` leaves the difference unmatched and goes
-                on behind it, `"error"` raises.
-            resync_bytes: How many equal bytes make a place to go on at, 1 to 4,096.
-            threads: How many threads work; all cores without it. The result is the same.
+            student_ids: The student's ids, in the same forms as `teacher_ids`.
+            teacher_mask: Which of the teacher's positions take part (nonzero or True), in the
+                shape of `teacher_ids`. The default is all positions. Every contiguous run of
+                positions in a row is a region.
+            student_mask: Which of the student's positions take part, in the shape of
+                `student_ids`. Region `k` of the teacher's row is aligned with region `k` of the
+                student's row.
+            on_mismatch: What happens where the texts of both sides differ. `"skip"` reports the
+                differing tokens as unmatched and continues after them. `"error"` raises
+                `AlignmentError`.
+            resync_bytes: How many bytes must be equal before alignment continues after a
+                difference, 1 to 4,096.
+            threads: Number of threads. The default is all cores. The result does not depend on
+                the number.
 
         Returns:
-            Units and unmatched spans as arrays.
+            The units and the unmatched spans as arrays.
 
         Raises:
-            TypeError: Ids or masks of a wrong type, dtype or rank.
-            ValueError: Sides with different numbers of rows, or of regions in a row; a mask of
-                another shape; an id that is not in the vocabulary (row, position and id are
-                named).
-            AlignmentError: Texts differ, with `on_mismatch="error"`.
+            TypeError: Ids or a mask have a wrong type, dtype or rank.
+            ValueError: The two sides have different numbers of rows, or of regions in a row; a
+                mask does not have the shape of its ids; an id is not in the vocabulary (the
+                message names row, position and id); or an option is out of range.
+            AlignmentError: The texts differ and `on_mismatch` is `"error"`.
 
         Complexity:
-            O(teacher tokens + student tokens) time, 18 bytes of memory per unit.
+            O(teacher tokens + student tokens) time, and 18 bytes of memory per unit.
 
         Example:
             >>> from simct_align.demo import demo_tokenizers
@@ -140,19 +152,23 @@ class Aligner(VocabularyPair):
     def spelling(
         self, token_id: int, *, side: Literal["teacher", "student"] = "teacher"
     ) -> tuple[int, ...] | None:
-        """How the other side writes one token.
+        """Return the tokens with which the other side writes one token.
 
         Args:
-            token_id: A token of `side`.
-            side: The side that has the token.
+            token_id: An id of `side`.
+            side: The side that has the token, `"teacher"` or `"student"`.
 
         Returns:
-            Ids of the other side: one for a shared token, the spelling of a one-sided one;
-            `None` for a control token, an unused id, a token without bytes and one that the
-            other side cannot write.
+            Ids of the other side: one id for a shared token, and the spelling for a one-sided
+            token. `None` for a special token, an unused id, a token without bytes, and a token
+            that the other side cannot write.
 
         Raises:
-            IndexError: There is no such id.
+            IndexError: `token_id` is out of range.
+            ValueError: `side` is not `"teacher"` or `"student"`.
+
+        Complexity:
+            O(spelling). The first call for a one-sided token computes all spellings of the pair.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -177,14 +193,24 @@ class Aligner(VocabularyPair):
     def continuations_after(
         self, path: Sequence[int], *, side: Literal["teacher", "student"] = "student"
     ) -> list[tuple[str, tuple[int, ...], int]]:
-        """The texts that one side spells with a path and one token more, the other with one token.
+        """Return the one-sided tokens of the other side that extend a path by one token.
+
+        These are the texts that are a single token on the other side, and whose spelling on
+        `side` is `path` and one more token.
 
         Args:
             path: Ids of `side`, at least one.
-            side: The side that spells.
+            side: The side that spells, `"teacher"` or `"student"`.
 
         Returns:
-            `(text, ids of side, id of the other side)` of each; the ids begin with `path`.
+            One tuple `(text, ids of side, id of the other side)` per text. The ids of `side` begin
+            with `path`. The list is empty if no spelling begins with `path`.
+
+        Raises:
+            ValueError: `side` is not `"teacher"` or `"student"`.
+
+        Complexity:
+            O(path + texts). The first call computes all spellings of the pair.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -200,28 +226,32 @@ class Aligner(VocabularyPair):
     def continuations(
         self, batch: AlignedBatch, *, max_path: int = 8, threads: int | None = None
     ) -> Continuations:
-        """The on-path continuations of all units of a batch: to study them.
+        """Find the on-path continuations of all units of a batch, for inspection.
 
-        A continuation is a text that is a single token on one side, and whose spelling on the
-        other consists of the realized tokens from the unit on and one token more: one forward pass
-        per model scores it. The realized tokens are followed across units, up to the end of the
-        region, a control token, anything unmatched, and anything that is missing from the batch.
+        An on-path continuation is a text that is a single token on one side. On the other side,
+        its spelling consists of realized tokens, starting at the unit, and one more token. One
+        forward pass per model therefore scores it. The realized tokens are followed across units.
+        They end at the end of the region, at a special token, at an unmatched span, and where the
+        batch has no unit for a position.
 
         Args:
             batch: A batch that this aligner made.
-            max_path: How many realized tokens a continuation may begin with, 1 to 64.
-            threads: How many threads work; all cores without it. The result is the same.
+            max_path: The largest number of realized tokens at the start of a continuation, 1
+                to 64.
+            threads: Number of threads. The default is all cores. The result does not depend on
+                the number.
 
         Returns:
-            The nodes that every unit reaches; texts, paths and ids on demand.
+            The nodes that every unit reaches. Texts, paths and ids are computed on demand.
 
         Raises:
-            TypeError: `max_path` is no integer.
-            ValueError: `max_path` is out of range, or the batch is of other vocabularies.
+            TypeError: `max_path` is not an integer.
+            ValueError: `max_path` is out of range, or the batch was made by an aligner with
+                another digest.
 
         Complexity:
-            O(units × `max_path`) at most, in Rust, without the GIL; the first call makes the
-            spellings.
+            At most O(units × `max_path`), in Rust, without the GIL. The first call computes the
+            spellings of the pair.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -234,8 +264,9 @@ class Aligner(VocabularyPair):
         """
         if batch.pair_digest != self.digest:
             raise ValueError(
-                f"batch: expected one of {self!r} with digest {self.digest[:12]}, got one of an "
-                f"aligner with digest {batch.pair_digest[:12]}"
+                f"batch: expected a batch that {self!r} (digest {self.digest[:12]}) made, got "
+                f"one that an aligner with digest {batch.pair_digest[:12]} made; align the ids "
+                "again with this aligner"
             )
         return enumerate_continuations(
             self._pair,
@@ -247,30 +278,32 @@ class Aligner(VocabularyPair):
         )
 
     def _sides(self, side: str) -> tuple[Vocabulary, Vocabulary]:
-        """The named side, then the other."""
+        """Return the vocabulary of the named side, then the other one."""
         if side == "teacher":
             return self._teacher, self._student
         if side == "student":
             return self._student, self._teacher
-        raise ValueError(f"expected the side 'teacher' or 'student', got {side!r}")
+        raise ValueError(f"side: expected 'teacher' or 'student', got {side!r}")
 
     def align_texts(self, texts: Sequence[str], *, threads: int | None = None) -> AlignedBatch:
-        """Tokenizes texts on both sides and aligns them.
+        """Tokenize texts on both sides and align the results.
 
         Args:
-            texts: Any number of texts; control tokens in them stay text.
-            threads: How many threads align; all cores without it.
+            texts: Any number of texts. The name of a special token in a text stays text.
+            threads: Number of threads of the alignment. The default is all cores.
 
         Returns:
-            The alignment, one row for each text.
+            The alignment, one row per text.
 
         Raises:
             MissingTokenizerError: A side has no tokenizer.
-            TypeError: One string, or what is no string; names its place.
-            ValueError: A text is no valid Unicode (half a surrogate pair); names its place.
+            TypeError: `texts` is one string, or an entry is not a string; the message names its
+                position.
+            ValueError: A text is not valid Unicode (half a surrogate pair); the message names its
+                position.
 
         Complexity:
-            That of tokenizing.
+            That of tokenization.
         """
         for name, vocabulary in (("teacher", self._teacher), ("student", self._student)):
             if vocabulary.tokenizer is None:
@@ -279,7 +312,7 @@ class Aligner(VocabularyPair):
                     "Aligner.load, or build the aligner from tokenizers"
                 )
         if isinstance(texts, str):
-            raise TypeError("texts: expected several texts, got one string")
+            raise TypeError("texts: expected a list of strings, got one string; wrap it in a list")
         texts = list(texts)
         for number, text in enumerate(texts):
             _check_text(number, text)
@@ -318,30 +351,35 @@ class Aligner(VocabularyPair):
         pad_id: int = 0,
         threads: int | None = None,
     ) -> RetokenizedIds | tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Makes the teacher's ids of what the student sampled, byte for byte.
+        """Return the teacher's ids of the bytes that the student sampled.
 
-        Use it on rollouts: sampled ids may be cut as no encoder cuts, end inside a character, or
-        be no text at all. Text goes through the teacher's own encoder and never becomes a control
-        token, special tokens cross by the aligner's map, and bytes that the encoder would change
-        (half characters, a `▁`, characters that it composes) become the teacher's byte tokens.
-        What it has no tokens for becomes U+FFFD, which alignment reports as unmatched. The same
-        vocabulary on both sides keeps the sampled ids.
+        Use it on rollouts. A student can sample ids that no tokenizer emits for the text, that end
+        inside a character, or that are not valid text. Text goes through the teacher's own
+        tokenizer and never becomes a special token. Special tokens are translated by the aligner's
+        map. Bytes that the teacher's tokenizer would change (half characters, a `▁`, characters
+        that its normalizer composes) become the fewest teacher tokens with exactly these bytes.
+        Bytes for which the teacher has no tokens become U+FFFD, which alignment reports as
+        unmatched. If both sides have the same vocabulary, the sampled ids stay as they are.
 
         Args:
             student_ids: The sampled ids, in any form that `align_batch` takes.
-            student_mask: The positions to take, in the shape of the ids; all without it. Each
-                contiguous run is tokenized for itself.
-            padding_side: `"left"` or `"right"`: return a dense array and its mask.
-            pad_id: What fills it.
-            threads: How many threads look whether the bytes agree; all cores without it.
+            student_mask: Which positions to retokenize, in the shape of `student_ids`. The default
+                is all positions. Every contiguous run of positions is tokenized separately.
+            padding_side: `"left"` or `"right"` returns a dense array and its mask. The default
+                returns ragged ids.
+            pad_id: The id of padding positions in the dense array.
+            threads: Number of threads that compare the bytes of both sides. The default is all
+                cores.
 
         Returns:
-            Ragged ids with counts of what took another way; with `padding_side`, `(ids, mask)`,
-            int64 `[rows, longest row]` each.
+            Ragged ids, with counts of the tokens and bytes that did not go through the teacher's
+            tokenizer. With `padding_side`, a tuple `(ids, mask)`, int64 `[rows, longest row]`
+            each.
 
         Raises:
             MissingTokenizerError: The teacher has no tokenizer.
-            TypeError, ValueError: As `align_batch`.
+            TypeError: As for `align_batch`.
+            ValueError: As for `align_batch`, or `padding_side` is not `"left"` or `"right"`.
 
         Complexity:
             That of the teacher's tokenizer, in one batch call without the GIL.
@@ -377,40 +415,46 @@ class Aligner(VocabularyPair):
         pad_to_multiple_of: int | None = None,
         threads: int | None = None,
     ) -> PreparedBatch:
-        """Joins rollouts with each side's own prompts: all that a training step needs.
+        """Join rollouts with the prompts of each side into the inputs of a training step.
 
-        Use it where a student has sampled. A row is a prompt and a completion, or a conversation:
-        turns of a prompt (all that stands between two completions, as the side's chat template
-        has it: see `prompt_ids`) and a completion each. Turn k is aligned
-        with turn k. A completion that was not truncated ends with a stop on both sides, which is
-        added where it is missing; a prompt's first token is dropped if it repeats that stop.
+        Use it after the student has sampled. A row is one turn or several turns, such as a
+        conversation. A turn is a prompt and a completion. The prompt of a later turn is the text
+        between two completions, as the chat template of that side writes it (see
+        `simct_align.chat.prompt_ids`). Turn `k` of the teacher is aligned with turn `k` of the
+        student. A completion that was not truncated ends with a stop on both sides: the stop is
+        added where it is missing. If the next prompt begins with a stop as well, that repeated
+        stop is dropped.
 
         Args:
-            completion_ids: What the student sampled: one completion per row, in any form that
-                `align_batch` takes, or lists of turns `[row][turn]` of ids.
-            teacher_prompt_ids: The teacher's prompts, likewise.
-            student_prompt_ids: The student's prompts, likewise.
-            completion_mask: Positions to take, in the shape of the ids; not for lists of turns.
-            teacher_prompt_mask: Likewise.
-            student_prompt_mask: Likewise.
-            truncated: Completions that did not end by themselves, true or false for every row
-                (about its last turn) or for every turn.
+            completion_ids: The ids that the student sampled: one completion per row, in any form
+                that `align_batch` takes, or nested lists `[row][turn]` of ids.
+            teacher_prompt_ids: The teacher's prompts, in the same forms as `completion_ids`.
+            student_prompt_ids: The student's prompts, in the same forms as `completion_ids`.
+            completion_mask: Which positions of `completion_ids` to use, in its shape. The default
+                is all positions. Nested lists of turns cannot have a mask.
+            teacher_prompt_mask: Which positions of `teacher_prompt_ids` to use, in its shape.
+            student_prompt_mask: Which positions of `student_prompt_ids` to use, in its shape.
+            truncated: Whether a completion was cut off before its end. One flag per row, which
+                describes its last turn, or one list of flags per row with one flag per turn.
             padding_side: `"left"` or `"right"`.
-            teacher_pad_id: What fills the teacher's rows.
-            student_pad_id: What fills the student's rows.
-            teacher_max_length: Cut the teacher's rows at so many tokens.
-            student_max_length: Cut the student's rows at so many tokens; the teacher's lose the
-                same text.
-            pad_to_multiple_of: Round both widths up to a multiple of this.
-            threads: How many threads align; all cores without it.
+            teacher_pad_id: The id of padding positions in the teacher's rows.
+            student_pad_id: The id of padding positions in the student's rows.
+            teacher_max_length: The largest number of tokens in a row of the teacher. Longer rows
+                are cut at the end.
+            student_max_length: The largest number of tokens in a row of the student. Longer rows
+                are cut at the end, and the teacher's rows lose the same text.
+            pad_to_multiple_of: The width of the arrays is rounded up to a multiple of this number.
+            threads: Number of threads of the alignment. The default is all cores.
 
         Returns:
-            Ids and masks of both sides, their alignment, and counts of what was left out.
+            Ids and masks of both sides, their alignment, and counts of what was cut, added and
+            left out.
 
         Raises:
             MissingTokenizerError: The teacher has no tokenizer.
-            TypeError, ValueError: As `align_batch`; numbers of rows or turns that differ; a
-                later turn whose prompt is empty.
+            TypeError: As for `align_batch`, or nested lists of turns have a mask.
+            ValueError: As for `align_batch`; the arguments have different numbers of rows or of
+                turns in a row; or the prompt of a later turn is empty.
 
         Complexity:
             That of `retokenize`, and O(rows × longest row).
@@ -446,16 +490,20 @@ class Aligner(VocabularyPair):
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes vocabularies and tables to one file: versioned, checksummed, no tokenizer.
+        """Write both vocabularies and all tables to one file.
 
-        The spellings of `spellings` are written if they have been made; ask for them first
-        where the file shall hold what the tokenizers emit.
+        The file has a version and a checksum. It does not contain the tokenizers. It contains the
+        spellings if they have been computed. To store the spellings that the tokenizers emit, read
+        `aligner.spellings` before saving.
 
         Args:
-            path: The file; it is replaced if it exists.
+            path: The file. An existing file is replaced.
 
         Raises:
             OSError: The file cannot be written.
+
+        Complexity:
+            O(bytes of all tokens of both vocabularies) time and memory.
         """
         Path(path).write_bytes(self._pair.to_bytes())
 
@@ -467,17 +515,26 @@ class Aligner(VocabularyPair):
         teacher_tokenizer: object | None = None,
         student_tokenizer: object | None = None,
     ) -> Aligner:
-        """Reads what `save` wrote; tens of milliseconds for the largest vocabularies.
+        """Load an aligner from a file that `save` wrote.
+
+        Loading takes tens of milliseconds for the largest vocabularies.
 
         Args:
             path: The file.
-            teacher_tokenizer: Anything that `from_tokenizer` takes, for the
-                methods that tokenize; opened and checked on first use.
-            student_tokenizer: Likewise.
+            teacher_tokenizer: The teacher's tokenizer, for methods that tokenize: any source that
+                `Vocabulary.from_tokenizer` reads. It is opened and checked on first use.
+            student_tokenizer: The student's tokenizer, in the same forms.
+
+        Returns:
+            The aligner. Without a tokenizer, methods that tokenize with that side raise
+            `MissingTokenizerError`.
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It is not a saved aligner, damaged, or of another version.
+            ValueError: The file is not a saved aligner, is damaged, or has another format version.
+
+        Complexity:
+            O(bytes of all tokens of both vocabularies) time and memory.
         """
         aligner = cls._from_bytes(Path(path).read_bytes(), None, None)
         if teacher_tokenizer is not None:
@@ -498,5 +555,5 @@ def _check_text(number: int, text: object) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"texts[{number}] is no valid Unicode at character {error.start}: {error.reason}"
+            f"texts[{number}] is not valid Unicode at character {error.start}: {error.reason}"
         ) from None

@@ -1,4 +1,4 @@
-"""What alignment finds in a batch, as arrays."""
+"""Internal: `AlignedBatch`, the result of an alignment as arrays."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnmatchedSpans:
-    """Token ranges that are in no unit: the columns of `AlignedBatch` and a reason.
+    """Token ranges that are in no unit, each with a reason.
 
     Attributes:
         row_offsets: Spans of row `i` are `row_offsets[i]:row_offsets[i + 1]`; int64
             `[rows + 1]`.
-        teacher_start: First position on the teacher's side, int32 `[spans]`.
-        teacher_end: One past the last; equal to the start where that side has no token.
-        student_start: First position on the student's side, int32 `[spans]`.
-        student_end: One past the last.
-        reason: `UnmatchedReason`, uint8 `[spans]`.
+        teacher_start: First position of a span in the teacher's row, int32 `[spans]`.
+        teacher_end: One past the last position in the teacher's row, int32 `[spans]`. It equals
+            `teacher_start` if the span has no teacher token.
+        student_start: First position of a span in the student's row, int32 `[spans]`.
+        student_end: One past the last position in the student's row, int32 `[spans]`. It equals
+            `student_start` if the span has no student token.
+        reason: The `UnmatchedReason` of a span, uint8 `[spans]`.
     """
 
     row_offsets: NDArray[np.int64]
@@ -48,18 +50,20 @@ class UnmatchedSpans:
 
 @dataclass(frozen=True)
 class AlignmentCounts:
-    """Counts over a batch.
+    """Counts of tokens and units in a batch.
 
     Attributes:
         rows: Rows of the batch.
-        teacher_tokens: Tokens that take part on the teacher's side.
-        student_tokens: Tokens that take part on the student's side.
-        units: Units by the lower-case name of their kind.
-        teacher_tokens_in_units: Of the teacher's, those in units.
-        student_tokens_in_units: Of the student's, those in units.
-        teacher_unmatched: The teacher's tokens in no unit, by the lower-case name of the reason.
-        student_unmatched: The student's tokens in no unit, likewise.
-        units_without_prefix: Units at position 0 of a row: no logits predict them.
+        teacher_tokens: Teacher tokens that take part in the alignment.
+        student_tokens: Student tokens that take part in the alignment.
+        units: Number of units by the lower-case name of their kind.
+        teacher_tokens_in_units: Teacher tokens that are in units.
+        student_tokens_in_units: Student tokens that are in units.
+        teacher_unmatched: Number of teacher tokens in no unit, by the lower-case name of the
+            reason.
+        student_unmatched: Number of student tokens in no unit, by the lower-case name of the
+            reason.
+        units_without_prefix: Units at position 0 of a row of either side. No logits predict them.
     """
 
     rows: int
@@ -73,38 +77,37 @@ class AlignmentCounts:
     units_without_prefix: int
 
     def as_dict(self) -> dict[str, Any]:
-        """All counts as plain Python objects, ready for JSON."""
+        """Return all counts as plain Python objects, ready for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, repr=False)
 class AlignedBatch(UnitColumns):
-    """The finest joint segmentation of a batch, from `align_batch`.
+    """The finest joint segmentation of a batch, from `Aligner.align_batch`.
 
-    Positions count from the start of their row as it was passed in; ranges are half-open; rows,
-    units and spans are in order. Every position that takes part lies in exactly one unit or one
-    unmatched span. The arrays of ids are the caller's own: do not write to them while the batch
-    is in use.
+    Positions count from the start of their row, as the row was passed in. Ranges are half-open.
+    Rows, units and spans are in the order of the text. Every position that takes part is in
+    exactly one unit or one unmatched span. The batch refers to the caller's arrays of ids where
+    they needed no copy: do not write to them while the batch is in use.
 
-    A batch holds its aligner, but pickles without it: arrays and a digest travel between
-    processes, vocabularies do not. After unpickling, `units`, `index`,
-    `coarsen("whitespace")` and `continuations` need an aligner of that digest: the
-    newest that lives in the process is found by itself, and `with_aligner` gives one. All
-    else works without.
+    A batch holds its aligner, but a pickled batch contains only the arrays and the digest of the
+    aligner. After unpickling, `units`, `index` and `coarsen("whitespace")` need an aligner with
+    the same digest. They use the newest such aligner in the process; `with_aligner` sets one
+    explicitly. All other methods work without an aligner.
 
     Attributes:
         row_offsets: Units of row `i` are `row_offsets[i]:row_offsets[i + 1]`; int64
             `[rows + 1]`.
-        teacher_start: First position of a unit on the teacher's side, int32 `[units]`.
-        teacher_end: One past the last position there, int32 `[units]`.
-        student_start: First position of a unit on the student's side, int32 `[units]`.
-        student_end: One past the last position there, int32 `[units]`.
-        kind: `UnitKind`, uint8 `[units]`.
-        unit_class: `UnitClass` bits, uint8 `[units]`.
-        unmatched: What is not in a unit, and why.
+        teacher_start: First position of a unit in the teacher's row, int32 `[units]`.
+        teacher_end: One past the last position in the teacher's row, int32 `[units]`.
+        student_start: First position of a unit in the student's row, int32 `[units]`.
+        student_end: One past the last position in the student's row, int32 `[units]`.
+        kind: The `UnitKind` of a unit, uint8 `[units]`.
+        unit_class: The `UnitClass` bits of a unit, uint8 `[units]`.
+        unmatched: The tokens that are in no unit, with the reasons.
         teacher: The teacher's ids.
         student: The student's ids.
-        pair_digest: `digest` of the aligner that made the batch.
+        pair_digest: The `digest` of the aligner that made the batch.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary
@@ -131,17 +134,17 @@ class AlignedBatch(UnitColumns):
         return self.__dict__ | {"_pair": None}
 
     def with_aligner(self, aligner: VocabularyPair) -> AlignedBatch:
-        """The batch with an aligner, for methods that need one after unpickling.
+        """Return the batch with an aligner, for methods that need one after unpickling.
 
         Args:
-            aligner: An `Aligner` of the batch's `pair_digest`.
+            aligner: An `Aligner` whose `digest` equals the batch's `pair_digest`.
 
         Returns:
             A batch over the same arrays.
 
         Raises:
-            TypeError: No aligner.
-            ValueError: An aligner of another digest.
+            TypeError: `aligner` is not an `Aligner`.
+            ValueError: `aligner` has another digest.
         """
         if not isinstance(aligner, VocabularyPair):
             raise TypeError(f"aligner: expected an Aligner, got {type(aligner).__name__}")
@@ -156,25 +159,32 @@ class AlignedBatch(UnitColumns):
         pair = self._pair or living_pair(self.pair_digest)
         if pair is None:
             raise MissingAlignerError(
-                f"{what} needs the aligner that made this batch, and no aligner with its digest "
-                f"{self.pair_digest[:12]} lives in this process: make or load one and keep it, or "
-                "give it with batch.with_aligner(aligner)"
+                f"{what} needs the aligner that made this batch, but this process has no aligner "
+                f"with digest {self.pair_digest[:12]}: build or load one and keep it, or pass it "
+                "with batch.with_aligner(aligner)"
             )
         return pair
 
     def units(self, row: int, *, max_path: int = 0) -> list[Unit]:
-        """The units of one row as objects, to look at.
+        """Return the units of one row as objects, for inspection.
 
         Args:
-            row: Number of the row; negative numbers count from the end.
-            max_path: With a number other than 0, every unit lists the texts of its on-path
-                continuations that begin with so many realized tokens at most.
+            row: Number of the row. Negative numbers count from the end.
+            max_path: If not 0, every unit lists the texts of its on-path continuations that begin
+                with at most `max_path` realized tokens, 64 at most.
+
+        Returns:
+            One `Unit` per unit of the row, in order.
 
         Raises:
-            IndexError: There is no such row.
+            IndexError: `row` is out of range.
+            TypeError: `max_path` is not an integer.
+            ValueError: `max_path` is out of range.
+            MissingAlignerError: The batch was unpickled, and the process has no aligner with its
+                digest.
 
         Complexity:
-            O(tokens of the row + continuations), in Python: not for a hot path.
+            O(tokens of the row + continuations), in Python. Do not use it in a hot loop.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -207,7 +217,7 @@ class AlignedBatch(UnitColumns):
             t_start, t_end, s_start, s_end, kind, unit_class = columns_of_unit
             text = _decode(pair.student, student_ids[s_start:s_end])
             if unit_class & UnitClass.TRIMMED:
-                # One side's bytes hold the dummy prefix, the other's are the text.
+                # The bytes of one side include the dummy prefix, those of the other do not.
                 text = min(text, _decode(pair.teacher, teacher_ids[t_start:t_end]), key=len)
             found.append(
                 Unit(
@@ -250,7 +260,10 @@ class AlignedBatch(UnitColumns):
         ]
 
     def coverage(self) -> AlignmentCounts:
-        """Counts what is in units and what is not.
+        """Count the tokens in units and the unmatched tokens.
+
+        Returns:
+            The counts of the whole batch.
 
         Complexity:
             O(tokens + units), in NumPy.
@@ -281,33 +294,40 @@ class AlignedBatch(UnitColumns):
         first_ids: bool = False,
         threads: int | None = None,
     ) -> AlignedIndex:
-        """The tensors that a loss gathers with.
+        """Build the index with which a loss gathers logits.
+
+        The default layout of the logits follows the ids. Dense ids `[rows, T]` mean logits
+        `[rows, T, vocabulary]`. Ragged ids mean packed logits `[tokens, vocabulary]`. Give row
+        starts or a stride for any other layout.
 
         Args:
-            teacher_row_starts: The flat row, in the teacher's logits, of position 0 of every row
-                of the batch; integers `[rows]`. Without it, and without a stride, the logits
-                are laid out as the ids are: dense ids `[rows, T]` as `[rows, T, V]` logits,
-                ragged ids as packed `[tokens, V]` logits.
-            student_row_starts: Likewise for the student's logits.
-            teacher_stride: Rows of the teacher's logits per row of the batch, for ragged ids
-                whose logits are padded on the right; instead of row starts.
-            student_stride: Likewise for the student.
-            max_path: With a number other than 0 (8 is a good one), the index holds the on-path
-                continuations that begin with so many realized tokens at most, 64 at most.
-            first_ids: Whether the index holds the first token of every unit on either side.
-            threads: How many threads enumerate continuations; all cores without it.
+            teacher_row_starts: For every row of the batch, the row of the teacher's flattened
+                logits that belongs to position 0; integers `[rows]`.
+            student_row_starts: The same for the student's logits.
+            teacher_stride: The number of rows of the teacher's logits per row of the batch, for
+                ragged ids whose logits are padded on the right. It replaces
+                `teacher_row_starts`.
+            student_stride: The same for the student's logits.
+            max_path: If not 0, the index contains the on-path continuations that begin with at
+                most `max_path` realized tokens; 8 is a good value, 64 the largest.
+            first_ids: Whether the index contains the first token of every unit on either side.
+            threads: Number of threads that enumerate continuations. The default is all cores.
 
         Returns:
-            The index, in NumPy memory; `to` moves it.
+            The index, in NumPy memory. Its method `to` moves it to a device.
 
         Raises:
-            ValueError: Row starts of a wrong length or before the logits, row starts and a stride
-                together, or a stride that is too short for what is read; `max_path` out of range.
+            TypeError: An option that must be an integer is not one.
+            ValueError: Row starts have a wrong length or dtype, or begin before the logits; row
+                starts and a stride are both given; a stride is smaller than the number of rows
+                that are read; or `max_path` is out of range.
+            MissingAlignerError: The batch was unpickled, and the process has no aligner with its
+                digest.
 
         Complexity:
-            O(units + tokens in MULTI units), and O(units × `max_path`) at most with
-            continuations, in Rust, without the GIL. The first index with continuations makes the
-            aligner's spellings.
+            O(units + tokens in MULTI units), and at most O(units × `max_path`) with continuations,
+            in Rust, without the GIL. The first index with continuations computes the spellings of
+            the pair.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -353,21 +373,26 @@ class AlignedBatch(UnitColumns):
     def coarsen(
         self, n: int | Literal["whitespace", "random"] = 2, *, seed: int | None = None
     ) -> AlignedBatch:
-        """Joins neighbouring units: what a coarser segmentation would compare.
+        """Join neighbouring units, as an ablation with a coarser segmentation.
 
-        Units are joined within a region and across nothing unmatched, control tokens never. A
-        group of several is MULTI; its class bits are those of its parts.
+        Units are joined only within a region, never across an unmatched span, and never with a
+        SPECIAL unit. A joined group of several units has kind MULTI. It has a class bit for white
+        space, numbers or punctuation if all of its parts have that bit, and any other class bit
+        if one of its parts has that bit.
 
         Args:
-            n: How many units to join; `"whitespace"`: up to the next unit that begins with
-                white space; `"random"`: every boundary stays with probability 1/2.
-            seed: For `"random"`.
+            n: How units are grouped. An integer joins that many neighbouring units.
+                `"whitespace"` joins units up to the next unit that begins with white space.
+                `"random"` keeps every boundary with probability 1/2.
+            seed: Seed of the random numbers; `"random"` needs it.
 
         Returns:
             A batch over the same ids.
 
         Raises:
-            ValueError: Another `n`, or `"random"` without a seed.
+            ValueError: `n` is something else, or `"random"` has no seed.
+            MissingAlignerError: With `"whitespace"`: the batch was unpickled, and the process has
+                no aligner with its digest.
 
         Complexity:
             O(units), in NumPy.
@@ -384,7 +409,7 @@ class AlignedBatch(UnitColumns):
         )
 
     def _begins_with_whitespace(self) -> NDArray[np.bool_]:
-        """Whether the text of every unit begins with white space."""
+        """Return whether the text of every unit begins with white space, bool `[units]`."""
         rows = np.repeat(np.arange(len(self)), np.diff(self.row_offsets))
         first_ids = self.student.values[self.student.offsets[rows] + self.student_start]
         student = self._need_pair('coarsen("whitespace")').student
@@ -392,16 +417,16 @@ class AlignedBatch(UnitColumns):
         return begins
 
     def without(self, kind: UnitKind | str) -> AlignedBatch:
-        """Leaves out all units of one kind.
+        """Leave out all units of one kind.
 
         Args:
-            kind: A `UnitKind` or its name.
+            kind: A `UnitKind` or its name, in upper or lower case.
 
         Returns:
             A batch over the same ids.
 
         Raises:
-            ValueError: An unknown kind.
+            ValueError: `kind` is unknown.
 
         Complexity:
             O(units), in NumPy.
@@ -409,11 +434,11 @@ class AlignedBatch(UnitColumns):
         return ablations.without(self, kind)
 
     def sample_units(self, fraction: float, *, seed: int) -> AlignedBatch:
-        """Keeps a random part of the units.
+        """Keep a random sample of the units.
 
         Args:
-            fraction: The probability of each unit to stay, 0 to 1.
-            seed: The same seed keeps the same units of the same batch.
+            fraction: The probability with which each unit is kept, 0 to 1.
+            seed: Seed of the random numbers. The same seed keeps the same units of a batch.
 
         Returns:
             A batch over the same ids.
@@ -427,11 +452,12 @@ class AlignedBatch(UnitColumns):
         return ablations.sample_units(self, fraction, seed=seed)
 
     def chunk_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For every position the number of its unit within the row, as other trainers expect it.
+        """Return the number of the unit at every position, as other trainers expect it.
 
         Returns:
-            `(teacher, student)`, int64 `[rows, T]` each, −1 outside of units. `T` is the
-            width of that side's dense ids, else the length of its longest row.
+            `(teacher, student)`, int64 `[rows, T]` each. Units are numbered from 0 within a row;
+            positions in no unit have −1. `T` is the width of that side's dense ids, or the length
+            of its longest row if the ids are ragged.
 
         Complexity:
             O(rows × T) time and memory.
@@ -455,10 +481,10 @@ def _logit_rows(
     name: str, side: RaggedIds, row_starts: ArrayLike | None, stride: int | None
 ) -> LogitRows:
     if row_starts is not None and stride is not None:
-        raise ValueError(f"give {name}_row_starts or {name}_stride, not both")
+        raise ValueError(f"got both {name}_row_starts and {name}_stride: give only one of them")
     if stride is not None:
         stride = integer(f"{name}_stride", stride, at_least=0)
-        # Without any row of logits there is no distance; what reads one is told so by its shape.
+        # A stride of 0 means no logits: only their number of rows can be checked against them.
         return LogitRows(side, np.arange(len(side), dtype=np.int64) * stride, stride or None)
     if row_starts is None:
         lengths = np.diff(side.offsets)

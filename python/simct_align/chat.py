@@ -1,4 +1,4 @@
-"""Prompts of a conversation's turns, each as its model's own chat template writes it."""
+"""Prompts of the turns of a conversation, as the chat template of a model writes them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ if TYPE_CHECKING:
 
     from simct_align.vocabulary import Vocabulary
 
+__all__ = ["ChatTokenizer", "Message", "prompt_ids"]
+
+#: A message of a conversation: `role`, `content`, and whatever else a chat template reads.
 Message = dict[str, Any]
 
 
 class ChatTokenizer(Protocol):
-    """What is needed of a `transformers` tokenizer."""
+    """The methods of a `transformers` tokenizer that this module calls."""
 
     def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any:
-        """Renders messages as text."""
+        """Render messages as text."""
         ...
 
     def __call__(self, text: list[str], **options: Any) -> Any:
-        """Tokenizes texts, control tokens in them included."""
+        """Tokenize texts; the name of a special token becomes that token."""
         ...
 
 
@@ -33,26 +36,26 @@ def prompt_ids(
     tools: Sequence[Any] | None = None,
     template_options: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
-    """Gives the ids that stand before every turn, as its model reads them while it samples.
+    """Return the prompt ids of every turn, as the model reads them before it samples the turn.
 
-    Use it for both sides, each with its own tokenizer, and give the results to
-    `prepare`. The first prompt is the template's text up to the turn, generation
-    prompt included; a later one is what the template puts between the turn before and this one.
-    What these turns say is not looked at: it comes as completions.
+    Use it for both sides, each with its own tokenizer, and pass the results to `Aligner.prepare`.
+    The first prompt is everything that the template writes up to the turn, including the
+    generation prompt. A later prompt is what the template writes between the turn before and this
+    turn. The contents of the turns themselves do not matter: they are the completions.
 
     Args:
         tokenizer: A `transformers` tokenizer with a chat template.
-        messages: The conversation, roles and contents.
-        turns: Which messages are completions, ascending; `len(messages)` stands for an answer
-            that is not among them.
-        tools: Tools for the template.
-        template_options: Further arguments of `apply_chat_template`.
+        messages: The conversation: messages with roles and contents.
+        turns: Positions of the messages that are completions, ascending. `len(messages)` is an
+            answer that `messages` does not contain.
+        tools: The argument `tools` of `apply_chat_template`.
+        template_options: Additional keyword arguments of `apply_chat_template`.
 
     Returns:
-        One list of ids for each turn.
+        One list of ids per turn.
 
     Raises:
-        ValueError: The template does not write a turn's content as it is, or writes it twice.
+        ValueError: The template does not write the content of a turn exactly once, unchanged.
 
     Complexity:
         One rendering of the conversation per turn, and one call of the tokenizer.
@@ -64,7 +67,7 @@ def prompt_ids(
             before[position] = {"role": before[position]["role"], "content": _marker(earlier)}
         text = _render(tokenizer, before, tools, template_options, add_generation_prompt=True)
         if number > 0:
-            text = _behind(text, _marker(number - 1), f"message {turns[number - 1]}")
+            text = _after(text, _marker(number - 1), f"message {turns[number - 1]}")
         texts.append(text)
     if not texts:
         return []
@@ -75,16 +78,19 @@ def prompt_ids(
 def check_end_of_turn(
     side: str, tokenizer: ChatTokenizer, vocabulary: Vocabulary, stop_ids: Sequence[int]
 ) -> None:
-    """Warns where a template ends a turn with another token than the aligner puts there.
+    """Warn if a chat template ends a turn with another token than the aligner does.
 
     Args:
         side: `"teacher"` or `"student"`, for the message.
-        tokenizer: That side's tokenizer.
-        vocabulary: That side's vocabulary.
-        stop_ids: Its stops, the canonical one first.
+        tokenizer: The tokenizer of that side.
+        vocabulary: The vocabulary of that side.
+        stop_ids: The stops of that side, the canonical one first.
+
+    Raises:
+        ValueError: The template does not write the content of a turn exactly once, unchanged.
     """
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _marker(0)}]
-    text = _behind(_render(tokenizer, messages, None, None), _marker(0), "message 1")
+    text = _after(_render(tokenizer, messages, None, None), _marker(0), "message 1")
     ids = tokenizer([text], add_special_tokens=False)["input_ids"][0]
     names = vocabulary.special_names
     end = next((token for token in ids if token in names), None)
@@ -92,21 +98,25 @@ def check_end_of_turn(
         return
     stops = ", ".join(repr(names.get(stop, stop)) for stop in stop_ids) or "none"
     warnings.warn(
-        f"the {side}'s chat template ends a turn with {names[end]!r}, which is not the first of "
-        f"the aligner's stops for that side ({stops}); name it in Aligner(..., stop_tokens=...)",
+        f"the {side}'s chat template ends a turn with {names[end]!r}, but the aligner ends it with "
+        f"the first of its {side} stops ({stops}); put {names[end]!r} first in "
+        "Aligner(..., stop_tokens=...)",
         stacklevel=3,
     )
 
 
 def content_text(message: Message, place: str) -> str:
-    """The text of a message whose content is text, or parts of text.
+    """Return the text of a message whose content is text, or a list of text parts.
 
     Args:
         message: The message.
-        place: Where it is, for the error.
+        place: The place of the message in the input, for the error.
+
+    Returns:
+        The text.
 
     Raises:
-        ValueError: It is something else, such as a tool call.
+        ValueError: The message contains something else, such as a tool call.
     """
     content = message.get("content")
     if isinstance(content, (list, tuple)) and all(
@@ -117,14 +127,14 @@ def content_text(message: Message, place: str) -> str:
     if not isinstance(content, str) or calls:
         what = f"has {calls[0]}" if calls else f"has content of type {type(content).__name__}"
         raise ValueError(
-            f"{place} {what}: give what the student wrote as text in 'content', or as ids in "
-            "'completion_ids'"
+            f"{place} {what}; expected only text: give what the student wrote as text in "
+            "'content', or as ids in 'completion_ids'"
         )
     return content
 
 
 def _marker(turn: int) -> str:
-    """Stands for a turn's content; private-use characters, which no template touches."""
+    """Return a placeholder for the content of a turn, in private-use characters."""
     return f"\ue000turn {turn}\ue001"
 
 
@@ -147,10 +157,10 @@ def _render(
     return text
 
 
-def _behind(text: str, marker: str, place: str) -> str:
+def _after(text: str, marker: str, place: str) -> str:
     if text.count(marker) != 1:
         raise ValueError(
             f"the chat template writes the content of {place} {text.count(marker)} times, "
-            "expected once"
+            "expected exactly once and unchanged"
         )
     return text.partition(marker)[2]

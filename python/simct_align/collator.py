@@ -1,4 +1,4 @@
-"""From conversations to a batch of both models' tensors, for `torch.utils.data.DataLoader`."""
+"""Internal: `SimCTCollator`, which turns conversations into tensors for both models."""
 
 from __future__ import annotations
 
@@ -24,40 +24,45 @@ Row = dict[str, Any]
 
 
 class SimCTCollator:
-    """Makes of conversational rows the batch that a distillation step reads.
+    """A collator that turns conversational rows into a batch for a distillation step.
 
-    Give it to a `DataLoader` as `collate_fn`, with any number of workers, forked or spawned,
-    and with or without `pin_memory`. A row is one of
+    Pass it to a `torch.utils.data.DataLoader` as `collate_fn`. It works with any number of
+    workers, forked or spawned, with and without `pin_memory`. A row is one of:
 
-    * `{"messages": [...]}`: every assistant turn is a completion, or only the last;
-    * `{"prompt": ..., "completion": ...}`, both texts or both lists of messages: the completion's
-      assistant turns are completions;
-    * `{"prompt": ..., "completion_ids": [...]}` or `{"messages": ..., "completion_ids":
-      [...]}`: what a student sampled, which stays as it is; one list of ids, or one for every
-      turn. Messages that do not end with an assistant's are a prompt to answer.
+    * `{"messages": [...]}`: every assistant turn is a completion, or only the last one (`turns`).
+    * `{"prompt": ..., "completion": ...}`, both texts or both lists of messages: the assistant
+      turns of the completion are completions.
+    * `{"prompt": ..., "completion_ids": [...]}` or `{"messages": ..., "completion_ids": [...]}`:
+      the ids that a student sampled, which are used unchanged. They are one list of ids, or one
+      list per turn. If the last message is not an assistant's, the ids answer the messages.
 
-    and may have `truncated` (see `prepare`), `tools` and
-    `chat_template_kwargs`. Each side's prompts come from its own chat template; texts become the
-    student's ids by its own tokenizer, and the teacher's ids are made of the student's.
+    A row can also have `truncated` (see `Aligner.prepare`), `tools` and `chat_template_kwargs`.
+    The prompts of each side come from its own chat template. Completion texts are tokenized by the
+    student's tokenizer, and the teacher's ids are retokenized from the student's ids.
 
-    What leaves a worker is tensors and the index, which holds no tokenizer and no tables.
-    `aligner.align_batch` makes the `AlignedBatch` again in the time of a copy.
+    A worker returns tensors and the index, without tokenizers and tables. To get the
+    `AlignedBatch` in the main process, call `aligner.align_batch` on the returned ids and masks.
 
     Args:
-        aligner: The pair; both vocabularies with their tokenizers.
+        aligner: The aligner. The student's vocabulary and the teacher's vocabulary need their
+            tokenizers.
         teacher_tokenizer: The teacher's `transformers` tokenizer, for its chat template.
-        student_tokenizer: The student's.
-        turns: `"all"` assistant turns of `messages`, or the `"last"`.
+        student_tokenizer: The student's `transformers` tokenizer, for its chat template.
+        turns: Which assistant turns of `messages` are completions: `"all"` or the `"last"` one.
         padding_side: `"right"` or `"left"`.
-        student_max_length: Cut the student's rows at so many tokens.
-        teacher_max_length: Cut the teacher's rows at so many tokens.
-        pad_to_multiple_of: Round the widths up to a multiple of this.
-        max_path: As in `index`; not 0 for on-path continuations.
-        chat_template_kwargs: For `apply_chat_template` of both sides; a row's own come on top.
-        threads: How many threads align; without it one in a worker, all cores elsewhere.
+        student_max_length: The largest number of tokens in a row of the student. Longer rows are
+            cut at the end.
+        teacher_max_length: The largest number of tokens in a row of the teacher. Longer rows are
+            cut at the end.
+        pad_to_multiple_of: The width of the tensors is rounded up to a multiple of this number.
+        max_path: As for `AlignedBatch.index`: 0 for an index without on-path continuations.
+        chat_template_kwargs: Keyword arguments for `apply_chat_template` of both sides. The
+            `chat_template_kwargs` of a row are added and take precedence.
+        threads: Number of threads of the alignment. The default is one in a worker and all cores
+            elsewhere.
 
     Raises:
-        MissingTokenizerError: A vocabulary has no tokenizer.
+        ValueError: `turns` or `padding_side` is unknown.
 
     Example:
         >>> import gzip
@@ -107,7 +112,8 @@ class SimCTCollator:
         self.threads = threads
         self._encoder = TextEncoder(aligner.student)
         if max_path:
-            # Made here once: workers inherit or unpickle them, and refer to the same nodes.
+            # Computed once, here: workers inherit or unpickle the spellings, so that their indexes
+            # refer to the same nodes.
             _ = aligner.spellings
         for side, tokenizer, vocabulary, stops in (
             ("teacher", teacher_tokenizer, aligner.teacher, aligner.shared.teacher_stop_ids),
@@ -117,19 +123,21 @@ class SimCTCollator:
                 check_end_of_turn(side, tokenizer, vocabulary, stops.tolist())
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Makes a batch.
+        """Collate rows into a batch of tensors.
 
         Args:
-            rows: The rows.
+            rows: The rows, in the forms that the class describes.
 
         Returns:
-            int64 tensors `[rows, width]`: `input_ids`, `attention_mask`, `labels` and
-            `completion_mask` for the student, the same with `teacher_` in front for the
-            teacher; `index`, the `AlignedIndex` for logits of these shapes; and
-            `counts`, plain integers about what was aligned, cut and left out.
+            A dictionary. `input_ids`, `attention_mask`, `labels` and `completion_mask` are the
+            student's int64 tensors `[rows, width]`. The same names with the prefix `teacher_` are
+            the teacher's. `index` is the `AlignedIndex` for logits `[rows, width, vocabulary]`.
+            `counts` are plain integers: what was aligned, added, cut and left out.
 
         Raises:
-            ValueError: A row is none of the above, or an assistant's message is not text.
+            MissingTokenizerError: A vocabulary has no tokenizer.
+            ValueError: A row has none of these forms, an assistant's message is not text, or a
+                chat template does not write a completion exactly once.
 
         Complexity:
             That of the tokenizers.
@@ -147,16 +155,20 @@ class SimCTCollator:
         return tensors
 
     def prepare(self, rows: Sequence[Row]) -> PreparedBatch:
-        """Makes the same batch in NumPy arrays, with its alignment.
+        """Collate rows into NumPy arrays, with their alignment.
 
         Args:
-            rows: The rows.
+            rows: The rows, in the forms that the class describes.
 
         Returns:
-            What `prepare` returns.
+            The same batch as `__call__`, as the result of `Aligner.prepare`.
 
         Raises:
-            ValueError: As `__call__`.
+            MissingTokenizerError: A vocabulary has no tokenizer.
+            ValueError: As for `__call__`.
+
+        Complexity:
+            That of the tokenizers.
         """
         parsed = [self._parse(number, row) for number, row in enumerate(rows)]
         threads = self._threads()
@@ -181,16 +193,20 @@ class SimCTCollator:
         )
 
     def prompts(self, rows: Sequence[Row]) -> tuple[list[list[Any]], list[list[Any]]]:
-        """Gives what stands before every completion, for a student that has yet to sample.
+        """Return the prompt of every completion, for a student that will sample completions.
 
         Args:
-            rows: The rows.
+            rows: The rows, in the forms that the class describes.
 
         Returns:
-            The teacher's and the student's ids, `[row][turn]`, uncut.
+            The teacher's and the student's prompt ids, nested lists `[row][turn]`, not cut at the
+            length limits.
 
         Raises:
-            ValueError: As `__call__`.
+            ValueError: As for `__call__`.
+
+        Complexity:
+            That of the tokenizers.
         """
         parsed = [self._parse(number, row) for number, row in enumerate(rows)]
         return self._prompts("teacher", parsed), self._prompts("student", parsed)
@@ -209,11 +225,13 @@ class SimCTCollator:
             messages, turns = _prompt_and_completion(number, row)
         else:
             raise ValueError(
-                f"row {number} has the keys {sorted(row)}; expected 'messages', or 'prompt' with "
-                "'completion' or 'completion_ids'"
+                f"row {number} has the keys {sorted(row)}; expected 'messages', or 'prompt' and "
+                "'completion', or 'prompt' and 'completion_ids'"
             )
         if not turns:
-            raise ValueError(f"row {number} has no assistant turn, so there is nothing to align")
+            raise ValueError(
+                f"row {number} has no assistant turn; expected at least one, or 'completion_ids'"
+            )
         ids, texts = None, []
         if sampled is not None:
             ids = _turn_ids(number, sampled, turns)
@@ -230,7 +248,7 @@ class SimCTCollator:
     def _prompts(self, side: str, rows: Sequence[_Row]) -> list[list[Any]]:
         tokenizer = self.teacher_tokenizer if side == "teacher" else self.student_tokenizer
         plain = [row.messages for row in rows if isinstance(row.messages, str)]
-        # With what the tokenizer puts around a text, such as BOS: there is no template to do it.
+        # A text has no template: the tokenizer itself adds its special tokens, such as BOS.
         tokenized = iter(tokenizer(plain)["input_ids"] if plain else ())
         return [
             [next(tokenized)]
@@ -255,15 +273,15 @@ class SimCTCollator:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row in one form."""
+    """A row of any form, parsed."""
 
-    #: A conversation, or a text that the completion follows.
+    #: A conversation, or the text of a prompt.
     messages: str | list[Message]
     #: Which messages are completions.
     turns: list[int]
-    #: What the completions say, or
+    #: The texts of the completions; empty if the row has ids.
     texts: list[str]
-    #: the student's ids of them.
+    #: The student's ids of the completions; `None` if the row has texts.
     ids: list[NDArray[np.int64]] | None
     truncated: list[bool]
     tools: Any
@@ -286,8 +304,8 @@ def _prompt_and_completion(number: int, row: Row) -> tuple[str | list[Message], 
         return prompt, [1]
     if isinstance(prompt, str) or isinstance(completion, str) or completion is None:
         raise ValueError(
-            f"row {number}: 'prompt' is a {type(prompt).__name__} and 'completion' a "
-            f"{type(completion).__name__}; expected both texts or both lists of messages"
+            f"row {number}: 'prompt' is of type {type(prompt).__name__} and 'completion' of type "
+            f"{type(completion).__name__}; expected two texts or two lists of messages"
         )
     messages = [*prompt, *completion]
     return messages, _assistant_turns(messages, len(prompt))
@@ -300,19 +318,20 @@ def _turn_ids(number: int, sampled: Any, turns: Sequence[int]) -> list[NDArray[n
         values = np.asarray(turn)
         if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
             raise ValueError(
-                f"row {number}: 'completion_ids' must be integers, got {values.dtype} of shape "
-                f"{values.shape}"
+                f"row {number}: 'completion_ids': expected a list of integers or one list per "
+                f"turn, got {values.dtype} of shape {values.shape}"
             )
         ids.append(values.astype(np.int64))
     if len(ids) != len(turns):
         raise ValueError(
-            f"row {number}: 'completion_ids' has {len(ids)} turns, the messages have {len(turns)}"
+            f"row {number}: 'completion_ids' has {len(ids)} turns, expected {len(turns)} as in the "
+            "messages"
         )
     return ids
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id that a tokenizer pads with: its own, else its EOS, else 0."""
+    """Return the padding id of a tokenizer, else its EOS id, else 0."""
     for name in ("pad_token_id", "eos_token_id"):
         if (token := getattr(tokenizer, name, None)) is not None:
             return int(token)
@@ -329,7 +348,7 @@ def _named(side: PreparedSide) -> dict[str, NDArray[np.int64]]:
 
 
 def _flat(counts: Mapping[str, Any]) -> dict[str, int]:
-    """Counts of counts under joined names."""
+    """Flatten nested counts, with joined names."""
     flat: dict[str, int] = {}
     for name, value in counts.items():
         if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""Spellings of one-sided tokens, and the continuations that a batch realizes: to study them.
+"""Internal: spellings of one-sided tokens, and the on-path continuations of a batch.
 
-A loss does not need this module: it reads the same from `batch.index(max_path=8)`.
+These classes are for inspection. A loss reads the same data from `batch.index(max_path=8)`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ if TYPE_CHECKING:
     from simct_align.units import UnitColumns
     from simct_align.vocabulary import Vocabulary
 
-#: How many realized tokens a continuation may begin with at most: no node's path is longer.
+#: The largest number of realized tokens at the start of a continuation: the longest node path.
 MAX_PATH = 64
 
 
 @dataclass(frozen=True)
 class LeafTable:
-    """The candidates of every node in one direction: leaves, numbered through.
+    """The leaves of all nodes of one direction, numbered consecutively.
+
+    A leaf is a candidate at its node: a one-sided token, and the last token of its spelling.
 
     Attributes:
         node_offsets: The leaves of node `n` are `node_offsets[n]:node_offsets[n + 1]`; int64
             `[nodes + 1]`.
-        last_token: What follows the node's path, on the side that spells; int64 `[leaves]`,
-            ascending within a node.
-        one_sided_token: The single token of the other side, int64 `[leaves]`.
+        last_token: The last token of the spelling, which follows the path of the node on the side
+            that spells; int64 `[leaves]`, ascending within a node.
+        one_sided_token: The single token on the other side, int64 `[leaves]`.
     """
 
     node_offsets: NDArray[np.int64]
@@ -48,10 +50,10 @@ class LeafTable:
 
 
 class PathNodes(NamedTuple):
-    """The paths that the nodes of one direction stand for, each by its last step.
+    """The paths of the nodes of one direction, each as a parent node and a last token.
 
     Attributes:
-        parent: The node of the path without its last token; −1 for a path of one token; int64
+        parent: The node of the path without its last token, or −1 for a path of one token; int64
             `[nodes]`.
         token: The last token of the path, on the side that spells; int64 `[nodes]`.
     """
@@ -61,11 +63,13 @@ class PathNodes(NamedTuple):
 
 
 class Spellings:
-    """How one side writes the tokens that only the other side has: one direction.
+    """The spellings of one side's one-sided tokens, in tokens of the other side.
 
-    From `spellings`; its `teacher` holds the teacher's one-sided tokens, spelled
-    by the student. A spelling is what the writing side's tokenizer emits for the token's text
-    alone, if that spells exactly its bytes; else the fewest tokens that do, the longest first.
+    `aligner.spellings` has two such objects. Its `teacher` contains the spellings of the teacher's
+    one-sided tokens in student tokens. The side that has the tokens of a spelling is called the
+    side that spells. A spelling is what the tokenizer of that side emits for the text of the
+    one-sided token alone, if the result has exactly the bytes of that token. Otherwise the
+    spelling is the fewest tokens with exactly these bytes, the longest tokens first.
     """
 
     def __init__(self, native: _native.Spellings, own: Vocabulary) -> None:
@@ -78,42 +82,50 @@ class Spellings:
 
     @cached_property
     def leaves(self) -> LeafTable:
-        """The candidates of every node."""
+        """The leaves of all nodes."""
         return LeafTable(*self._native.leaf_table())
 
     @cached_property
     def nodes(self) -> PathNodes:
-        """The paths of the nodes."""
+        """The paths of all nodes."""
         return PathNodes(*self._native.node_table())
 
     @cached_property
     def unspelled(self) -> NDArray[np.int64]:
-        """The one-sided tokens that the other side cannot write, ascending, int64."""
+        """The one-sided tokens without a spelling, ascending, int64 `[tokens]`."""
         return self._native.unspelled()
 
     @cached_property
     def by_length(self) -> dict[int, int]:
-        """How many one-sided tokens have a spelling of so many tokens."""
+        """The number of one-sided tokens by the length of their spelling, in tokens."""
         counts = enumerate(self._native.counts_by_length())
         return {length: count for length, count in counts if count}
 
     def cut_off(self, max_path: int) -> int:
-        """How many spellings are longer than a path of `max_path` tokens and a last one."""
+        """Count the spellings that have more than `max_path` + 1 tokens."""
         return sum(count for length, count in self.by_length.items() if length > max_path + 1)
 
     def spelling(self, token_id: int) -> tuple[int, ...] | None:
-        """The spelling of a one-sided token, by canonical id; `None` for all others."""
+        """Return the spelling of a one-sided token.
+
+        Args:
+            token_id: The canonical id of the one-sided token.
+
+        Returns:
+            Ids of the side that spells; `None` if `token_id` is not a one-sided token, or has no
+            spelling.
+        """
         found = self._native.spelling(token_id)
         return None if found is None else tuple(found)
 
     def after(self, path: Sequence[int]) -> list[tuple[str, tuple[int, ...], int]]:
-        """The texts that begin with a path and are spelled with one token more.
+        """Return the one-sided tokens whose spelling is a path and one more token.
 
         Args:
             path: Ids of the side that spells.
 
         Returns:
-            `(text, ids of the side that spells, id of the one-sided token)` of each.
+            One tuple `(text, ids of the side that spells, id of the one-sided token)` per token.
         """
         if not path or min(path) < 0 or max(path) >= 1 << 32:
             return []
@@ -121,7 +133,7 @@ class Spellings:
         return [] if node is None else list(self.at_node(node))
 
     def at_node(self, node: int) -> Iterator[tuple[str, tuple[int, ...], int]]:
-        """The leaves of a node, as `after` returns them."""
+        """Yield the leaves of a node, in the form that `after` returns."""
         leaves = self.leaves
         for token in leaves.one_sided_token[slice(*leaves.node_offsets[node : node + 2])].tolist():
             text = self._own.token_bytes(token).decode("utf-8", "backslashreplace")
@@ -134,8 +146,8 @@ class PairSpellings(NamedTuple):
     """The spellings of both directions.
 
     Attributes:
-        teacher: Of the teacher's one-sided tokens, in the student's tokens.
-        student: Of the student's one-sided tokens, in the teacher's tokens.
+        teacher: The spellings of the teacher's one-sided tokens, in student tokens.
+        student: The spellings of the student's one-sided tokens, in teacher tokens.
     """
 
     teacher: Spellings
@@ -143,13 +155,15 @@ class PairSpellings(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    r"""A text that can follow a prefix, and that both models have scored.
+    r"""An on-path continuation: a text that can follow a prefix, with its path on either side.
+
+    One of the two paths is a single token. The other consists of realized tokens and one last
+    token. One forward pass per model scores both paths.
 
     Attributes:
-        text: The text; bytes that are not whole characters are escaped (`\xf0`).
-        teacher: Its path of teacher tokens.
-        student: Its path of student tokens. One of the two paths is a single token; the other
-            consists of realized tokens but for its last.
+        text: The text. Bytes that are not whole characters are escaped (`\xf0`).
+        teacher: The path of teacher tokens.
+        student: The path of student tokens.
     """
 
     text: str
@@ -159,12 +173,12 @@ class Continuation(NamedTuple):
 
 @dataclass(frozen=True)
 class Entries:
-    """The nodes that units reach in one direction, by unit, then by depth.
+    """The nodes that units reach in one direction, sorted by unit, then by depth.
 
     Attributes:
         unit: Number of the unit in the batch, int32 `[entries]`.
-        node: A node of the spellings that has leaves, int32 `[entries]`.
-        depth: How many realized tokens lead to it, int32 `[entries]`.
+        node: The node of the spellings; it has leaves, int32 `[entries]`.
+        depth: Number of realized tokens that lead to the node, int32 `[entries]`.
         leaves: The leaves of all nodes.
     """
 
@@ -177,27 +191,27 @@ class Entries:
         return len(self.unit)
 
     def of_unit(self, unit: int) -> NDArray[np.int32]:
-        """The nodes that one unit reaches."""
+        """Return the nodes that one unit reaches, by ascending depth."""
         return self.node[slice(*np.searchsorted(self.unit, [unit, unit + 1]))]
 
     def counts(self, n_units: int) -> NDArray[np.int64]:
-        """How many continuations every unit has in this direction, int64 `[n_units]`."""
+        """Count the continuations of every unit in this direction, int64 `[n_units]`."""
         per_entry = np.diff(self.leaves.node_offsets)[self.node]
         return np.bincount(self.unit, weights=per_entry, minlength=n_units).astype(np.int64)
 
 
 @dataclass(frozen=True, repr=False)
 class Continuations:
-    """What a batch realizes beside its text, from `continuations`.
+    """The on-path continuations of all units of a batch, from `Aligner.continuations`.
 
-    Only units that have a prefix, and no trimmed token, have continuations; those that
-    `batch.index(max_path=...)` holds.
+    Only the units that `batch.index()` contains have continuations. Units without a prefix, and
+    units whose first token lost a dummy prefix, have none.
 
     Attributes:
-        teacher: Single teacher tokens that the student spells along its realized tokens.
-        student: Single student tokens that the teacher spells along its realized tokens.
-        max_path: How many realized tokens a continuation may begin with.
-        spellings: The spellings that it was made with.
+        teacher: Entries of the teacher's direction: the continuations are single teacher tokens.
+        student: Entries of the student's direction: the continuations are single student tokens.
+        max_path: The largest number of realized tokens at the start of a continuation.
+        spellings: The spellings of both directions.
     """
 
     teacher: Entries
@@ -210,18 +224,25 @@ class Continuations:
 
     @property
     def cut_off(self) -> tuple[int, int]:
-        """The teacher's and the student's one-sided tokens whose spelling is too long."""
+        """How many one-sided tokens have a spelling of more than `max_path` + 1 tokens.
+
+        A tuple: the count of the teacher's tokens, then of the student's. None of these tokens is a
+        continuation.
+        """
         teacher, student = self.spellings
         return teacher.cut_off(self.max_path), student.cut_off(self.max_path)
 
     def of_unit(self, unit: int) -> list[Continuation]:
-        """All continuations of a unit.
+        """Return all continuations of a unit.
 
         Args:
             unit: Number of the unit in the batch.
 
         Returns:
-            The teacher's single tokens first, then the student's, each by rising depth.
+            Single teacher tokens first, then single student tokens, each by ascending depth.
+
+        Complexity:
+            O(continuations), in Python.
         """
         return [
             Continuation(text, (token,), spelling)
@@ -235,12 +256,12 @@ class Continuations:
 
 
 def make_spellings(pair: _native.Pair, teacher: Vocabulary, student: Vocabulary) -> PairSpellings:
-    """Makes the spellings of both directions, unless the pair has them.
+    """Compute the spellings of both directions, unless the pair has them.
 
     Args:
         pair: The pair.
-        teacher: The teacher's vocabulary; without a tokenizer it writes by the shortest paths.
-        student: Likewise.
+        teacher: The teacher's vocabulary. Without a tokenizer, it spells with the fewest tokens.
+        student: The student's vocabulary. Without a tokenizer, it spells with the fewest tokens.
 
     Returns:
         The spellings.
@@ -261,7 +282,7 @@ def make_spellings(pair: _native.Pair, teacher: Vocabulary, student: Vocabulary)
 def _encodings(
     pair: _native.Pair, writer: Vocabulary, *, of_teacher: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """What a tokenizer emits for the other side's one-sided tokens, as ragged ids."""
+    """Tokenize the other side's one-sided tokens, as ragged ids; None without a tokenizer."""
     tokenizer = writer.tokenizer
     if tokenizer is None:
         return None
@@ -274,10 +295,10 @@ def _encodings(
 
 
 def _encode(writer: Vocabulary, texts: list[str]) -> list[list[int]]:
-    """Tokenizes texts; those that the tokenizer refuses are empty.
+    """Tokenize texts; a text that the tokenizer refuses has no ids.
 
-    Some tokenizers cannot but make a control token of its name, and say so. The token then has
-    the shortest path for its spelling, as it does where tokenizers write something else.
+    A reader refuses a text if its tokenizer cannot avoid a special token for it. The spelling of
+    that text is then the fewest tokens, as it is if the tokenizer changes the bytes of a text.
     """
     rows: list[list[int]] = [[] for _ in texts]
     parts = [(0, len(texts))] if texts else []
@@ -301,7 +322,19 @@ def enumerate_continuations(
     max_path: int,
     threads: int | None,
 ) -> Continuations:
-    """See `continuations`; `sides` are the teacher's ids and the student's."""
+    """Find on-path continuations: see `Aligner.continuations`.
+
+    Args:
+        pair: The native pair.
+        spellings: The spellings of the pair.
+        units: The units.
+        sides: The teacher's ids and the student's ids.
+        max_path: The largest number of realized tokens at the start of a continuation.
+        threads: Number of threads, or None for all cores.
+
+    Returns:
+        The continuations of `units`.
+    """
     found = _native.on_path(
         pair,
         units,
@@ -316,10 +349,17 @@ def enumerate_continuations(
 
 
 def checked_max_path(max_path: int, *, at_least: int) -> int:
-    """`max_path`, if it is one.
+    """Check the argument `max_path`.
+
+    Args:
+        max_path: The value.
+        at_least: The smallest allowed value; the largest is `MAX_PATH`.
+
+    Returns:
+        The value as a Python integer.
 
     Raises:
-        TypeError: Not an integer.
-        ValueError: Out of range.
+        TypeError: `max_path` is not an integer.
+        ValueError: `max_path` is out of range.
     """
     return integer("max_path", max_path, at_least=at_least, at_most=MAX_PATH)

@@ -1,13 +1,13 @@
-"""The errors of this package: each is a `ValueError`, so that existing handlers catch it."""
+"""Internal: the errors of this package. Each is a `ValueError`, so existing handlers catch it."""
 
 from __future__ import annotations
 
 
 class UnsupportedTokenizerError(ValueError):
-    """A tokenizer whose token bytes cannot be read exactly.
+    """The exact token bytes of a tokenizer cannot be read.
 
     Attributes:
-        component: The part that stands in the way, such as `"decoder CTC"`.
+        component: The unsupported part of the tokenizer, such as `"decoder CTC"`.
     """
 
     def __init__(self, component: str, reason: str) -> None:
@@ -16,8 +16,8 @@ class UnsupportedTokenizerError(ValueError):
 
 
 class MissingTokenizerError(ValueError):
-    """A method that tokenizes text was called on an object that has no tokenizer."""
+    """A method that tokenizes text was called, but the object has no tokenizer."""
 
 
 class MissingAlignerError(ValueError):
-    """A method of a batch needs its aligner, and the process has none for that batch."""
+    """A method of a batch needs its aligner, but the process has no aligner with its digest."""

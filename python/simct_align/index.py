@@ -1,4 +1,4 @@
-"""The tensors that a loss gathers with."""
+"""Internal: `AlignedIndex`, the rows and ids with which a loss gathers logits."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ Side = Literal["teacher", "student"]
 
 
 class Section(NamedTuple):
-    """A section of `AlignedIndex.packed`; all are int64.
+    """The description of a section of `AlignedIndex.packed`. All sections are int64.
+
+    The length of a section is a count of the index plus `extra`.
 
     Attributes:
-        name: Its name, which is also the name of a property of `AlignedIndex`.
-        count: The attribute of `AlignedIndex` that its length follows from.
-        extra: What comes on top of the count.
+        name: Name of the section, and of the property of `AlignedIndex` that returns it.
+        count: Name of the attribute of `AlignedIndex` with the count.
+        extra: The number that is added to the count.
         group: `"units"` (in every index), `"first_ids"` or `"continuations"`.
     """
 
@@ -38,18 +40,18 @@ class Section(NamedTuple):
     group: str
 
 
-#: All sections, in the order in which they lie in `AlignedIndex.packed`: the engine's own table.
+#: All sections, in their order in `AlignedIndex.packed`, from the table in the Rust core.
 SECTIONS: tuple[Section, ...] = tuple(Section(*entry) for entry in _native.index_sections())
 
-#: How to make an index with the sections of a group.
+#: The option of `AlignedBatch.index` that adds the sections of a group.
 _HOW_TO_MAKE = {"first_ids": "first_ids=True", "continuations": "max_path=8"}
 
 
 def section_slices(counts: Mapping[str, int], groups: Collection[str]) -> dict[str, slice]:
-    """Where the sections of an index lie in `packed`.
+    """Return the slices of `AlignedIndex.packed` that hold the sections of an index.
 
     Args:
-        counts: The counts that `SECTIONS` names, by name; those of absent groups are not
+        counts: The counts that `SECTIONS` refers to, by name. Counts of absent groups are not
             needed.
         groups: The groups of sections that the index has.
 
@@ -72,68 +74,73 @@ def section_slices(counts: Mapping[str, int], groups: Collection[str]) -> dict[s
 
 @dataclass(frozen=True)
 class AlignedIndex:
-    """Flat logit rows and token ids of every unit, in one int64 buffer.
+    """The logit rows and token ids that a loss reads for every unit, in one int64 buffer.
 
-    Logits at position p predict the token at p + 1, so a unit is scored by the logit row before
-    its first token (its *prefix row*), and a path of k tokens by k consecutive rows from there
-    on. Rows number the logits of the whole batch, flattened to `[rows, vocabulary]`.
+    Logits at position p predict the token at position p + 1. The logit row before the first token
+    of a unit is its *prefix row*: it predicts the first token of the unit. A path of k tokens is
+    predicted by k consecutive rows, the prefix row first. Row numbers count the logits of the
+    whole batch, flattened to `[rows, vocabulary]`.
 
-    `packed` holds *sections*, one after another, which are also properties (views, no copies).
-    `SECTIONS` is their layout, and `section_slices` finds them by name. Per-unit
-    sections hold SHARED and SPECIAL units first, then MULTI units, each in the order of the batch.
-    Left out, and counted, are units without a prefix and units whose first token lost a dummy
-    prefix.
+    `packed` contains all *sections*, one after another. Every section is also a property, which
+    is a view and not a copy. `SECTIONS` describes the layout, and `section_slices` computes the
+    slices. Sections with one value per unit contain SHARED and SPECIAL units first, then MULTI
+    units, each group in the order of the batch. Units without a prefix, and units whose first
+    token lost a dummy prefix, are left out and counted.
 
     The *steps* of a side are the tokens of its MULTI units, unit after unit.
 
-    With continuations (`max_path` > 0), an *entry* says that a unit reaches a node of the
-    spellings of one direction: in the teacher's, every leaf of the node is a text that is a single
-    teacher token, and that the student spells by as many realized tokens as the node is deep, from
-    the unit's first on, and one token more. Rows and ids of the realized part are consecutive in
-    the student's logits and ids, from the unit's prefix row on. The leaves themselves lie in
-    `aligner.spellings.teacher.leaves`. A direction is named after the side of the single token.
+    **Continuations** (`max_path` > 0). There are two directions, one per side, each named after
+    the side that has the single token. Take the teacher's direction. An *entry* records that a
+    unit reaches a node of `aligner.spellings.teacher`: the path of the node equals the student's
+    realized tokens from the first token of the unit on. Every leaf of the node is a one-sided
+    teacher token, and its spelling is the path of the node and one more student token. The number
+    of tokens of the path is the *depth* of the entry. The realized tokens, and the logit rows that
+    predict them, are consecutive in the student's ids and logits; the first of these rows is the
+    prefix row of the unit. The leaves are in `aligner.spellings.teacher.leaves`.
 
-    A candidate set is a set of texts, so where a MULTI unit's own text is also one of its
-    continuations, it must count once. `realized_teacher_leaf` is the number of that leaf: the
-    unit's text is the text of a one-sided teacher token, whichever tokens either side realized it
-    with, and the student's realized path begins with that token's spelling but for its last token
-    (of `max_path` tokens at most). The leaf then belongs to one of the unit's entries. Where the
-    realized student path *is* the spelling, both are the same path as well. At most one of the
-    two directions has such a leaf, and SHARED units have none: their text is a shared column.
+    **Duplicates.** A candidate set is a set of texts. If the text of a MULTI unit is also one of
+    its continuations, it must count once. `realized_teacher_leaf` is the number of the leaf with
+    that text. A unit has such a leaf if two conditions hold. Its text is the text of a one-sided
+    teacher token, no matter which tokens either side realized. And the student's realized tokens
+    begin with the spelling of that token without its last token, which is at most `max_path`
+    tokens long. The leaf then belongs to one of the entries of the unit. The realized student
+    tokens can, but need not, equal the whole spelling. `realized_student_leaf` is the same for the
+    student's direction. At most one of the two directions has such a leaf. SHARED units have none,
+    because their text is a column of the shared vocabulary.
 
-    An index pickles. `packed` and `host` are one array again if they were one array before;
-    a tensor and `host` become two copies.
+    An index can be pickled. `packed` and `host` stay one array if they were one array. If `packed`
+    is a tensor, the unpickled index has two copies.
 
     Attributes:
-        packed: All sections: a NumPy array from `index`, a tensor after
-            `to`.
-        n_shared: SHARED and SPECIAL units.
-        n_multi: MULTI units.
+        packed: All sections: a NumPy array from `AlignedBatch.index`, a tensor after `to`.
+        n_shared: Number of SHARED and SPECIAL units.
+        n_multi: Number of MULTI units.
         n_teacher_steps: Teacher tokens in MULTI units.
         n_student_steps: Student tokens in MULTI units.
         student_tokens_shared: Student tokens in SHARED and SPECIAL units.
-        dropped_no_prefix: Units at position 0 of a row on either side.
-        dropped_dummy_prefix: Units whose first token lost its dummy prefix.
-        max_path: How many realized tokens a continuation may begin with; 0: none are held.
+        dropped_no_prefix: Units left out because they are at position 0 of a row on either side.
+        dropped_dummy_prefix: Units left out because their first token lost its dummy prefix.
+        max_path: The largest number of realized tokens at the start of a continuation; 0 if the
+            index has no continuations.
         n_teacher_entries: Entries of the teacher's direction.
         n_student_entries: Entries of the student's direction.
-        n_teacher_leaves: Leaves of all entries of the teacher's direction together.
-        n_student_leaves: Leaves of all entries of the student's direction together.
-        teacher_cut_off: The teacher's one-sided tokens whose spelling is longer than `max_path`
-            tokens and a last one, and which are no continuation anywhere.
-        student_cut_off: The student's, likewise.
-        teacher_rows_needed: Rows of the teacher's logits, so that all that the index reads are
-            there.
-        student_rows_needed: Likewise for the student.
-        teacher_stride: Rows of the teacher's logits for each row of the batch; 0 where they are
-            packed, None where the caller said where each row begins.
-        student_stride: Likewise for the student.
-        host: `packed` as a NumPy array, which stays on the host when the index moves: whoever
-            cuts leaves into chunks looks sizes up here (see `on_host`), without waiting for
-            a device.
+        n_teacher_leaves: Sum of the numbers of leaves over all entries of the teacher's direction.
+        n_student_leaves: Sum of the numbers of leaves over all entries of the student's direction.
+        teacher_cut_off: One-sided teacher tokens whose spelling has more than `max_path` + 1
+            tokens. They are not among the continuations of any unit.
+        student_cut_off: One-sided student tokens whose spelling has more than `max_path` + 1
+            tokens.
+        teacher_rows_needed: The smallest number of rows of the teacher's flattened logits that
+            contains all rows that the index reads.
+        student_rows_needed: The same for the student's logits.
+        teacher_stride: Rows of the teacher's logits per row of the batch; 0 if the logits are
+            packed, None if the index was built with row starts.
+        student_stride: The same for the student's logits.
+        host: `packed` as a NumPy array that stays on the host when the index moves. A loss reads
+            sizes from it (see `on_host`) without a synchronization with the device.
         groups: The groups of sections that the index has: `"units"`, and `"first_ids"` and
-            `"continuations"` if it was made with them.
-        pair_digest: `digest` of the aligner that made the batch.
+            `"continuations"` if it was built with them.
+        pair_digest: The `digest` of the aligner that made the batch.
     """
 
     packed: Any
@@ -164,30 +171,41 @@ class AlignedIndex:
 
     @property
     def n_units(self) -> int:
-        """Units that the index holds: SHARED, SPECIAL and MULTI ones."""
+        """The number of units in the index: SHARED, SPECIAL and MULTI units."""
         return self.n_shared + self.n_multi
 
     def sections(self) -> dict[str, slice]:
-        """Where the sections that this index has lie in `packed`, by name, in order."""
+        """Return the slices of `packed` that hold the sections of this index.
+
+        Returns:
+            A slice for every section that the index has, by name, in order.
+        """
         counts = {section.count: getattr(self, section.count) for section in SECTIONS}
         return section_slices(counts, self.groups)
 
     def sizes(self) -> dict[str, int]:
-        """The sections of `packed` and their sizes, in order."""
+        """Return the sizes of the sections of this index.
+
+        Returns:
+            A size for every section that the index has, by name, in order.
+        """
         return {name: place.stop - place.start for name, place in self.sections().items()}
 
     def on_host(self, name: str) -> NDArray[np.int64]:
-        """A section as a NumPy array on the host, wherever `packed` is.
+        """Return a section as a NumPy array on the host, on whatever device `packed` is.
 
         Args:
-            name: The section's name.
+            name: Name of the section.
+
+        Returns:
+            A view of `host`, int64.
 
         Raises:
-            AttributeError: There is no such section, or not in this index.
-            ValueError: The index was made without `host`.
+            AttributeError: No section has this name, or this index was built without the section.
+            ValueError: The index has no `host`.
         """
         if self.host is None:
-            raise ValueError("this index has no copy on the host: make it with batch.index()")
+            raise ValueError("this index has no copy on the host: build it with batch.index()")
         return self.host[self._slice(name)]
 
     def _section(self, name: str) -> Longs:
@@ -200,7 +218,7 @@ class AlignedIndex:
             for section in SECTIONS:
                 if section.name == name:
                     raise AttributeError(
-                        f"this index has no section {name!r}: make it with "
+                        f"this index has no section {name!r}: build it with "
                         f"batch.index({_HOW_TO_MAKE[section.group]})"
                     )
             raise AttributeError(f"an index has no section {name!r}")
@@ -208,122 +226,122 @@ class AlignedIndex:
 
     @property
     def unit(self) -> Longs:
-        """Numbers of the units in the batch, `[n_units]`."""
+        """The number of every unit within the batch, `[n_units]`."""
         return self._section("unit")
 
     @property
     def kind(self) -> Longs:
-        """`UnitKind` of the units, `[n_units]`."""
+        """The `UnitKind` of every unit, `[n_units]`."""
         return self._section("kind")
 
     @property
     def student_tokens(self) -> Longs:
-        """How many student tokens the units have, `[n_units]`."""
+        """The number of student tokens of every unit, `[n_units]`."""
         return self._section("student_tokens")
 
     @property
     def teacher_row(self) -> Longs:
-        """Flat rows of the units' prefixes in the teacher's logits, `[n_units]`."""
+        """The prefix row of every unit in the teacher's flattened logits, `[n_units]`."""
         return self._section("teacher_row")
 
     @property
     def student_row(self) -> Longs:
-        """Flat rows of the units' prefixes in the student's logits, `[n_units]`."""
+        """The prefix row of every unit in the student's flattened logits, `[n_units]`."""
         return self._section("student_row")
 
     @property
     def teacher_first_id(self) -> Longs:
-        """The teacher's first token of the units, `[n_units]`; with `first_ids=True`."""
+        """The first teacher token of every unit, `[n_units]`; with `first_ids=True`."""
         return self._section("teacher_first_id")
 
     @property
     def student_first_id(self) -> Longs:
-        """The student's first token of the units, `[n_units]`; with `first_ids=True`."""
+        """The first student token of every unit, `[n_units]`; with `first_ids=True`."""
         return self._section("student_first_id")
 
     @property
     def realized_shared_column(self) -> Longs:
-        """Shared columns of the MULTI units' texts, −1 without one, `[n_multi]`."""
+        """The shared column with the text of every MULTI unit, −1 if none, `[n_multi]`."""
         return self._section("realized_shared_column")
 
     @property
     def teacher_offsets(self) -> Longs:
-        """Where the teacher's steps of the MULTI units begin, `[n_multi + 1]`."""
+        """The first teacher step of every MULTI unit, then the end, `[n_multi + 1]`."""
         return self._section("teacher_offsets")
 
     @property
     def student_offsets(self) -> Longs:
-        """Where the student's steps of the MULTI units begin, `[n_multi + 1]`."""
+        """The first student step of every MULTI unit, then the end, `[n_multi + 1]`."""
         return self._section("student_offsets")
 
     @property
     def teacher_step_unit(self) -> Longs:
-        """The steps' units, numbered among the MULTI units, `[n_teacher_steps]`."""
+        """The number, among the MULTI units, of every teacher step's unit, `[n_teacher_steps]`."""
         return self._section("teacher_step_unit")
 
     @property
     def teacher_step_row(self) -> Longs:
-        """Flat rows of the teacher's logits that predict the steps, `[n_teacher_steps]`."""
+        """The row of the teacher's logits that predicts every step, `[n_teacher_steps]`."""
         return self._section("teacher_step_row")
 
     @property
     def teacher_step_id(self) -> Longs:
-        """The steps' tokens, `[n_teacher_steps]`."""
+        """The teacher token of every step, `[n_teacher_steps]`."""
         return self._section("teacher_step_id")
 
     @property
     def student_step_unit(self) -> Longs:
-        """The steps' units, numbered among the MULTI units, `[n_student_steps]`."""
+        """The number, among the MULTI units, of every student step's unit, `[n_student_steps]`."""
         return self._section("student_step_unit")
 
     @property
     def student_step_row(self) -> Longs:
-        """Flat rows of the student's logits that predict the steps, `[n_student_steps]`."""
+        """The row of the student's logits that predicts every step, `[n_student_steps]`."""
         return self._section("student_step_row")
 
     @property
     def student_step_id(self) -> Longs:
-        """The steps' tokens, `[n_student_steps]`."""
+        """The student token of every step, `[n_student_steps]`."""
         return self._section("student_step_id")
 
     @property
     def teacher_entry_unit(self) -> Longs:
-        """Places of the entries' units in this index, ascending, `[n_teacher_entries]`."""
+        """The position in this index of every entry's unit, ascending, `[n_teacher_entries]`."""
         return self._section("teacher_entry_unit")
 
     @property
     def teacher_entry_node(self) -> Longs:
-        """The nodes, which have leaves, `[n_teacher_entries]`."""
+        """The node of every entry; each has leaves, `[n_teacher_entries]`."""
         return self._section("teacher_entry_node")
 
     @property
     def teacher_entry_depth(self) -> Longs:
-        """Lengths of the nodes' paths, ascending in a unit, `[n_teacher_entries]`."""
+        """The depth of every entry, ascending within a unit, `[n_teacher_entries]`."""
         return self._section("teacher_entry_depth")
 
     @property
     def student_entry_unit(self) -> Longs:
-        """Places of the entries' units in this index, ascending, `[n_student_entries]`."""
+        """The position in this index of every entry's unit, ascending, `[n_student_entries]`."""
         return self._section("student_entry_unit")
 
     @property
     def student_entry_node(self) -> Longs:
-        """The nodes, which have leaves, `[n_student_entries]`."""
+        """The node of every entry; each has leaves, `[n_student_entries]`."""
         return self._section("student_entry_node")
 
     @property
     def student_entry_depth(self) -> Longs:
-        """Lengths of the nodes' paths, ascending in a unit, `[n_student_entries]`."""
+        """The depth of every entry, ascending within a unit, `[n_student_entries]`."""
         return self._section("student_entry_depth")
 
     @property
     def realized_teacher_leaf(self) -> Longs:
-        """The teacher's leaf of the MULTI units' texts, −1 without one, `[n_multi]`."""
+        """The teacher leaf with the text of every MULTI unit, −1 if none, `[n_multi]`."""
         return self._section("realized_teacher_leaf")
 
     @property
     def realized_student_leaf(self) -> Longs:
-        """The student's leaf of the MULTI units' texts, −1 without one, `[n_multi]`."""
+        """The student leaf with the text of every MULTI unit, −1 if none, `[n_multi]`."""
         return self._section("realized_student_leaf")
 
     @property
@@ -334,20 +352,27 @@ class AlignedIndex:
         return self.packed.device if torch.is_tensor(self.packed) else torch.device("cpu")
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> AlignedIndex:
-        """The index as a tensor on a device, in one transfer.
+        """Return the index as a tensor on a device, with one transfer.
 
         Args:
-            device: Where to.
-            non_blocking: Do not wait for the copy; it is asynchronous from pinned memory (see
-                `pin_memory`).
+            device: The target device.
+            non_blocking: Whether to return before the copy is complete. The copy is asynchronous
+                only from pinned memory (see `pin_memory`).
 
         Returns:
-            The index; on the CPU it shares the memory of this one.
+            The index. On the CPU it shares the memory of this index.
+
+        Complexity:
+            O(size of `packed`), one transfer.
         """
         return replace(self, packed=self._tensor().to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> AlignedIndex:
-        """The index in page-locked memory, from which copies to a GPU are asynchronous."""
+        """Return the index in page-locked memory, from which copies to a GPU are asynchronous.
+
+        Returns:
+            The index, with `packed` as a pinned CPU tensor.
+        """
         return replace(self, packed=self._tensor().pin_memory())
 
     def _tensor(self) -> torch.Tensor:
@@ -356,14 +381,18 @@ class AlignedIndex:
         return self.packed if torch.is_tensor(self.packed) else torch.from_numpy(self.packed)
 
     def rows_read(self, side: Side) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """The flat rows of logits that are read on a side, and for which units; on the host.
+        """Return which rows of logits are read on a side, and for which units.
 
         Args:
             side: `"teacher"` or `"student"`.
 
         Returns:
-            Pairs of numbers of units and rows of logits, of equal sizes: prefix rows, path steps,
-            and rows behind the tokens that lead to a continuation's last.
+            Two or three pairs `(positions of units in this index, rows of the flattened logits)`
+            of equal sizes, as NumPy arrays: the prefix rows, the rows of the path steps, and, in an
+            index with continuations, the rows that predict the last token of a continuation.
+
+        Raises:
+            ValueError: The index has no `host`.
         """
         prefix = self.on_host(f"{side}_row")
         read = [
@@ -380,42 +409,47 @@ class AlignedIndex:
         return read
 
     def check_logits(self, side: Side, argument: str, shape: Sequence[int]) -> None:
-        """Refuse logits that the index was not made for, as far as their shape says so.
+        """Raise an error if the shape of the logits does not fit the index.
 
         Args:
             side: `"teacher"` or `"student"`.
             argument: The name of the argument, for the message.
-            shape: `[tokens, ...]` or `[batch, length, ...]`, logits or hidden states.
+            shape: Shape of the logits or hidden states: `[tokens, ...]` or
+                `[batch, length, ...]`.
 
         Raises:
-            ValueError: Rows of another length, or fewer rows than the index reads.
+            ValueError: The rows have another length than the index was built for, or there are
+                fewer rows than the index reads.
         """
         stride, needed = getattr(self, f"{side}_stride"), getattr(self, f"{side}_rows_needed")
         if len(shape) == 3 and shape[0] > 1 and stride is not None and stride != shape[1]:
             expected = f"rows of {stride} positions" if stride else "packed rows"
             raise ValueError(
-                f"{argument} has rows of {shape[1]} positions, but the index was made for "
-                f"{expected}: make it with batch.index({side}_stride={shape[1]})"
+                f"{argument} has rows of {shape[1]} positions, but the index was built for "
+                f"{expected}: build it with batch.index({side}_stride={shape[1]})"
             )
         rows = math.prod(shape[:-1])
         if rows < needed:
             raise ValueError(
-                f"{argument} has {rows} rows ({tuple(shape)}), but the index reads {needed} of them"
+                f"{argument} has {rows} rows (shape {tuple(shape)}), but the index reads {needed}"
             )
 
     def normalizer(self, reduction: str, candidates: str = "realized") -> int:
-        """What a loss divides by: known before any forward pass, so that ranks can add it up.
+        """Return the number by which a loss divides the sum of its values.
+
+        It is known before any forward pass, so that micro-batches and ranks can add theirs up.
 
         Args:
-            reduction: `"unit"` or `"mean"` (units), `"token"` (student tokens in them),
-                `"sum"` or `"none"` (1).
-            candidates: The loss's candidate set; `"shared"` uses SHARED and SPECIAL units only.
+            reduction: `"unit"` or `"mean"` counts units, `"token"` counts the student tokens in
+                units, `"sum"` and `"none"` give 1.
+            candidates: The candidate set of the loss. `"shared"` counts SHARED and SPECIAL units
+                only.
 
         Returns:
             The normalizer, at least 0.
 
         Raises:
-            ValueError: An unknown reduction.
+            ValueError: `reduction` is unknown.
         """
         multi = candidates != "shared"
         if reduction in ("unit", "mean"):
@@ -424,4 +458,6 @@ class AlignedIndex:
             return self.student_tokens_shared + (self.n_student_steps if multi else 0)
         if reduction in ("sum", "none"):
             return 1
-        raise ValueError(f"reduction: expected unit, mean, token, sum or none, got {reduction!r}")
+        raise ValueError(
+            f"reduction: expected 'unit', 'mean', 'token', 'sum' or 'none', got {reduction!r}"
+        )

@@ -1,4 +1,4 @@
-"""Token ids and masks in every form that trainers hold them, as ragged arrays."""
+"""Internal: conversion of token ids and masks, in the forms that trainers use, to ragged arrays."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ _NATIVE_DTYPES = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint32))
 
 
 def integer(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
-    """An argument that counts something, Python's or NumPy's.
+    """Check an integer argument, given as a Python or NumPy integer.
 
     Args:
-        name: The argument's name.
-        value: What came.
-        at_least: The smallest that is allowed.
-        at_most: The largest, None for any.
+        name: Name of the argument, for the message.
+        value: The value.
+        at_least: The smallest allowed value.
+        at_most: The largest allowed value, or None for no limit.
+
+    Returns:
+        The value as a Python integer.
 
     Raises:
-        TypeError: Not an integer.
-        ValueError: Out of range.
+        TypeError: `value` is not an integer.
+        ValueError: `value` is out of range.
     """
     try:
         if isinstance(value, (bool, np.bool_)):
@@ -45,7 +48,7 @@ def integer(name: str, value: object, *, at_least: int, at_most: int | None = No
 
 
 def thread_count(threads: object | None) -> int | None:
-    """The argument `threads`: None for all cores."""
+    """Check the argument `threads`; None means all cores."""
     if threads is None:
         return None
     return integer("threads", threads, at_least=1, at_most=_MOST_THREADS)
@@ -53,13 +56,14 @@ def thread_count(threads: object | None) -> int | None:
 
 @dataclass(frozen=True)
 class RaggedIds:
-    """One side of a batch: row `i` is `values[offsets[i]:offsets[i + 1]]`.
+    """The token ids of one side of a batch: row `i` is `values[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
-        values: Token ids of all rows, `[tokens]`, int32, uint32 or int64.
-        offsets: Where rows begin, int64 `[rows + 1]`.
-        mask: uint8 `[tokens]`, 0 for positions that take no part; `None`: all do.
-        width: The number of columns, where the ids came as a dense `[rows, width]` array.
+        values: Token ids of all rows, int32, uint32 or int64 `[tokens]`.
+        offsets: The first index of every row in `values`, then the end, int64 `[rows + 1]`.
+        mask: uint8 `[tokens]`, 0 for positions that do not take part. `None` means that all
+            positions take part.
+        width: The number of columns if the ids came as a dense array `[rows, width]`, else `None`.
     """
 
     values: NDArray[Any]
@@ -71,24 +75,42 @@ class RaggedIds:
         return len(self.offsets) - 1
 
     def row(self, number: int) -> NDArray[Any]:
-        """The ids of one row."""
+        """Return the ids of one row.
+
+        Args:
+            number: Number of the row, from 0.
+
+        Returns:
+            A view of `values`.
+
+        Raises:
+            IndexError: There is no such row.
+        """
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
     def only(self, number: int) -> RaggedIds:
-        """One row alone."""
+        """Return one row as a side of its own.
+
+        Args:
+            number: Number of the row, from 0.
+
+        Returns:
+            Views of the ids and of the mask.
+        """
         row = slice(self.offsets[number], self.offsets[number + 1])
         mask = None if self.mask is None else self.mask[row]
         return RaggedIds(self.values[row], self.offsets[number : number + 2] - row.start, mask)
 
 
 class LogitRows(NamedTuple):
-    """Where the rows of one side of a batch lie in its flat logits.
+    """The layout of the flattened logits of one side of a batch.
 
     Attributes:
-        ids: The side.
-        starts: The flat row of position 0 of every row, int64 `[rows]`.
-        stride: Rows of logits for each row of the batch; 0 where the logits are packed, None where
-            the caller said where each row begins.
+        ids: The ids of that side.
+        starts: The row of the logits that belongs to position 0 of every row of the batch, int64
+            `[rows]`.
+        stride: Rows of logits per row of the batch; 0 if the logits are packed, None if the caller
+            gave the row starts.
     """
 
     ids: RaggedIds
@@ -97,17 +119,23 @@ class LogitRows(NamedTuple):
 
 
 def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
-    """Reads one side of a batch.
+    """Read the ids and the mask of one side of a batch.
 
     Args:
         name: `"teacher"` or `"student"`, for messages.
-        ids: Lists of lists, lists of 1-D arrays or tensors, a 2-D array or tensor, a tuple
+        ids: Lists of lists, a list of 1-D arrays or tensors, a 2-D array or tensor, a tuple
             `(values, offsets)`, or a `RaggedIds`.
-        mask: `None`, or the same form and shape as `ids`.
+        mask: `None`, or a mask in the same form and shape as `ids`.
+
+    Returns:
+        The ids with their mask.
 
     Raises:
-        TypeError: A form, dtype or rank that is none of these.
-        ValueError: Offsets or a mask that do not fit.
+        TypeError: `ids` or `mask` has another form, dtype or rank.
+        ValueError: The mask does not have the shape of the ids, or an id does not fit int64.
+
+    Complexity:
+        O(tokens) time; contiguous int32, uint32 and int64 arrays are not copied.
     """
     ragged = _read_rows(f"{name}_ids", ids)
     if mask is None:
@@ -118,7 +146,7 @@ def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
 
 
 def same_dtype(teacher: RaggedIds, student: RaggedIds) -> tuple[RaggedIds, RaggedIds]:
-    """Both sides with ids of one dtype: the engine is compiled once for each."""
+    """Return both sides with ids of the same dtype, as the Rust core needs them."""
     if teacher.values.dtype == student.values.dtype:
         return teacher, student
     return (
@@ -153,8 +181,8 @@ def _read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedI
 def _read_ragged(name: str, ids: tuple[object, ...], *, integers_only: bool) -> RaggedIds:
     if len(ids) != 2:
         raise TypeError(
-            f"{name}: a tuple means (values, offsets), this one has {len(ids)} entries; pass rows "
-            "as a list"
+            f"{name}: expected a tuple (values, offsets), got a tuple of {len(ids)} entries; pass "
+            "several rows as a list"
         )
     arrays = []
     for part, values in zip(("values", "offsets"), ids, strict=True):
@@ -191,35 +219,40 @@ def _read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:
         # The flat form belongs to ragged values.
         ragged = RaggedIds(_integers(name, array, integers_only=False), ids.offsets)
         if len(array) != len(ids.values):
-            raise ValueError(f"{name} has {len(array)} entries for {len(ids.values)} ids")
+            raise ValueError(f"{name} has {len(array)} entries, expected {len(ids.values)}")
     else:
         ragged = _read_rows(name, mask, integers_only=False)
     if len(ragged) != len(ids):
-        raise ValueError(f"{name} has {len(ragged)} rows, the ids have {len(ids)}")
+        raise ValueError(f"{name} has {len(ragged)} rows, expected {len(ids)} as in the ids")
     different = np.flatnonzero(np.diff(ragged.offsets) != np.diff(ids.offsets))
     if len(different):
         row = int(different[0])
         found, expected = np.diff(ragged.offsets)[row], np.diff(ids.offsets)[row]
-        raise ValueError(f"{name}: row {row} has {found} entries for {expected} ids")
+        raise ValueError(
+            f"{name}: row {row} has {found} entries, expected {expected} as in the ids"
+        )
     values = ragged.values
     return values.view(np.uint8) if values.dtype == np.bool_ else (values != 0).view(np.uint8)
 
 
 def _as_array(name: str, value: object) -> NDArray[Any] | None:
-    """A NumPy array or torch CPU tensor as an array that shares its memory; else `None`."""
+    """Return a NumPy array or CPU tensor as an array with the same memory, else `None`."""
     if isinstance(value, np.ndarray):
         return value
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
         tensor: Any = value
         if tensor.device.type != "cpu":
-            raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
+            raise TypeError(
+                f"{name}: expected a tensor on the CPU, got one on {tensor.device}; pass "
+                "tensor.cpu()"
+            )
         array: NDArray[Any] = tensor.detach().numpy()
         return array
     return None
 
 
 def _integers(name: str, array: NDArray[Any], *, integers_only: bool = True) -> NDArray[Any]:
-    """The array as contiguous integers of a native dtype; bools stay where they are masks."""
+    """Return the array as contiguous integers of a native dtype; masks may stay boolean."""
     if array.dtype == np.bool_ and not integers_only:
         return np.ascontiguousarray(array)
     if array.size == 0:  # an empty list becomes float64

@@ -1,4 +1,4 @@
-"""Two vocabularies, and what is made once for both: what an aligner and its batches share."""
+"""Internal: a pair of vocabularies and the tables that are computed once for both."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ if TYPE_CHECKING:
     from simct_align.continuations import PairSpellings
     from simct_align.tokenizer_source import TokenizerSource
 
-#: The pairs that live in this process, the newest last. Several may have one digest.
+#: All pairs of this process, the newest last. Several pairs can have the same digest.
 _LIVING: weakref.WeakValueDictionary[int, VocabularyPair] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
 class SharedVocabulary:
-    """The texts and control tokens that are a single token on both sides: the loss's columns.
+    """The tokens that both sides have, as columns of a loss.
 
-    Columns are sorted by teacher id, by canonical ids, one for every byte string, one for every
-    mapped pair of special tokens and one for all stops together.
+    There is one column per byte string that is a single token on both sides (with canonical ids),
+    one per mapped pair of special tokens, and one for all stops together. Columns are sorted by
+    teacher id.
 
     Attributes:
-        teacher_ids: int64 `[columns]`.
-        student_ids: int64 `[columns]`.
-        stop_column: The column of the stops; −1 if one side has none.
-        teacher_stop_ids: All stops of the teacher, the canonical one first; int64.
-        student_stop_ids: All stops of the student, likewise.
+        teacher_ids: The teacher's token of every column, int64 `[columns]`.
+        student_ids: The student's token of every column, int64 `[columns]`.
+        stop_column: The column of the stops, or −1 if a side has no stops.
+        teacher_stop_ids: All stops of the teacher, the canonical one first, int64 `[stops]`. Empty
+            if a side has no stops.
+        student_stop_ids: All stops of the student, the canonical one first, int64 `[stops]`. Empty
+            if a side has no stops.
     """
 
     teacher_ids: NDArray[np.int64]
@@ -52,16 +55,22 @@ class SharedVocabulary:
 
 
 class VocabularyPair:
-    """A teacher's and a student's vocabulary: what an `Aligner` is, without its methods.
+    """A teacher's and a student's vocabulary: the data of an `Aligner`, without its methods.
 
     Args:
         teacher: The teacher's vocabulary.
-        student: The student's.
+        student: The student's vocabulary.
         special_tokens: As for `Aligner`.
-        stop_tokens: Likewise.
+        stop_tokens: As for `Aligner`.
 
     Raises:
-        ValueError: A token name is unknown or not a special token, or tokens are mapped twice.
+        TypeError: `stop_tokens` is not a pair of sequences, or a token is neither a name nor an
+            id.
+        ValueError: A token name is unknown, a token is not a special token, or a token is mapped
+            twice.
+
+    Complexity:
+        O(bytes of all tokens of both vocabularies) time and memory.
     """
 
     _pair: _native.Pair
@@ -88,8 +97,8 @@ class VocabularyPair:
         if stop_tokens is not None:
             if len(stop_tokens) != 2 or any(isinstance(side, (str, int)) for side in stop_tokens):
                 raise TypeError(
-                    "stop_tokens: expected ([teacher's ids or names], [student's ids or names]), "
-                    f"got {stop_tokens!r}"
+                    "stop_tokens: expected two sequences of ids or names, ([teacher's], "
+                    f"[student's]), got {stop_tokens!r}"
                 )
             stops = [
                 [_token_id("stop_tokens", vocabulary, token) for token in side]
@@ -107,7 +116,7 @@ class VocabularyPair:
         self._adopt(native)
 
     def _adopt(self, native: _native.Pair) -> None:
-        """Takes the native pair of its vocabularies; batches find the pair from now on."""
+        """Set the native pair. From then on, unpickled batches find this pair by its digest."""
         self._pair = native
         self._shared = _shared_vocabulary(native)
         _LIVING[id(self)] = self
@@ -129,21 +138,21 @@ class VocabularyPair:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of all that an alignment depends on.
+        """SHA-256, in hexadecimal, of everything that an alignment depends on.
 
-        That is both vocabularies (as in `digest`), the mapped special tokens and
-        the stops. It is the same in every process, and for a loaded aligner. Tokenizers and
-        spellings take no part.
+        These are both vocabularies (as in `Vocabulary.digest`), the mapped special tokens and the
+        stops, not the tokenizers and not the spellings. The digest is the same in every process,
+        and for an aligner that was saved and loaded.
         """
         return self._pair.digest.hex()
 
     @cached_property
     def spellings(self) -> PairSpellings:
-        """How each side writes the tokens that only the other side has.
+        """The spellings of the one-sided tokens of both sides.
 
-        Made on first use, with the tokenizers where there are some, and kept with the aligner:
-        `save` and pickle hold them once they have been made. A side without a tokenizer
-        writes by the shortest paths.
+        They are computed on first use and kept with the aligner. From then on, `save` and pickle
+        include them. A side that has a tokenizer spells with it; a side without one spells with
+        the fewest tokens.
         """
         return make_spellings(self._pair, self._teacher, self._student)
 
@@ -171,8 +180,15 @@ class VocabularyPair:
 
 
 def living_pair(digest: str) -> VocabularyPair | None:
-    """The newest pair of a digest that lives in this process, if there is one."""
-    # A list made at once: another thread may make a pair meanwhile.
+    """Return the newest pair in this process that has a digest.
+
+    Args:
+        digest: The digest.
+
+    Returns:
+        The pair, or None if this process has no pair with the digest.
+    """
+    # `valuerefs` copies the list at once: another thread may build a pair in the meantime.
     for reference in reversed(_LIVING.valuerefs()):
         pair = reference()
         if pair is not None and pair.digest == digest:
@@ -186,18 +202,19 @@ def _shared_vocabulary(pair: _native.Pair) -> SharedVocabulary:
 
 
 def _token_id(argument: str, vocabulary: Vocabulary, token: str | int) -> int:
-    """The id of a token given by name or id."""
+    """Return the id of a token that is given by name or id."""
     if not isinstance(token, str):
         token = integer(argument, token, at_least=0)
         if token >= len(vocabulary):
             raise ValueError(
-                f"{argument}: id {token} is not in the vocabulary of {len(vocabulary)}"
+                f"{argument}: id {token} is not in the vocabulary of {len(vocabulary)} tokens"
             )
         return token
     token_id = vocabulary.special_ids.get(token)
     if token_id is None:
         raise ValueError(
             f"{argument}: {token!r} is not a special token of {vocabulary!r}; if the tokenizer "
-            f"does not flag it as one, name it in Vocabulary.from_tokenizer(..., special=[...])"
+            "does not flag the token as special, name it in "
+            "Vocabulary.from_tokenizer(..., special=[...])"
         )
     return token_id

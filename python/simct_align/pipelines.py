@@ -1,18 +1,18 @@
 """Alignment inside data pipelines: `datasets.Dataset.map` and Ray Data's `map_batches`.
 
-Each class here is a function of a batch: it is built once, holds an aligner, and gives a batch
-with columns added. A batch is a `pyarrow.Table` (ids are read without a copy, also where their
-memory is read-only) or a mapping of columns; the same type comes back. Rows stay in order, and a
-row's result depends on that row alone, so that it does not matter who works on which batch.
+Each class is a function of a batch. It is built once, holds an aligner, and returns the batch with
+columns added. A batch is a `pyarrow.Table` or a mapping of columns; the result has the same type.
+The ids of a `pyarrow.Table` are read without a copy, even if their memory is read-only. Rows stay
+in order. The result of a row depends on that row alone, not on the batch or the process.
 
-`datasets`, with any number of processes; a second call finds its result in the cache, as the
-function pickles to the same bytes whenever it would give the same columns::
+With `datasets`, any number of processes works. Functions that give the same columns pickle to the
+same bytes, so a second call finds its result in the cache::
 
     rows = rows.with_format("arrow")
     rows = rows.map(RetokenizeRows(aligner), batched=True, num_proc=8, desc="teacher's ids")
     rows = rows.map(AlignRows(aligner), batched=True, num_proc=8, desc="aligning")
 
-Ray Data, where the class is built once per actor and uses the CPUs that the actor has::
+With Ray Data, the class is built once per actor and uses the CPUs of the actor::
 
     rows.map_batches(
         AlignRows, fn_constructor_args=(aligner,), num_cpus=2,
@@ -41,14 +41,16 @@ from simct_align.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: A column of integers, or of lists of them as (values, offsets).
+__all__ = ["AlignRows", "RetokenizeRows", "TokenizeRows"]
+
+#: A column of integers, or a column of lists of integers as (values, offsets).
 _Column = Any
 
 
 class _RowFunction(ABC):
-    """What all functions of a batch have in common."""
+    """The base class of all functions of a batch."""
 
-    #: Which sides' tokenizers the function calls.
+    #: The sides whose tokenizers the function calls.
     _tokenizes: tuple[str, ...] = ()
 
     def __init__(self, aligner: Aligner, options: dict[str, Any]) -> None:
@@ -60,22 +62,28 @@ class _RowFunction(ABC):
         self._threads: int | None = options.get("threads") or limit
 
     def __call__(self, batch: Any) -> Any:
-        """The batch with columns added.
+        """Return the batch with columns added.
 
         Args:
             batch: A `pyarrow.Table` or a mapping of columns.
 
         Returns:
-            The same type, with all columns that came; columns of the same names are replaced.
+            A batch of the same type with all columns of `batch`. A column with the name of an
+            added column is replaced.
 
         Raises:
             KeyError: A column is missing.
-            TypeError: The batch is something else, or a column does not hold lists of integers.
-            ValueError: As `align_batch`.
+            TypeError: The batch has another type, or a column of ids does not contain lists of
+                integers.
+            ValueError: A column has nulls, or as for `Aligner.align_batch`.
+            AlignmentError: As for `Aligner.align_batch`, if the function aligns.
+
+        Complexity:
+            That of the method of `Aligner` that the function calls.
         """
         if not isinstance(batch, Mapping) and not _is_arrow(batch):
             raise TypeError(
-                f"expected a batch: a pyarrow.Table or a mapping of columns, got "
+                f"batch: expected a pyarrow.Table or a mapping of columns, got "
                 f"{type(batch).__name__}; map with batched=True, or batch_format='pyarrow'"
             )
         return _with_columns(batch, self._columns(batch))
@@ -85,17 +93,23 @@ class _RowFunction(ABC):
 
     @abstractmethod
     def _columns(self, batch: Any) -> dict[str, _Column]:
-        """The columns to add."""
+        """Compute the columns to add."""
 
 
 class TokenizeRows(_RowFunction):
-    """Adds both sides' ids of a text; no control tokens, as `align_texts` has them.
+    """A function of a batch that adds the token ids of a text on both sides.
+
+    No special tokens are added, and the name of a special token in a text stays text, as in
+    `Aligner.align_texts`.
 
     Args:
-        aligner: The pair, with both tokenizers.
-        text_column: The texts.
-        teacher_column: The teacher's ids, int64 lists.
-        student_column: The student's ids, likewise.
+        aligner: The aligner, with the tokenizers of both sides.
+        text_column: Name of the column of texts.
+        teacher_column: Name of the added column of the teacher's ids, int64 lists.
+        student_column: Name of the added column of the student's ids, int64 lists.
+
+    Raises:
+        TypeError: `aligner` is not an `Aligner`.
 
     Example:
         >>> from simct_align.demo import demo_tokenizers
@@ -135,15 +149,21 @@ class TokenizeRows(_RowFunction):
 
 
 class RetokenizeRows(_RowFunction):
-    """Adds the teacher's ids of what a student sampled: `retokenize`.
+    """A function of a batch that adds the teacher's ids of what a student sampled.
+
+    It calls `Aligner.retokenize`.
 
     Args:
-        aligner: The pair, with the teacher's tokenizer.
-        student_column: The sampled ids, lists of integers.
-        student_mask_column: Which of them to take, lists of as many booleans or integers; all
-            without it.
-        teacher_column: The teacher's ids, int64 lists.
-        threads: See `AlignRows`.
+        aligner: The aligner, with the teacher's tokenizer.
+        student_column: Name of the column of sampled ids, lists of integers.
+        student_mask_column: Name of the column of masks: which positions to retokenize, lists of
+            booleans or integers as long as the ids. The default is all positions.
+        teacher_column: Name of the added column of the teacher's ids, int64 lists.
+        threads: Number of threads. The default is the number of CPUs of the actor in Ray, one in
+            another child process, and all cores elsewhere.
+
+    Raises:
+        TypeError: `aligner` is not an `Aligner`.
 
     Example:
         >>> from simct_align.demo import demo_tokenizers
@@ -182,23 +202,27 @@ class RetokenizeRows(_RowFunction):
 
 
 class AlignRows(_RowFunction):
-    """Adds the units of two columns of ids: `align_batch`.
+    """A function of a batch that aligns two columns of ids and adds the units.
 
-    The columns added are lists, one entry for each unit: `teacher_start`, `teacher_end`,
-    `student_start`, `student_end` (int32), `kind` and `unit_class` (uint8), as in
-    `AlignedBatch`; and how many tokens are in no unit, `teacher_unmatched` and
-    `student_unmatched` (int64).
+    It calls `Aligner.align_batch`. The added columns `teacher_start`, `teacher_end`,
+    `student_start`, `student_end` (int32), `kind` and `unit_class` (uint8) are lists with one
+    entry per unit, as in `AlignedBatch`. The added columns `teacher_unmatched` and
+    `student_unmatched` (int64) are the numbers of tokens in no unit.
 
     Args:
-        aligner: The pair; tokenizers are not needed.
-        teacher_column: The teacher's ids, lists of integers.
-        student_column: The student's ids, likewise.
-        teacher_mask_column: Which positions take part, lists of booleans or integers; all without.
-        student_mask_column: Likewise.
-        on_mismatch: `"skip"` or `"error"`.
-        prefix: Stands in front of the names of the columns added.
-        threads: How many threads align. Without it: the CPUs of the actor in Ray, one in another
-            child process, all cores elsewhere.
+        aligner: The aligner. It needs no tokenizers.
+        teacher_column: Name of the column of the teacher's ids, lists of integers.
+        student_column: Name of the column of the student's ids, lists of integers.
+        teacher_mask_column: Name of the column of the teacher's masks: which positions take part,
+            lists of booleans or integers. The default is all positions.
+        student_mask_column: Name of the column of the student's masks, in the same form.
+        on_mismatch: `"skip"` or `"error"`, as for `Aligner.align_batch`.
+        prefix: A prefix for the names of the added columns.
+        threads: Number of threads. The default is the number of CPUs of the actor in Ray, one in
+            another child process, and all cores elsewhere.
+
+    Raises:
+        TypeError: `aligner` is not an `Aligner`.
 
     Example:
         >>> from simct_align.demo import demo_tokenizers
@@ -263,9 +287,9 @@ def _rebuild(kind: Any, aligner: Aligner, options: dict[str, Any]) -> _RowFuncti
 
 
 def _plain_aligner(aligner: Aligner, tokenizes: tuple[str, ...]) -> Aligner:
-    """The aligner without what it has made on the way, and without tokenizers nobody calls.
+    """Return the aligner without computed spellings and without the tokenizers it does not call.
 
-    Caches that compare pickled bytes then take it for the same before and after its first use.
+    Its pickled bytes are then the same before and after first use, as a cache of `datasets` needs.
     """
     shared = aligner.shared
     teacher_stops, student_stops = shared.teacher_stop_ids, shared.student_stop_ids
@@ -284,13 +308,15 @@ def _plain_aligner(aligner: Aligner, tokenizes: tuple[str, ...]) -> Aligner:
 
 
 def _thread_limit() -> int | None:
-    """How many threads the process should take: what Ray gave it, one beside siblings, or all."""
+    """Return the default number of threads: the CPUs of the Ray actor or task, one in another
+    child process, and None (all cores) elsewhere.
+    """
     ray: Any = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         context = ray.get_runtime_context()
         if context.get_actor_id() is not None or context.get_task_id() is not None:
             threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
-            # The tokenizers library asks this, once, when it first works.
+            # The tokenizers library reads this variable once, on first use.
             os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
             return threads
     return None if parent_process() is None else 1
@@ -302,7 +328,7 @@ def _is_arrow(batch: object) -> bool:
 
 
 def _read(batch: Any, name: str | None) -> Any:
-    """A column in a form that the aligner takes."""
+    """Return a column in a form that the aligner takes; None without a name."""
     if name is None:
         return None
     column = batch[name]
@@ -312,7 +338,7 @@ def _read(batch: Any, name: str | None) -> Any:
 
 
 def _read_arrow(name: str, column: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """A column of lists as (values, offsets), the values without a copy."""
+    """Return a column of lists as (values, offsets), the values without a copy."""
     import pyarrow as pa
 
     lists = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -328,7 +354,8 @@ def _read_arrow(name: str, column: Any) -> tuple[NDArray[Any], NDArray[np.int64]
         raise TypeError(f"column {name!r}: expected lists of integers, got {kind}")
     if lists.null_count or values.null_count:
         raise ValueError(
-            f"column {name!r} has nulls: {lists.null_count} rows, {values.null_count} values"
+            f"column {name!r} has nulls ({lists.null_count} rows, {values.null_count} values); "
+            "expected none: drop or fill them before"
         )
     return values.to_numpy(zero_copy_only=False), offsets
 

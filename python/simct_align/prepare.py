@@ -1,4 +1,4 @@
-"""From prompts and sampled completions to all that a training step needs of both sides."""
+"""Internal: training inputs of both sides from prompts and sampled completions."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from simct_align.batch import AlignedBatch
     from simct_align.pair import VocabularyPair
 
-#: What `torch.nn.CrossEntropyLoss` and Hugging Face's models leave out of a loss.
+#: The label that `torch.nn.CrossEntropyLoss` and Hugging Face's models ignore.
 IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
 class PreparedSide:
-    """One model's input.
+    """The input of one model.
 
     Attributes:
         input_ids: Prompts and completions, int64 `[rows, width]`.
-        attention_mask: 0 on padding, else 1; int64, same shape.
-        completion_mask: 1 on completions that take part, end of turn included; int64, same shape.
+        attention_mask: 0 on padding, else 1, int64 `[rows, width]`.
+        completion_mask: 1 on completions that take part, including their stop, else 0, int64
+            `[rows, width]`.
     """
 
     input_ids: NDArray[np.int64]
@@ -39,22 +40,24 @@ class PreparedSide:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """`input_ids` on completions, −100 elsewhere; int64, same shape, not shifted."""
+        """`input_ids` on completions, −100 elsewhere, int64 `[rows, width]`, not shifted."""
         return np.where(self.completion_mask != 0, self.input_ids, IGNORED_LABEL)
 
 
 @dataclass(frozen=True)
 class PrepareCounts:
-    """What was done to a batch on its way.
+    """Counts of what was added, cut and left out while a batch was prepared.
 
     Attributes:
-        turns: Completions, empty ones included.
-        truncated_turns: Completions that got no end of turn, because they were flagged or cut.
-        turns_left_out: Completions that only one side has any tokens of; they take no part.
-        stops_added: Ends of turn that the student's ids did not have.
-        student_tokens_cut: Student tokens, prompt included, beyond its length limit.
-        teacher_tokens_cut: Teacher tokens beyond its length limit.
-        retokenized: What did not go through the teacher's encoder.
+        turns: Completions, including empty ones.
+        truncated_turns: Completions that were flagged as truncated, or cut at the length limit.
+            No stop is added to a flagged completion.
+        turns_left_out: Completions with tokens on one side only. They do not take part.
+        stops_added: Completions to which a stop was added.
+        student_tokens_cut: Student tokens after the length limit, prompts included.
+        teacher_tokens_cut: Teacher tokens after the length limit, prompts included.
+        retokenized: Counts of the tokens and bytes that did not go through the teacher's
+            tokenizer.
     """
 
     turns: int
@@ -66,7 +69,7 @@ class PrepareCounts:
     retokenized: RetokenizeCounts
 
     def as_dict(self) -> dict[str, int]:
-        """All counts as plain integers, ready for a log."""
+        """Return all counts as plain integers, ready for a log."""
         counts: dict[str, int] = asdict(self)
         del counts["retokenized"]
         return counts | self.retokenized.as_dict()
@@ -74,14 +77,14 @@ class PrepareCounts:
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """Both models' input and its alignment, from `prepare`.
+    """The input of both models and its alignment, from `Aligner.prepare`.
 
     Attributes:
-        teacher: The teacher's input.
-        student: The student's input.
-        aligned: The alignment over these dense ids; `aligned.index()` refers to logits
+        teacher: The input of the teacher.
+        student: The input of the student.
+        aligned: The alignment of these dense ids. `aligned.index()` refers to logits
             `[rows, width, vocabulary]` of either model.
-        counts: What was cut, added and left out.
+        counts: Counts of what was added, cut and left out.
     """
 
     teacher: PreparedSide
@@ -92,7 +95,7 @@ class PreparedBatch:
 
 @dataclass(frozen=True)
 class _Turns:
-    """Token ids of turns: turns of row `i` are `starts[i]:starts[i + 1]`."""
+    """Token ids of all turns: those of row `i` are `ids[starts[i]:starts[i + 1]]`."""
 
     ids: list[NDArray[np.int64]]
     starts: list[int]
@@ -119,7 +122,7 @@ def prepare(
     pad_to_multiple_of: int | None,
     threads: int | None,
 ) -> PreparedBatch:
-    """Makes a batch; documented at `prepare`."""
+    """Prepare a batch: see `Aligner.prepare`."""
     completions = _read_turns("completion", completion_ids, completion_mask)
     teacher_prompts = _read_turns("teacher_prompt", teacher_prompt_ids, teacher_prompt_mask)
     student_prompts = _read_turns("student_prompt", student_prompt_ids, student_prompt_mask)
@@ -154,7 +157,8 @@ def prepare(
     _drop_repeated_stops(teacher_prompts, answers, teacher_stops)
     teacher_tokens_cut = sum(_limit(teacher_prompts, answers, teacher_max_length))
 
-    # A turn without tokens is no region: on one side alone, it would shift the turns behind it.
+    # A turn without tokens is not a region. If only one side had such a turn, all later turns of
+    # the row would be aligned with the wrong turns.
     takes_part = [
         len(teacher) > 0 and len(student) > 0
         for teacher, student in zip(answers.ids, completions.ids, strict=True)
@@ -192,10 +196,12 @@ def prepare(
 
 
 def _read_turns(name: str, ids: object, mask: object | None) -> _Turns:
-    """Rows of ids, or rows of turns of ids, as turns."""
+    """Read rows of ids, or nested lists `[row][turn]` of ids, as turns."""
     if isinstance(ids, list) and any(_is_list_of_turns(row) for row in ids):
         if mask is not None:
-            raise TypeError(f"{name}_mask: rows of several turns are given without a mask")
+            raise TypeError(
+                f"{name}_mask: nested lists of turns cannot have a mask; pass only the ids to use"
+            )
         flat = [turn for row in ids for turn in row]
         starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
         side = read_side(name, flat, None)
@@ -218,31 +224,33 @@ def _check_prompts(name: str, prompts: _Turns, completions: _Turns) -> None:
     found, expected = prompts.counts(), completions.counts()
     if len(found) != len(expected):
         raise ValueError(
-            f"{name}_prompt_ids has {len(found)} rows, completion_ids has {len(expected)}"
+            f"{name}_prompt_ids has {len(found)} rows, expected {len(expected)} as in "
+            "completion_ids"
         )
     for row, (prompt_turns, turns) in enumerate(zip(found, expected, strict=True)):
         if prompt_turns != turns:
             raise ValueError(
-                f"row {row}: {name}_prompt_ids has {prompt_turns} turns, completion_ids has {turns}"
+                f"row {row}: {name}_prompt_ids has {prompt_turns} turns, expected {turns} as in "
+                "completion_ids"
             )
         for turn in range(1, turns):
             if len(prompts.ids[prompts.starts[row] + turn]) == 0:
                 raise ValueError(
-                    f"row {row}, turn {turn}: {name}_prompt_ids is empty, so that nothing keeps "
-                    "this turn apart from the one before"
+                    f"row {row}, turn {turn}: {name}_prompt_ids is empty; expected at least one "
+                    "token between this turn and the one before"
                 )
 
 
 def _read_truncated(truncated: Any, starts: list[int]) -> list[bool]:
-    """Flags for all turns; one for a row is about its last turn."""
+    """Return one flag per turn. A single flag for a row describes its last turn."""
     flags = [False] * starts[-1]
     if truncated is None:
         return flags
     rows = len(starts) - 1
     if isinstance(truncated, str) or not hasattr(truncated, "__len__"):
-        raise TypeError(f"truncated: expected a flag for each of {rows} rows, got {truncated!r}")
+        raise TypeError(f"truncated: expected one flag per row ({rows} rows), got {truncated!r}")
     if len(truncated) != rows:
-        raise ValueError(f"truncated has {len(truncated)} entries for {rows} rows")
+        raise ValueError(f"truncated has {len(truncated)} entries, expected one per row: {rows}")
     for row, flag in enumerate(truncated):
         start, end = starts[row], starts[row + 1]
         if np.ndim(flag) == 0:
@@ -252,7 +260,8 @@ def _read_truncated(truncated: Any, starts: list[int]) -> list[bool]:
             flags[start:end] = map(bool, flag)
         else:
             raise ValueError(
-                f"row {row}: truncated has {len(flag)} entries for {end - start} turns"
+                f"row {row}: truncated has {len(flag)} entries, expected one flag or one per turn: "
+                f"{end - start}"
             )
     return flags
 
@@ -262,21 +271,21 @@ def _ends_with(ids: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
 
 
 def _drop_repeated_stops(prompts: _Turns, turns: _Turns, stops: NDArray[np.int64]) -> None:
-    """Takes the end of the turn before off a prompt, where that turn has one of its own."""
+    """Drop the stop at the start of a prompt if the turn before already ends with a stop."""
     for start, end in zip(turns.starts[:-1], turns.starts[1:], strict=True):
         for turn in range(start + 1, end):
             prompt = prompts.ids[turn]
             if _ends_with(turns.ids[turn - 1], stops) and _ends_with(prompt[:1], stops):
                 if len(prompt) == 1:
                     raise ValueError(
-                        f"turn {turn - start} of a row begins right behind the end of the turn "
-                        "before: its prompt must have more than that"
+                        f"turn {turn - start} of a row: its prompt contains only the stop of the "
+                        "turn before; expected at least one more token"
                     )
                 prompts.ids[turn] = prompt[1:]
 
 
 def _limit(prompts: _Turns, turns: _Turns, max_length: int | None) -> list[int]:
-    """Cuts rows at a length; returns how many tokens every turn and its prompt lost."""
+    """Cut rows at a length; return how many tokens every turn with its prompt lost."""
     lost = [0] * len(turns.ids)
     if max_length is None:
         return lost

@@ -1,4 +1,4 @@
-"""A student's sampled ids as the teacher's ids of the same bytes."""
+"""Internal: the teacher's ids of the bytes that a student sampled."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ PaddingSide = Literal["left", "right"]
 
 @dataclass(frozen=True)
 class RetokenizeCounts:
-    """What crossed from student to teacher otherwise than through the teacher's encoder.
+    """Counts of the student's tokens and bytes that did not go through the teacher's tokenizer.
 
     Attributes:
-        specials: Special tokens that crossed by the aligner's map.
-        specials_left_out: Special tokens that the aligner does not map: the teacher sees nothing.
-        empty_left_out: Other ids that add no bytes: padding rows of an embedding, empty tokens.
-        invalid_bytes: Bytes that are no valid UTF-8.
-        respelled_bytes: Bytes that the teacher's encoder would have changed; they crossed as the
-            fewest tokens that have exactly these bytes.
-        replaced_bytes: Bytes that the teacher has no tokens for; U+FFFD stands for each run.
+        specials: Special tokens that the aligner maps to a teacher token.
+        specials_left_out: Special tokens that the aligner does not map. They have no teacher
+            token.
+        empty_left_out: Other ids without bytes: padding rows of an embedding, empty tokens. They
+            have no teacher token.
+        invalid_bytes: Bytes that are not valid UTF-8.
+        respelled_bytes: Bytes that the teacher's tokenizer would have changed. They became the
+            fewest teacher tokens with exactly these bytes.
+        replaced_bytes: Bytes for which the teacher has no tokens. Each run of such bytes became
+            one U+FFFD.
     """
 
     specials: int = 0
@@ -47,23 +50,24 @@ class RetokenizeCounts:
     replaced_bytes: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """All counts as plain integers, ready for a log."""
+        """Return all counts as plain integers, ready for a log."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetokenizedIds(RaggedIds):
-    """The teacher's ids of a batch of rollouts, from `retokenize`.
+    """The teacher's ids of a batch of rollouts, from `Aligner.retokenize`.
 
-    Row `i` is `values[offsets[i]:offsets[i + 1]]`. `align_batch` takes it as it
-    is; rows of several regions need a gap between them first, as `prepare` leaves.
+    Row `i` is `values[offsets[i]:offsets[i + 1]]`. `Aligner.align_batch` takes the object as it
+    is if every row has one region. With several regions in a row, positions that do not take part
+    must be inserted between the regions first, as `Aligner.prepare` does.
 
     Attributes:
         region_offsets: Region `k` of the batch is
             `values[region_offsets[k]:region_offsets[k + 1]]`; int64 `[regions + 1]`.
         row_regions: Regions of row `i` are `row_regions[i]:row_regions[i + 1]`; int64
-            `[rows + 1]`. Without a mask every row is one region.
-        counts: What did not go through the teacher's encoder.
+            `[rows + 1]`. Without a mask, every row is one region.
+        counts: Counts of the tokens and bytes that did not go through the teacher's tokenizer.
     """
 
     region_offsets: NDArray[np.int64]
@@ -71,24 +75,27 @@ class RetokenizedIds(RaggedIds):
     counts: RetokenizeCounts
 
     def tolist(self) -> list[list[int]]:
-        """The ids as lists, one for each row."""
+        """Return the ids as lists, one per row."""
         return [self.row(number).tolist() for number in range(len(self))]
 
     def padded(
         self, side: PaddingSide, *, pad_id: int = 0
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The ids as a dense array.
+        """Return the ids as a dense array.
 
         Args:
-            side: Where shorter rows are filled.
-            pad_id: What they are filled with.
+            side: The side on which shorter rows are padded, `"left"` or `"right"`.
+            pad_id: The id of padding positions.
 
         Returns:
-            `(ids, mask)`, int64 `[rows, longest row]` each; the mask is 1 on ids and 0 on
+            `(ids, mask)`, int64 `[rows, longest row]` each. The mask is 1 on ids and 0 on
             padding.
 
         Raises:
-            ValueError: Another side.
+            ValueError: `side` is not `"left"` or `"right"`.
+
+        Complexity:
+            O(rows × longest row) time and memory.
         """
         return pad_rows(self.values, self.offsets, side, pad_id)
 
@@ -96,7 +103,7 @@ class RetokenizedIds(RaggedIds):
 def retokenize(
     pair: VocabularyPair, student_ids: object, *, student_mask: object | None, threads: int | None
 ) -> RetokenizedIds:
-    """Makes the teacher's ids; documented at `retokenize`."""
+    """Return the teacher's ids: see `Aligner.retokenize`."""
     student = read_side("student", student_ids, student_mask)
     _check_ids(student, len(pair.student))
     regions, row_regions = _regions(student)
@@ -116,13 +123,14 @@ def retokenize(
 
 
 class TextEncoder:
-    """Tokenizes texts as they stand inside a conversation: exactly their bytes.
+    """An encoder of texts inside a conversation: the tokens have exactly the bytes of the text.
 
-    A tokenizer's own call puts a space in front of a text, composes characters, or reads a `▁`
-    as a space; here the text is what a rollout of single bytes says, so nothing of it changes.
+    A tokenizer alone may put a space before a text, compose characters, or read a `▁` as a space.
+    This encoder retokenizes the bytes of the text as if a student had sampled them one by one, so
+    that no byte changes.
 
     Args:
-        vocabulary: The tokenizer's vocabulary; it must have the tokenizer.
+        vocabulary: The vocabulary of the tokenizer. `encode` needs its tokenizer.
 
     Example:
         >>> from simct_align import Vocabulary
@@ -141,14 +149,15 @@ class TextEncoder:
         )
 
     def encode(self, texts: Sequence[str], *, threads: int | None) -> RetokenizedIds:
-        """Tokenizes texts.
+        """Tokenize texts.
 
         Args:
-            texts: Any number of texts; control tokens in them stay text.
-            threads: How many threads look whether the bytes agree; all cores without it.
+            texts: Any number of texts. The name of a special token in a text stays text.
+            threads: Number of threads that compare the bytes of text and tokens. None means all
+                cores.
 
         Returns:
-            One row of ids for each text.
+            One row of ids per text.
 
         Raises:
             MissingTokenizerError: The vocabulary has no tokenizer.
@@ -168,23 +177,26 @@ def pad_rows(
     *,
     multiple_of: int | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ragged rows as a dense array and its mask.
+    """Pad ragged rows to a dense array.
 
     Args:
-        values: All rows, one after another.
-        offsets: Where rows begin, `[rows + 1]`.
-        side: Where shorter rows are filled, `"left"` or `"right"`.
-        fill: What they are filled with.
-        multiple_of: Round the width up to a multiple of this.
+        values: All rows, concatenated.
+        offsets: The first index of every row in `values`, then the end, `[rows + 1]`.
+        side: The side on which shorter rows are padded, `"left"` or `"right"`.
+        fill: The value of padding positions.
+        multiple_of: The width is rounded up to a multiple of this number.
 
     Returns:
-        `(dense, mask)`, int64 `[rows, width]` each.
+        `(dense, mask)`, int64 `[rows, width]` each. The mask is 1 on values and 0 on padding.
 
     Raises:
-        ValueError: Another side.
+        ValueError: `side` is not `"left"` or `"right"`.
+
+    Complexity:
+        O(rows × width) time and memory.
     """
     if side not in ("left", "right"):
-        raise ValueError(f"padding side: expected 'left' or 'right', got {side!r}")
+        raise ValueError(f"padding_side: expected 'left' or 'right', got {side!r}")
     lengths = np.diff(offsets)
     width = int(lengths.max(initial=0))
     if multiple_of is not None:
@@ -210,10 +222,10 @@ def _cross(pair: VocabularyPair, regions: RaggedIds, threads: int | None) -> _na
 
 
 def _differing_stretches(aligned: AlignedBatch) -> list[tuple[int, int, int, int, int]]:
-    """Where the encoder changed the text: (region, teacher's range, student's range), in order."""
+    """Return where the tokenizer changed the text: (region, teacher range, student range) each."""
     spans = aligned.unmatched
     trimmed = np.flatnonzero(aligned.unit_class & UnitClass.TRIMMED)
-    # All that an exact draft leaves unmatched are the student's special and empty tokens.
+    # If the draft is exact, only special and empty tokens of the student are unmatched.
     exact = (spans.reason == UnmatchedReason.SPECIAL) & (spans.teacher_start == spans.teacher_end)
     if exact.all() and not len(trimmed):
         return []
@@ -240,11 +252,11 @@ def _differing_stretches(aligned: AlignedBatch) -> list[tuple[int, int, int, int
 def _same_vocabulary(
     pair: VocabularyPair, regions: RaggedIds
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], RetokenizeCounts]:
-    """Ids cross as they are: the sampled cut is the teacher's own too."""
+    """Keep the sampled ids: both sides have the same tokens under the same ids."""
     shared, kinds = pair.shared, pair.student.kinds
     partner = np.full(len(kinds), -1, np.int64)
     partner[shared.student_ids] = shared.teacher_ids
-    # A stop stays the one that was sampled, if it is one to the teacher.
+    # A sampled stop stays as it is if it is also a stop of the teacher.
     stops = shared.student_stop_ids
     partner[stops] = np.where(
         np.isin(stops, shared.teacher_stop_ids), stops, shared.teacher_stop_ids[:1]
@@ -262,7 +274,7 @@ def _same_vocabulary(
 
 
 def _check_ids(student: RaggedIds, vocab_size: int) -> None:
-    """Names the row and position of an id that is not in the vocabulary."""
+    """Raise an error if an id is not in the vocabulary, with its row and position."""
     wrong = (student.values < 0) | (student.values >= vocab_size)
     if student.mask is not None:
         wrong &= student.mask != 0
@@ -276,7 +288,7 @@ def _check_ids(student: RaggedIds, vocab_size: int) -> None:
 
 
 def _regions(side: RaggedIds) -> tuple[RaggedIds, NDArray[np.int64]]:
-    """The regions as rows of their own, and where each row's regions begin."""
+    """Return the regions as rows, and the first region of every row, then the end."""
     if side.mask is None:
         return side, np.arange(len(side) + 1, dtype=np.int64)
     taken = side.mask != 0

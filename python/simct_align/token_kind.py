@@ -1,4 +1,4 @@
-"""What a token id stands for: the readers and the vocabulary share it."""
+"""Internal: the kinds of token ids, for the readers and the vocabulary."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from enum import IntEnum
 
 
 class TokenKind(IntEnum):
-    """What a token id stands for."""
+    """The kind of a token id."""
 
-    #: Text.
+    #: A token with text.
     NORMAL = 0
-    #: One byte, the fallback for text that no normal token spells (`<0x0A>`).
+    #: A byte fallback: one byte (`<0x0A>`), for text that no normal token spells.
     BYTE = 1
-    #: A control token, which adds no bytes.
+    #: A special token (control token), which adds no bytes.
     SPECIAL = 2
-    #: No token: a hole, or a padding row of an embedding.
+    #: An id without a token: a gap between ids, or a padding row of an embedding.
     UNUSED = 3

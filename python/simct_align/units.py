@@ -1,4 +1,4 @@
-"""What units are made of, and the words for it."""
+"""Internal: units, their kinds and class bits, and the reasons of unmatched spans."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class UnitKind(IntEnum):
-    """What a unit is made of."""
+    """The kind of a unit."""
 
     #: One token on both sides.
     SHARED = 0
-    #: More than one token on at least one side, or a token without its dummy prefix.
+    #: Several tokens on at least one side, or a first token that lost its dummy prefix.
     MULTI = 1
-    #: Two control tokens that are mapped onto each other.
+    #: Two special tokens that are mapped onto each other.
     SPECIAL = 2
 
 
 class UnitClass(IntFlag):
-    """What kind of text a unit holds; `SPECIAL` units have no bit."""
+    """The class bits of a unit: what text it contains. `SPECIAL` units have no bit."""
 
     #: All characters are Unicode white space.
     WHITESPACE = 1
@@ -33,38 +33,39 @@ class UnitClass(IntFlag):
     PUNCTUATION = 4
     #: At least one byte is not ASCII.
     NON_ASCII = 8
-    #: A token of the unit, on either side, is not made of whole characters.
+    #: At least one token of the unit, on either side, does not consist of whole characters.
     SPLITS_CHARACTER = 16
-    #: The first token lost the space that its tokenizer put in front of the text.
+    #: The first token lost its dummy prefix: the space that its tokenizer put before the text.
     TRIMMED = 32
 
 
 class UnmatchedReason(IntEnum):
-    """Why tokens are in no unit."""
+    """The reason why tokens are in no unit."""
 
-    #: The texts differ here, and go on alike behind it.
+    #: The texts differ here, and are equal again after this span.
     BYTES_DIFFER = 0
-    #: One side has no more text, or ends inside a token of the other.
+    #: One side has no more text, or ends inside a token of the other side.
     ONE_SIDE_ENDED = 1
-    #: A control or zero-byte token without a partner, or a unit that one stands in.
+    #: A special or zero-byte token without a partner, or the text range that contains one.
     SPECIAL = 2
     #: The texts differ from here to the end of the region.
     NO_RESYNC = 3
-    #: A token that is only the space that its tokenizer put in front of the text.
+    #: A token that is only the dummy prefix: the space that its tokenizer put before the text.
     DUMMY_PREFIX = 4
 
 
 class Unit(NamedTuple):
-    r"""One unit, to look at.
+    r"""One unit, for inspection.
 
     Attributes:
-        teacher: Positions of its tokens in the teacher's row.
-        student: Positions of its tokens in the student's row.
-        kind: What it is made of.
-        unit_class: What kind of text it holds.
-        bytes: Its text, exactly.
-        text: Its text; bytes that are not whole characters are escaped (`\xf0`).
-        continuations: The texts of its on-path continuations, where they were asked for.
+        teacher: Positions of the unit's tokens in the teacher's row.
+        student: Positions of the unit's tokens in the student's row.
+        kind: The kind of the unit.
+        unit_class: The class bits of the unit.
+        bytes: The exact bytes of the unit.
+        text: The bytes as text. Bytes that are not whole characters are escaped (`\xf0`).
+        continuations: The texts of the unit's on-path continuations; empty if they were not
+            requested.
     """
 
     teacher: range
@@ -78,17 +79,17 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitColumns:
-    """Units as columns; positions count from the start of their row, ranges are half-open.
+    """Units as columns. Positions count from the start of their row; ranges are half-open.
 
     Attributes:
         row_offsets: Units of row `i` are `row_offsets[i]:row_offsets[i + 1]`; int64
             `[rows + 1]`.
-        teacher_start: First position of a unit on the teacher's side, int32 `[units]`.
-        teacher_end: One past the last position there, int32 `[units]`.
-        student_start: First position of a unit on the student's side, int32 `[units]`.
-        student_end: One past the last position there, int32 `[units]`.
-        kind: `UnitKind`, uint8 `[units]`.
-        unit_class: `UnitClass` bits, uint8 `[units]`.
+        teacher_start: First position of a unit in the teacher's row, int32 `[units]`.
+        teacher_end: One past the last position in the teacher's row, int32 `[units]`.
+        student_start: First position of a unit in the student's row, int32 `[units]`.
+        student_end: One past the last position in the student's row, int32 `[units]`.
+        kind: The `UnitKind` of a unit, uint8 `[units]`.
+        unit_class: The `UnitClass` bits of a unit, uint8 `[units]`.
     """
 
     row_offsets: NDArray[np.int64]

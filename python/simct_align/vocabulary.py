@@ -1,4 +1,4 @@
-"""Vocabularies: the exact bytes that every token id adds to a text."""
+"""Internal: `Vocabulary`, the exact bytes that every token id adds to a text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """A text that its tokens do not spell.
+    """The first difference between a text and the bytes of its tokens.
 
     Attributes:
         text: Number of the text.
-        byte_offset: Where the two first differ, in bytes.
-        expected: The text from there on, at most 40 bytes.
-        found: What the tokens spell from there on, at most 40 bytes.
+        byte_offset: Offset of the first different byte.
+        expected: The bytes of the text from `byte_offset` on, at most 40.
+        found: The bytes of the tokens from `byte_offset` on, at most 40.
     """
 
     text: int
@@ -39,11 +39,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found.
+    """The result of `Vocabulary.verify`.
 
     Attributes:
-        texts: How many texts were tokenized.
-        differences: The texts that their tokens do not spell, the first difference of each.
+        texts: Number of texts that were tokenized.
+        differences: The first difference of every text whose tokens have other bytes.
     """
 
     texts: int
@@ -51,12 +51,12 @@ class VerifyReport:
 
     @property
     def exact(self) -> bool:
-        """Whether the tokens of every text spell it byte for byte."""
+        """Whether the tokens of every text have exactly the bytes of the text."""
         return not self.differences
 
 
 class Vocabulary:
-    """Token id -> token bytes and kind, read from a real tokenizer or given by hand.
+    """The token bytes and the kind of every token id, read from a tokenizer or given as lists.
 
     Build one with `from_tokenizer` or `from_token_bytes`. Ids are `0` to
     `len(vocabulary) - 1`.
@@ -83,7 +83,7 @@ class Vocabulary:
         vocab_size: int | None = None,
         special: Collection[str | int] = (),
     ) -> Vocabulary:
-        """Reads the exact bytes of every token from a tokenizer.
+        """Read the exact bytes of every token from a tokenizer.
 
         Args:
             source: A `tokenizers.Tokenizer`; a fast `transformers` tokenizer; a path to a
@@ -91,19 +91,22 @@ class Vocabulary:
                 `tekken.json`, or to a directory with one of them; a hub id (needs
                 `transformers`; remote code is never run); a `tiktoken.Encoding`; a
                 SentencePiece processor; a `mistral_common` tokenizer.
-            vocab_size: Rows of the model's embedding. Ids from the tokenizer's own length up to
-                it become `UNUSED`.
-            special: Names or ids of further control tokens that the tokenizer does not flag as
-                special.
+            vocab_size: Number of rows of the model's embedding. Ids from the length of the
+                tokenizer up to `vocab_size` become `UNUSED`. The default is the length of the
+                tokenizer.
+            special: Names or ids of additional special tokens, which the tokenizer does not flag
+                as special.
 
         Returns:
-            The vocabulary; it keeps the tokenizer for the methods that need one.
+            The vocabulary. It keeps the tokenizer for the methods that tokenize.
 
         Raises:
-            UnsupportedTokenizerError: A part of the tokenizer stands in the way of exact bytes.
-            TypeError: `source` is none of the above.
-            ValueError: `vocab_size` is smaller than the tokenizer, or a name of `special` is
-                unknown.
+            UnsupportedTokenizerError: The exact token bytes cannot be read.
+            TypeError: `source` is not one of the supported tokenizers.
+            ValueError: `vocab_size` is smaller than the length of the tokenizer, an entry of
+                `special` is not a token, or a file is not a readable tokenizer.
+            OSError: A file or hub id cannot be found or read.
+            ImportError: The library that the tokenizer needs is not installed.
 
         Complexity:
             O(bytes of all tokens) time and memory.
@@ -122,7 +125,8 @@ class Vocabulary:
         found = len(table.token_bytes)
         if vocab_size is not None and vocab_size < found:
             raise ValueError(
-                f"vocab_size is {vocab_size}, but the tokenizer has ids up to {found - 1}"
+                f"vocab_size is {vocab_size}, expected at least {found}: the tokenizer has ids up "
+                f"to {found - 1}"
             )
         kinds = np.full(max(found, vocab_size or 0), TokenKind.UNUSED, np.uint8)
         kinds[:found] = table.kinds
@@ -146,22 +150,23 @@ class Vocabulary:
         dummy_prefix: bool = False,
         stop_ids: Sequence[int] = (),
     ) -> Vocabulary:
-        r"""Builds a vocabulary by hand.
+        r"""Build a vocabulary from a list of token bytes.
 
         Args:
-            token_bytes: The bytes of every id, in order; empty for special and unused ids.
-            special: Ids of control tokens, with or without their names.
-            byte_fallback: Ids of byte fallbacks; each is one byte.
+            token_bytes: The bytes of every id, in order of ids. Special and unused ids have empty
+                bytes.
+            special: Ids of special tokens: a mapping from ids to names, or ids without names.
+            byte_fallback: Ids of byte fallbacks. Each of them has one byte.
             unused: Ids without a token.
-            dummy_prefix: The tokenizer puts a space in front of a text that is tokenized alone.
+            dummy_prefix: Whether the tokenizer puts a space before a text that it tokenizes alone.
             stop_ids: The special ids that end a turn, the canonical one first.
 
         Returns:
             The vocabulary, without a tokenizer.
 
         Raises:
-            ValueError: An id is out of range, special or unused and has bytes, a byte fallback
-                and not one byte, or a stop and not special.
+            ValueError: An id is out of range, a special or unused id has bytes, a byte fallback
+                does not have one byte, or a stop is not a special token.
 
         Complexity:
             O(bytes of all tokens) time and memory.
@@ -214,51 +219,56 @@ class Vocabulary:
 
     @property
     def canonical_ids(self) -> NDArray[np.int64]:
-        """For every id the canonical id of its bytes, int64 `[len(vocabulary)]`.
+        """The canonical id of every id, int64 `[len(vocabulary)]`.
 
-        Of several ids with the same bytes it is the one that is not a byte fallback, then the
-        smallest; an id without bytes is its own.
+        Of several ids with the same bytes, the canonical one is the smallest that is not a byte
+        fallback, or the smallest if all are byte fallbacks. An id without bytes is its own
+        canonical id.
         """
         return self._native.canonical_ids
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all tokens, in hexadecimal: equal digests, equal tokens under equal ids.
+        """SHA-256 of all tokens, in hexadecimal: equal digests mean equal tokens with equal ids.
 
-        Stops and the unused ids behind the last token, which pad a model's output, take no part.
+        The digest does not depend on the stops, nor on the unused ids after the last token, which
+        pad the output of a model.
         """
         return self._native.digest.hex()
 
     @property
     def dummy_prefix(self) -> bool:
-        """Whether the tokenizer puts a space in front of a text that is tokenized alone."""
+        """Whether the tokenizer puts a space before a text that it tokenizes alone."""
         return self._native.dummy_prefix
 
     @property
     def special_names(self) -> dict[int, str]:
-        """Special id -> printable name, where known."""
+        """The names of the special ids, as far as they are known."""
         return self._native.special_names
 
     @property
     def special_ids(self) -> dict[str, int]:
-        """Printable name -> special id, where known."""
+        """The special ids by name, as far as the names are known."""
         return {name: token_id for token_id, name in self.special_names.items()}
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The special ids that end a turn, the canonical one first; empty if not known."""
+        """The special ids that end a turn, the canonical one first; empty if none is known."""
         return tuple(self._native.stop_ids)
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
-        """The tokenizer that the vocabulary was read from, if any; opened on first use."""
+        """The tokenizer of the vocabulary, or None; a saved source is opened on first use."""
         return None if self._source is None else self._source.open()
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token adds to a text; empty for special and unused ids.
+        """Return the bytes that one token adds to a text.
 
         Args:
             token_id: An id, `0` to `len(vocabulary) - 1`.
+
+        Returns:
+            The bytes; empty for special and unused ids.
 
         Raises:
             IndexError: The id is out of range.
@@ -268,17 +278,20 @@ class Vocabulary:
         return self._native.token_bytes(token_id)
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
-        """The bytes of all ids, one after another.
+        """Return the bytes of a sequence of ids, concatenated.
 
         Args:
             ids: Integers `[n]`.
 
+        Returns:
+            The bytes. Special and unused ids add none.
+
         Raises:
             IndexError: An id is out of range.
-            TypeError: Not integers.
+            TypeError: `ids` is not a one-dimensional sequence of integers.
 
         Complexity:
-            O(n + bytes).
+            O(n + bytes) time.
         """
         array = np.asarray(ids)
         if array.size == 0:
@@ -291,34 +304,43 @@ class Vocabulary:
         return self._native.decode_bytes(np.ascontiguousarray(array, np.int64))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenizes texts as text alone: no BOS or EOS, and control tokens stay text.
+        """Tokenize texts without special tokens.
+
+        No BOS or EOS is added, and the name of a special token in a text stays text.
 
         Args:
             texts: Any number of texts.
 
         Returns:
-            One list of ids for each.
+            One list of ids per text.
 
         Raises:
             MissingTokenizerError: The vocabulary has no tokenizer.
+            ValueError: The tokenizer of `with_tokenizer` has other tokens than this vocabulary, or
+                the tokenizer cannot avoid a special token in a text.
+
+        Complexity:
+            That of the tokenizer's own batch call.
         """
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise MissingTokenizerError(
                 "this vocabulary has no tokenizer: read it with Vocabulary.from_tokenizer, or "
-                "give teacher_tokenizer=/student_tokenizer= to Aligner.load"
+                "pass teacher_tokenizer= or student_tokenizer= to Aligner.load"
             )
         return tokenizer.encode_batch(texts)
 
     def with_tokenizer(self, source: object) -> Vocabulary:
-        """The same vocabulary with a tokenizer, which is opened and checked on first use.
+        """Return the same vocabulary with a tokenizer.
+
+        The tokenizer is opened and checked on first use.
 
         Args:
-            source: Anything that `from_tokenizer` takes.
+            source: Any source that `from_tokenizer` reads.
 
         Returns:
-            A vocabulary over the same tokens. Its methods that tokenize raise `ValueError` if
-            the tokenizer turns out to have other tokens.
+            A vocabulary with the same tokens. On first use, its methods that tokenize raise
+            `ValueError` if the tokenizer has other tokens.
         """
 
         def check(tokenizer: TextTokenizer) -> None:
@@ -335,9 +357,9 @@ class Vocabulary:
                 same = theirs.digest == self._native.digest
             if not same:
                 raise ValueError(
-                    f"the tokenizer has other tokens ({len(table.kinds):,}), or another dummy "
-                    f"prefix, than this vocabulary ({len(self):,}, digest {self.digest[:12]}) was "
-                    f"made from"
+                    f"the tokenizer has other tokens ({len(table.kinds):,} ids), or another dummy "
+                    f"prefix, than this vocabulary ({len(self):,} ids, digest {self.digest[:12]}): "
+                    "pass the tokenizer from which the vocabulary was read"
                 )
 
         return Vocabulary(
@@ -346,22 +368,23 @@ class Vocabulary:
         )
 
     def verify(self, texts: Sequence[str]) -> VerifyReport:
-        """Tokenizes texts and reports where the tokens do not spell the text.
+        """Tokenize texts and report where the tokens do not have the bytes of the text.
 
-        Normalization (NFC, lower-casing, a dummy prefix) is a fact to know before one aligns,
-        not an error: where only one side normalizes, the differing stretches are unmatched.
+        A difference is not an error. It shows that the tokenizer normalizes text (NFC,
+        lower-casing, a dummy prefix). Where only one side normalizes, the differing tokens are
+        unmatched in an alignment.
 
         Args:
             texts: Any number of texts.
 
         Returns:
-            The number of texts, and the first difference of each that differs.
+            The number of texts, and the first difference of every text that has one.
 
         Raises:
             MissingTokenizerError: The vocabulary has no tokenizer.
 
         Complexity:
-            That of tokenizing.
+            That of tokenization.
 
         Example:
             >>> from simct_align.demo import demo_tokenizers
@@ -379,7 +402,7 @@ class Vocabulary:
 
 
 def _common_prefix(left: bytes, right: bytes) -> int:
-    """How many leading bytes are equal, by bisection: each step compares in C."""
+    """Count the equal leading bytes, by bisection: each step compares in C."""
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2
@@ -398,7 +421,7 @@ def _build(
     special_names: dict[int, str],
     stop_ids: Sequence[int],
 ) -> _native.Vocabulary:
-    """Builds the native vocabulary; ids without an entry in `token_bytes` have no bytes."""
+    """Build the native vocabulary; ids without an entry in `token_bytes` have no bytes."""
     offsets = np.zeros(len(kinds) + 1, np.int64)
     lengths = np.fromiter(map(len, token_bytes), np.int64, len(token_bytes))
     np.cumsum(lengths, out=offsets[1 : len(lengths) + 1])
