@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simct_align import Aligner, UnitKind, UnmatchedReason
-from support.slow_alignment import Span, align_region, common_boundaries
+from support.slow_alignment import Span, align_region, columns, common_boundaries
 from support.texts import answers, hard_texts
 from support.vocabularies import ALL_NAMES, token_bytes, vocabulary
 
@@ -53,12 +53,6 @@ def corpus() -> tuple[str, ...]:
 @functools.cache
 def corpus_ids(name: str) -> list[list[int]]:
     return vocabulary(name).encode_batch(corpus())
-
-
-def columns(spans: Any, tags: Any, row: int) -> list[Any]:
-    here = slice(spans.row_offsets[row], spans.row_offsets[row + 1])
-    ranges = (spans.teacher_start, spans.teacher_end, spans.student_start, spans.student_end)
-    return list(zip(*(array[here].tolist() for array in (*ranges, *tags)), strict=True))
 
 
 def spelling(name: str, ids: list[int]) -> list[bytes]:

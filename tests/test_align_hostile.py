@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simct_align import Aligner, TokenKind, UnitKind, UnmatchedReason, Vocabulary
-from support.slow_alignment import align_region
+from support.slow_alignment import align_region, columns
 from support.texts import answers, hard_texts
 from support.vocabularies import token_bytes, vocabulary
 
@@ -27,12 +27,6 @@ PAIR_NAMES = [("qwen_tiktoken", "tekken"), ("qwen2_5", "gemma2"), ("mistral_v3",
 
 
 # --- comparing a batch with the slow twin, row by row -------------------------------------------
-
-
-def columns(spans: Any, tags: Any, row: int) -> list[Any]:
-    here = slice(spans.row_offsets[row], spans.row_offsets[row + 1])
-    ranges = (spans.teacher_start, spans.teacher_end, spans.student_start, spans.student_end)
-    return list(zip(*(array[here].tolist() for array in (*ranges, *tags)), strict=True))
 
 
 def regions(length: int, mask: Sequence[int] | None) -> list[tuple[int, int]]:

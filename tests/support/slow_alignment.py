@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +41,13 @@ def common_boundaries(teacher: Sequence[bytes], student: Sequence[bytes]) -> lis
         assert b"".join(teacher[span[0] : span[1]]) == b"".join(student[span[2] : span[3]])
         units.append(span)
     return units
+
+
+def columns(spans: Any, tags: Any, row: int) -> list[Any]:
+    """A row of spans as tuples: the four ends, and the tags beside them."""
+    here = slice(spans.row_offsets[row], spans.row_offsets[row + 1])
+    ranges = (spans.teacher_start, spans.teacher_end, spans.student_start, spans.student_end)
+    return list(zip(*(array[here].tolist() for array in (*ranges, *tags)), strict=True))
 
 
 def unit_class(units_bytes: bytes, token_bytes: Sequence[bytes], *, trimmed: bool) -> int:
