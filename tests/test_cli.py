@@ -256,11 +256,11 @@ def one_line_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("content", "expected"),
     [
         (b'{"text": "a"}\n{"text": \n', "line 2: invalid JSON"),
-        (b'{"text": "a"}\n\n{"t": 1, "b": 2}\n', "line 3: no field 'text' (fields there: b, t)"),
-        (b'{"text": 12}\n', "line 1: field 'text' is int, expected a string"),
-        (b'["text"]\n', "line 1: a JSON list, expected an object"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: no valid UTF-8"),
-        (b'{"text": "\\ud83d"}\n', "line 1: field 'text' is no valid Unicode: surrogates"),
+        (b'{"text": "a"}\n\n{"t": 1, "b": 2}\n', "line 3: no field 'text'; the fields are b, t"),
+        (b'{"text": 12}\n', "line 1: field 'text': expected a string, got int"),
+        (b'["text"]\n', "line 1: expected a JSON object, got a list"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not valid UTF-8"),
+        (b'{"text": "\\ud83d"}\n', "line 1: field 'text' is not valid Unicode: surrogates"),
         (b"[" * 100_000, "line 1: invalid JSON"),
     ],
 )
@@ -461,7 +461,7 @@ def test_inspect_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for part in ("4,096", "shared texts", "share of the side", "<|end|>", "</s>", "%"):
         assert part in shown
-    for part in ("one-sided tokens", "spelled with 2 tokens", "no spelling"):
+    for part in ("one-sided tokens", "spelled with 2 tokens", "without a spelling"):
         assert part in shown
 
 

@@ -428,7 +428,7 @@ def test_hub_ids(tmp_path):
             print(str(error)[:50])
     """
     output = run_python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
-    assert output.splitlines() == ["(5,)", "'some-org/missing' is no file or directory here, a"]
+    assert output.splitlines() == ["(5,)", "'some-org/missing' is not a file or directory, and"]
 
 
 @pytest.mark.parametrize(

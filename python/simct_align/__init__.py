@@ -1,11 +1,11 @@
 """Byte-exact alignment of two tokenizations, for on-policy distillation across tokenizers.
 
-Start with `Aligner`: give it two tokenizers, then batches of token ids::
+Start with `Aligner`: build it from two tokenizers, then align batches of token ids::
 
     aligner = Aligner("path/to/teacher", "path/to/student")
     batch = aligner.align_batch(teacher_ids, student_ids)
 
-What needs PyTorch (`SimCTLoss`, `LinearSimCTLoss`) is imported on first use.
+The losses `SimCTLoss` and `LinearSimCTLoss` need PyTorch. They are imported on first use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from simct_align.loss import LinearSimCTLoss as LinearSimCTLoss
     from simct_align.loss import SimCTLoss as SimCTLoss
 
-#: Names that need PyTorch, and the modules that define them.
+#: The names that need PyTorch, with the modules that define them.
 _TORCH_NAMES = {
     "LinearSimCTLoss": "simct_align.loss",
     "SimCTLoss": "simct_align.loss",

@@ -1,7 +1,10 @@
-"""Coarser, smaller and partial versions of an aligned batch, to study what the finest one gives.
+"""Internal: ablations of an aligned batch, with joined units or with fewer units.
 
-Each takes an `AlignedBatch` and returns another over the same ids; unmatched
-spans stay as they are, and units that are left out are in neither. All work is in NumPy, O(units).
+Each function takes an `AlignedBatch` and returns another one over the same ids. Unmatched spans
+stay as they are. Tokens of units that are left out are in no unit and in no unmatched span.
+
+Complexity:
+    O(units) time and memory, in NumPy.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 #: A batch, or units alone.
 _Units = TypeVar("_Units", bound=UnitColumns)
 
-#: Bits that hold for a text if they hold for one of its parts; the others must hold for all.
+#: Class bits that a group has if one of its units has them; other bits need all of its units.
 _BITS_OF_A_PART = UnitClass.NON_ASCII | UnitClass.SPLITS_CHARACTER | UnitClass.TRIMMED
 
 
@@ -32,13 +35,13 @@ def coarsen(
     seed: int | None,
     begins_with_whitespace: Callable[[], NDArray[np.bool_]],
 ) -> _Units:
-    """See `coarsen`; the callable tells of every unit's text."""
+    """Join neighbouring units: see `AlignedBatch.coarsen`."""
     starts_run = _starts_run(batch)
     if by == "whitespace":
         starts_group = starts_run | begins_with_whitespace()
     elif by == "random":
         if seed is None:
-            raise ValueError("coarsen('random') needs a seed")
+            raise ValueError("coarsen('random') needs a seed: pass seed=")
         starts_group = starts_run | (np.random.default_rng(seed).random(len(starts_run)) < 0.5)
     elif isinstance(by, (int, np.integer)) and not isinstance(by, bool) and by >= 1:
         number = np.arange(len(starts_run))
@@ -50,7 +53,7 @@ def coarsen(
 
 
 def keep_units(batch: _Units, keep: NDArray[np.bool_]) -> _Units:
-    """The batch with the units of a mask, bool `[units]`, alone."""
+    """Keep only the units that a mask selects, bool `[units]`."""
     kept_before = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])
     return replace(
         batch,
@@ -65,7 +68,7 @@ def keep_units(batch: _Units, keep: NDArray[np.bool_]) -> _Units:
 
 
 def without(batch: _Units, kind: UnitKind | str) -> _Units:
-    """See `without`."""
+    """Leave out all units of one kind: see `AlignedBatch.without`."""
     by_name = {known.name.lower(): known for known in UnitKind}
     if isinstance(kind, str):
         kind = by_name.get(kind.lower(), kind)
@@ -75,7 +78,7 @@ def without(batch: _Units, kind: UnitKind | str) -> _Units:
 
 
 def sample_units(batch: _Units, fraction: float, *, seed: int) -> _Units:
-    """See `sample_units`."""
+    """Keep a random sample of the units: see `AlignedBatch.sample_units`."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction}, expected 0 to 1")
     drawn = np.random.default_rng(seed).random(batch.n_units)
@@ -83,7 +86,7 @@ def sample_units(batch: _Units, fraction: float, *, seed: int) -> _Units:
 
 
 def _starts_run(batch: UnitColumns) -> NDArray[np.bool_]:
-    """Where a unit must not be joined with the one before it."""
+    """Return which units must not be joined with the unit before them, bool `[units]`."""
     starts = np.ones(batch.n_units, bool)
     special = batch.kind == UnitKind.SPECIAL
     starts[1:] = (
@@ -98,7 +101,7 @@ def _starts_run(batch: UnitColumns) -> NDArray[np.bool_]:
 
 
 def _merge(batch: _Units, first: NDArray[np.intp]) -> _Units:
-    """Joins units into groups, given the first unit of each."""
+    """Join units into groups, given the first unit of every group."""
     if not len(first):
         return batch
     last = np.append(first[1:], batch.n_units) - 1

@@ -1,4 +1,4 @@
-"""The command line `simct-align`: inspect a pair of tokenizers, align texts, see a demo."""
+"""Internal: the command line `simct-align`, which inspects tokenizers and aligns texts."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ EXIT_OK, EXIT_BAD_DATA, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 _TOKENIZER_HELP = "directory, tokenizer.json[.gz], .model, tekken.json, or hub id"
 
 _DESCRIPTION = """\
-Align what two tokenizers make of the same text, byte for byte.
+Align two tokenizations of the same text, byte for byte.
 
-Text is cut into units: the smallest pieces that both tokenizers can express.
-A unit is one token on both sides (shared), or several on at least one (multi)."""
+The text is cut into units: the smallest pieces that both tokenizations have.
+A unit is one token on both sides (shared) or several on at least one (multi)."""
 
 _EPILOG = """\
 examples:
@@ -48,30 +48,31 @@ exit codes: 0 done; 1 the data or a tokenizer cannot be read; 2 wrong usage.
 NO_COLOR=1 turns colours off, FORCE_COLOR=1 turns them on."""
 
 _INSPECT_EPILOG = """\
-The share of a side is the part of its distinct token texts that is a single
-token on the other side too. It says how much of the vocabulary could be
-compared token by token; `simct-align align` says how much of a text.
+The share of the side is the part of its distinct token texts that are a single
+token on the other side too. It is the part of the vocabulary that can be
+compared token by token. `simct-align align` shows the coverage of a text.
 
-One-sided tokens are those whose text is no single token of the other side.
-They are counted by the number of tokens that the other side writes them with.
+One-sided tokens are tokens whose text is not a single token of the other side.
+They are counted by the length of their spelling: the number of tokens with
+which the other side writes them.
 
 example:
   simct-align inspect path/to/teacher path/to/student --json"""
 
 _ALIGN_EPILOG = """\
-What the text is read from:
+Sources of texts:
   --text T          one text
-  --file F.jsonl    one JSON object per line; --field names the text in it
-  --file F.txt      every other file: each line is a text
-  -                 standard input, each line a text (JSON objects with --field)
-Files may be compressed (.gz). Lines of white space in a JSONL file are passed over.
+  --file F.jsonl    one JSON object per line; --field names the field of the text
+  --file F.txt      any other file: every line is a text
+  -                 standard input: every line is a text, or a JSON object with --field
+Files may be compressed (.gz). Lines of white space in a JSONL file are skipped.
 
-What --json prints, one object per line:
+Output of --json, one object per line:
   {"type": "text", "text": 0, "line": 1, "teacher_tokens": [ids], "student_tokens": [ids],
    "units": [{"teacher": [start, end], "student": [start, end], "kind": "shared", "text": "It"}],
    "unmatched": [{"teacher": [start, end], "student": [start, end], "reason": "bytes_differ"}]}
-and after all texts {"type": "coverage", ...}. Ranges are token positions, end excluded.
-"bytes" (hex) is added where the bytes of a unit are no valid UTF-8.
+and, after all texts, {"type": "coverage", ...}. Ranges are token positions, end excluded.
+"bytes" (hex) is added if the bytes of a unit are not valid UTF-8.
 
 examples:
   simct-align align TEACHER STUDENT --text "naïve café 12345"
@@ -87,7 +88,7 @@ def _open_vocabulary(source: str) -> Vocabulary:
     try:
         return Vocabulary.from_tokenizer(source)
     except (OSError, ValueError, TypeError, ImportError) as error:
-        raise DataError(f"cannot read tokenizer {source!r}: {error}") from error
+        raise DataError(f"cannot read the tokenizer {source!r}: {error}") from error
 
 
 # --- inspect -------------------------------------------------------------------------------------
@@ -116,8 +117,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     rows.append(both("  share of the side", lambda side: f"{side['shared_share']:.1%}"))
     rows.append(row("one-sided tokens", "one_sided"))
     rows += _spelling_rows(teacher, student)
-    rows.append(row("  the other side has no spelling", "unspelled"))
-    rows.append(both("space put in front", lambda side: "yes" if side["dummy_prefix"] else "no"))
+    rows.append(row("  without a spelling", "unspelled"))
+    rows.append(both("space before a text", lambda side: "yes" if side["dummy_prefix"] else "no"))
     screen.line(f"teacher  {arguments.teacher}")
     screen.line(f"student  {arguments.student}")
     screen.line()
@@ -131,7 +132,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _spelling_rows(teacher: dict[str, Any], student: dict[str, Any]) -> list[list[str]]:
-    """One-sided tokens by the length of their spelling; long ones are drawn together."""
+    """Return table rows of one-sided tokens by the length of their spelling."""
     rows = []
     for first, last in ((2, 2), (3, 3), (4, 4), (5, 8), (9, None)):
         counts = [
@@ -149,8 +150,8 @@ def _spelling_rows(teacher: dict[str, Any], student: dict[str, Any]) -> list[lis
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    # All but ASCII is escaped: then no encoding of stdout, and no reader that takes U+2028 for
-    # the end of a line, can break a line of JSON.
+    # Everything but ASCII is escaped: every encoding of stdout can write the line, and no reader
+    # takes U+2028 for the end of the line.
     sys.stdout.write(json.dumps(value, ensure_ascii=True) + "\n")
 
 
@@ -208,7 +209,7 @@ def _demo(_: argparse.Namespace) -> int:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number
 
 
@@ -239,23 +240,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     inspect = add(
-        commands, "inspect", _inspect, help="what two vocabularies share", epilog=_INSPECT_EPILOG,
-        description="Count the tokens of two vocabularies by kind, and those that they share.",
+        commands, "inspect", _inspect, help="count shared and one-sided tokens",
+        epilog=_INSPECT_EPILOG,
+        description="Count the tokens of two vocabularies by kind, shared and one-sided.",
     )  # fmt: skip
     align = add(
         commands, "align", _align, help="align texts, show units and coverage",
         epilog=_ALIGN_EPILOG,
-        description="Tokenize texts on both sides, align them, show the units and the coverage.",
+        description="Tokenize texts on both sides, align them, and show units and coverage.",
     )  # fmt: skip
     add(
-        commands, "demo", _demo, help="see it work, without any file",
+        commands, "demo", _demo, help="show a demo without any file",
         description="Align a passage with the two bundled tokenizers: units, coverage, speed.",
         epilog="Takes a few seconds; needs no network and no file.",
     )  # fmt: skip
     for command in (inspect, align):
         command.add_argument("teacher", metavar="TEACHER", help=_TOKENIZER_HELP)
         command.add_argument("student", metavar="STUDENT", help=_TOKENIZER_HELP)
-        command.add_argument("--json", action="store_true", help="JSON lines, for machines")
+        command.add_argument("--json", action="store_true", help="print JSON lines instead of text")
     source = align.add_mutually_exclusive_group()
     source.add_argument("--text", metavar="T", help="align this text")
     source.add_argument("--file", metavar="F", help="read texts from a file (- for standard input)")
@@ -263,8 +265,10 @@ def _parser() -> argparse.ArgumentParser:
     align.add_argument("--field", metavar="NAME", help='JSON field of the text (default "text")')
     align.add_argument("--limit", type=_positive, metavar="N", help="stop after N texts")
     align.add_argument("--threads", type=_threads, metavar="N", help="threads (default: all)")
-    align.add_argument("--summary", action="store_true", help="only the coverage")
-    align.add_argument("--progress", action="store_true", help="progress bar, also without a tty")
+    align.add_argument("--summary", action="store_true", help="print only the coverage")
+    align.add_argument(
+        "--progress", action="store_true", help="show progress without a terminal, too"
+    )
     return parser
 
 
@@ -273,13 +277,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "align":
         given = [s for s in (arguments.text, arguments.file, arguments.stdin) if s is not None]
-        # argparse has matched the optional "-" (with nothing) by the time that options come.
+        # argparse has already matched the optional "-" with nothing when it reads the options.
         if rest == ["-"] and not given:
             given, rest = rest, []
         if not rest and not given:
-            parser.error("align: one of --text, --file and - is required")
+            parser.error("align: give one of --text, --file and -")
         if arguments.field is not None and arguments.text is not None:
-            parser.error("align: --field names a field of JSON lines, and --text has none")
+            parser.error("align: --field is for JSON lines; leave it out with --text")
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
@@ -305,15 +309,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Use it as the entry point of `simct-align`, or call it with arguments in a test.
 
     Args:
-        argv: Arguments without the program's name; None takes `sys.argv[1:]`.
+        argv: Arguments without the program's name. None means `sys.argv[1:]`.
 
     Returns:
-        0 when done, 1 when data or a tokenizer cannot be read or the output not be written (one
-        line on stderr says why),
-        2 for wrong usage, 130 when interrupted.
+        0 when done; 1 if the data or a tokenizer cannot be read, or the output cannot be written
+        (one line on stderr gives the reason); 2 for wrong usage; 130 when interrupted.
 
     Complexity:
-        `align` takes time linear in the input and holds one batch of texts at a time.
+        `align` takes time linear in the input and holds one batch of texts in memory.
 
     Example:
         >>> from simct_align.cli import main
@@ -324,14 +327,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character shows its escape; in-memory streams need none.
+        # A terminal that cannot show a character shows an escape; in-memory streams show all.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
-    except OSError as error:  # what is read has its own message: this is stdout
-        # Python flushes it once more at exit: let that go nowhere.
+    except OSError as error:  # from stdout: errors of reading are DataErrors
+        # Python flushes stdout once more at exit: discard that output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # the reader has seen enough
             return EXIT_OK

@@ -1,4 +1,4 @@
-"""Pairs and alignments as plain dictionaries (`--json`) and as drawings for a terminal."""
+"""Internal: pairs and alignments as plain dictionaries (`--json`) and as terminal output."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def _special_name(vocabulary: Vocabulary, token: int) -> str:
 
 
 def describe_pair(aligner: Aligner) -> dict[str, Any]:
-    """What `inspect --json` prints: both vocabularies, what they share, and what only one has.
+    """Return what `inspect --json` prints: counts of both vocabularies and their shared tokens.
 
-    `spelled_by_length` of a side counts its one-sided tokens by the number of tokens with which
-    the other side writes them; it makes the pair's spellings, a second for large vocabularies.
+    `spelled_by_length` of a side counts its one-sided tokens by the length of their spelling. It
+    needs the spellings of the pair, which take a second for large vocabularies.
     """
     teacher, student, shared = aligner.teacher, aligner.student, aligner.shared
     controls = teacher.kinds[shared.teacher_ids] == TokenKind.SPECIAL
-    # Between equal vocabularies every id is shared, also those that repeat another's bytes.
+    # Equal vocabularies share every id, including ids that repeat the bytes of another id.
     shared_texts = len(np.unique(teacher.canonical_ids[shared.teacher_ids[~controls]]))
     specials = [
         [
@@ -84,7 +84,7 @@ def _unmatched_of(batch: AlignedBatch, row: int) -> list[dict[str, Any]]:
 
 
 def describe_row(batch: AlignedBatch, row: int) -> dict[str, Any]:
-    """One row of a batch as `align --json` prints it: ids, units, unmatched spans."""
+    """Return one row of a batch as `align --json` prints it: ids, units, unmatched spans."""
     units = []
     for unit in batch.units(row):
         shown: dict[str, Any] = {
@@ -109,7 +109,7 @@ def describe_row(batch: AlignedBatch, row: int) -> dict[str, Any]:
 
 
 def cells_of(aligner: Aligner, row: dict[str, Any]) -> list[Cell]:
-    """The units and unmatched spans of a described row in the order of the text, to be drawn."""
+    """Return the units and unmatched spans of a described row as cells, in the order of text."""
     spans = [*row["units"], *({"kind": "unmatched", **span} for span in row["unmatched"])]
     spans.sort(
         key=lambda span: (
@@ -141,7 +141,7 @@ def draw_row(screen: Screen, aligner: Aligner, row: dict[str, Any], title: str) 
     )
     if unmatched:
         counts += ", " + screen.paint(
-            f"{len(unmatched)} span{'s' * (len(unmatched) > 1)} in no unit", "red"
+            f"{len(unmatched)} unmatched span{'s' * (len(unmatched) > 1)}", "red"
         )
     screen.line(f"{screen.paint(title, 'bold')}  {counts}")
     draw_cells(screen, cells_of(aligner, row))
@@ -149,8 +149,8 @@ def draw_row(screen: Screen, aligner: Aligner, row: dict[str, Any], title: str) 
 
 
 def draw_coverage(screen: Screen, counts: dict[str, Any]) -> None:
-    """Draw the coverage of all texts: how many tokens are in units, and what is left out, why."""
-    rows = [["", "tokens", "in units", "share", "in no unit"]]
+    """Draw the coverage of all texts: tokens in units, and unmatched tokens by reason."""
+    rows = [["", "tokens", "in units", "share", "unmatched"]]
     reasons: dict[str, int] = {}
     for side in ("teacher", "student"):
         tokens, inside = counts[f"{side}_tokens"], counts[f"{side}_tokens_in_units"]
@@ -165,15 +165,15 @@ def draw_coverage(screen: Screen, counts: dict[str, Any]) -> None:
     )
     draw_table(screen, rows)
     kinds = ", ".join(f"{number:,} {name}" for name, number in units.items()) or "none"
-    screen.line(f"  units: {kinds}; {counts['units_without_prefix']:,} without prefix")
+    screen.line(f"  units: {kinds}; {counts['units_without_prefix']:,} without a prefix")
     if any(reasons.values()):
         named = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items() if number)
-        screen.line(f"  tokens in no unit: {named}")
+        screen.line(f"  unmatched tokens: {named}")
 
 
 @dataclass
 class CoverageSum:
-    """Coverage added up over batches, so that no more than one batch is held."""
+    """The sum of the coverage of several batches."""
 
     counts: dict[str, Any] = field(default_factory=dict)
 

@@ -308,8 +308,9 @@ def _plain_aligner(aligner: Aligner, tokenizes: tuple[str, ...]) -> Aligner:
 
 
 def _thread_limit() -> int | None:
-    """Return the default number of threads: the CPUs of the Ray actor or task, one in another
-    child process, and None (all cores) elsewhere.
+    """Return the default number of threads, None for all cores.
+
+    It is the number of CPUs of the Ray actor or task, and one in another child process.
     """
     ray: Any = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():

@@ -1,4 +1,4 @@
-"""What the command line draws: colours, aligned token cells, tables, a progress bar."""
+"""Internal: terminal output of the command line: colours, token cells, tables, a progress bar."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CODES = {
     "special": "30;46",
     "unmatched": "97;41",
 }
-# Below a cell where there are no colours, so that its kind can be seen all the same.
+# Marks below a cell that show its kind on a terminal without colours.
 _MARKS = {"shared": " ", "multi": "~", "special": "^", "unmatched": "!"}
 _WHITE_SPACE = {" ": "·", "\n": "↵", "\t": "⇥"}
 _TOKEN_EDGE = "┊"
@@ -35,7 +35,7 @@ _MAX_COLUMNS = 160
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """Whether to colour a stream: by NO_COLOR, then FORCE_COLOR, then whether it is a tty."""
+    """Return whether to colour a stream: by NO_COLOR, then FORCE_COLOR, then isatty."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -45,7 +45,7 @@ def wants_colour(stream: TextIO) -> bool:
 
 @dataclass(frozen=True)
 class Screen:
-    """A stream with what is known about it: how wide it is, and whether it shows colours."""
+    """A stream with its width and whether it shows colours."""
 
     stream: TextIO
     colour: bool
@@ -53,7 +53,7 @@ class Screen:
 
     @classmethod
     def of(cls, stream: TextIO) -> Screen:
-        """The screen behind a stream (COLUMNS, else the terminal's width, else 100)."""
+        """Return the screen of a stream, as wide as COLUMNS, else the terminal, else 100."""
         columns = shutil.get_terminal_size(fallback=(100, 24)).columns
         return cls(stream, wants_colour(stream), max(40, min(columns, _MAX_COLUMNS)))
 
@@ -62,7 +62,7 @@ class Screen:
         self.stream.write(text + "\n")
 
     def paint(self, text: str, style: str) -> str:
-        """The text in a style, or as it is where there are no colours."""
+        """Return the text in a style, or unchanged if the stream shows no colours."""
         return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.colour and text else text
 
     def title(self, text: str) -> None:
@@ -72,7 +72,7 @@ class Screen:
 
 
 def columns_of(text: str) -> int:
-    """How many columns a terminal gives to a text."""
+    """Return how many columns of a terminal a text takes."""
     return sum(
         0
         if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me")
@@ -84,17 +84,17 @@ def columns_of(text: str) -> int:
 
 
 def _escape(code: int) -> str:
-    r"""A character by its number; `backslashreplace` would let ESC and other ASCII through."""
+    r"""Return the escape of a code point, also of ASCII ones, which `backslashreplace` keeps."""
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def visible(token: bytes) -> str:
-    r"""A token's bytes so that nothing is hidden, and nothing steers the terminal.
+    r"""Return a token's bytes as text without invisible and control characters.
 
-    White space becomes `·`, `↵` and `⇥`; bytes that are no character, control characters,
-    other invisible characters, and those three signs themselves become escapes such as `\x9f`.
+    White space becomes `·`, `↵` and `⇥`. Bytes that are not whole characters, control characters,
+    other invisible characters, and these three signs themselves become escapes such as `\x9f`.
     """
     shown = []
     for character in token.decode("utf-8", "backslashreplace"):
@@ -119,7 +119,7 @@ class Cell:
 
 
 def _joined(tokens: Sequence[str], room: int) -> str:
-    """The tokens with edges between; what does not fit is left out in the middle, and counted."""
+    """Join tokens with edges; tokens in the middle that do not fit are replaced by a count."""
     whole = _TOKEN_EDGE.join(tokens)
     if columns_of(whole) <= room:
         return whole
@@ -141,7 +141,7 @@ def _joined(tokens: Sequence[str], room: int) -> str:
 
 
 def _lines(cells: Sequence[Cell], room: int) -> Iterator[list[tuple[str, str, str, int]]]:
-    """Cells as (kind, teacher, student, columns), as many in a line as there is room for."""
+    """Yield lines of cells (kind, teacher, student, columns), each as full as possible."""
     line: list[tuple[str, str, str, int]] = []
     used = 1
     for cell in cells:
@@ -157,10 +157,10 @@ def _lines(cells: Sequence[Cell], room: int) -> Iterator[list[tuple[str, str, st
 
 
 def draw_cells(screen: Screen, cells: Sequence[Cell]) -> None:
-    """Draw both segmentations one above the other, a column per unit.
+    """Draw both tokenizations one above the other, with one column per unit.
 
-    Where there are no colours, a third line marks units of several tokens with `~`, pairs of
-    special tokens with `^`, and what is in no unit with `!`.
+    Without colours, a third line marks units of several tokens with `~`, pairs of special tokens
+    with `^`, and unmatched spans with `!`.
     """
     edge = screen.paint(_UNIT_EDGE, "dim")
     for line in _lines(cells, screen.columns - _LABEL_COLUMNS):
@@ -179,12 +179,12 @@ def draw_cells(screen: Screen, cells: Sequence[Cell]) -> None:
 
 
 def draw_legend(screen: Screen) -> None:
-    """Say what the cells' colours, or marks, and their edges mean."""
+    """Draw the meaning of the colours (or marks) and of the edges of cells."""
     meanings = {
         "shared": "one token on both sides",
         "multi": "several tokens",
         "special": "special tokens",
-        "unmatched": "in no unit",
+        "unmatched": "unmatched",
     }
     keys = [
         screen.paint(f" {text} ", kind)
@@ -201,7 +201,7 @@ def draw_legend(screen: Screen) -> None:
 
 
 def draw_table(screen: Screen, rows: Sequence[Sequence[str]]) -> None:
-    """Draw rows of texts, the first column flush left, the others right; row 0 is the head."""
+    """Draw a table: row 0 is the head, the first column is left-aligned, the others right."""
     widths = [max(columns_of(row[i]) for row in rows) for i in range(len(rows[0]))]
     for number, row in enumerate(rows):
         parts = [
@@ -215,11 +215,11 @@ def draw_table(screen: Screen, rows: Sequence[Sequence[str]]) -> None:
 
 
 class Progress:
-    """A bar on stderr that shows how much of an input is done; draws nothing unless asked to.
+    """A progress bar on stderr.
 
     Args:
-        total_bytes: The size of the input, None where it is not known (then texts are counted).
-        shown: Whether to draw at all.
+        total_bytes: The size of the input; None if it is not known, then the bar counts texts.
+        shown: Whether to draw the bar.
     """
 
     _SECONDS_BETWEEN = 0.1
@@ -231,13 +231,13 @@ class Progress:
         self._drawn_at = 0.0
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Erase the bar."""
         if self._shown and self._drawn_at:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
     def update(self, done_bytes: int, done_texts: int) -> None:
-        """Draw again, but not more often than the eye can follow."""
+        """Draw the bar again, at most every 0.1 seconds."""
         now = time.monotonic()
         if not self._shown or now - self._drawn_at < self._SECONDS_BETWEEN:
             return

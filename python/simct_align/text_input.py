@@ -1,4 +1,4 @@
-"""Reading texts for the command line: one by one, so that a file of any length goes through."""
+"""Internal: reading texts for the command line, one by one, from files of any length."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-# A batch ends at whichever comes first: enough rows for all threads, little enough to hold.
+# A batch ends at the first of these limits: enough rows for all threads, few enough for memory.
 _BATCH_TEXTS = 512
 _BATCH_CHARACTERS = 1 << 20
 
 
 class DataError(Exception):
-    """Something that was given cannot be read: one line for stderr, exit code 1."""
+    """An input that cannot be read: the command line prints one line and exits with code 1."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class InputText:
 
 def _checked_text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where} is {type(value).__name__}, expected a string")
+        raise DataError(f"{where}: expected a string, got {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where} is no valid Unicode: {error.reason}") from error
+        raise DataError(f"{where} is not valid Unicode: {error.reason}") from error
     return value
 
 
 def _line_text(line: bytes, number: int, name: str, json_field: str | None) -> str | None:
-    """The text of one line; None for a line of white space between JSON objects."""
+    """Return the text of one line; None for a line of white space between JSON objects."""
     where = f"{name}, line {number}"
     try:
-        # A byte order mark at the beginning of a file is no text.
+        # A byte order mark at the start of a file is not text.
         content = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: no valid UTF-8: {error.reason}") from error
+        raise DataError(f"{where}: not valid UTF-8: {error.reason}") from error
     if json_field is None:
         return content
     if not content.strip():
@@ -61,10 +61,12 @@ def _line_text(line: bytes, number: int, name: str, json_field: str | None) -> s
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: invalid JSON: {error}") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON {type(row).__name__}, expected an object")
+        raise DataError(f"{where}: expected a JSON object, got a {type(row).__name__}")
     if json_field not in row:
         there = ", ".join(sorted(row)) or "none"
-        raise DataError(f"{where}: no field {json_field!r} (fields there: {there})")
+        raise DataError(
+            f"{where}: no field {json_field!r}; the fields are {there}; choose one with --field"
+        )
     return _checked_text(row[json_field], f"{where}: field {json_field!r}")
 
 
@@ -83,27 +85,28 @@ def _read_lines(
 
 @dataclass(frozen=True)
 class Source:
-    """The texts of one run, and the size of what they are read from (None where unknown)."""
+    """The texts of one run, and the size of their file in bytes (None if unknown)."""
 
     texts: Iterator[InputText]
     total_bytes: int | None
 
 
 def single_text(text: str) -> Source:
-    """The one text of `--text`."""
+    """Return the text of `--text` as a source."""
     return Source(iter([InputText(0, _checked_text(text, "--text"), 0)]), None)
 
 
 def standard_input(json_field: str | None) -> Source:
-    """The lines of standard input: texts, or JSON objects where a field is named."""
+    """Return the lines of standard input as a source: texts, or JSON objects with a field."""
     lines = _read_lines(sys.stdin.buffer, lambda: 0, "standard input", json_field)
     return Source(lines, None)
 
 
 def open_file(path: Path, field: str | None, stack: ExitStack) -> Source:
-    """The lines of a file, compressed or not, which the stack closes.
+    """Open a file, compressed or not, and return its lines as a source.
 
-    A file is JSON lines by its name (`.jsonl`, `.ndjson`), or because a field is named.
+    The file is read as JSON lines if its name ends with `.jsonl` or `.ndjson`, or if a field is
+    given. The stack closes the file.
     """
     try:
         file = stack.enter_context(path.open("rb"))
@@ -118,13 +121,13 @@ def open_file(path: Path, field: str | None, stack: ExitStack) -> Source:
     json_lines = field is not None or name.endswith((".jsonl", ".ndjson"))
     json_field = (field or "text") if json_lines else None
     total = status.st_size if stat.S_ISREG(status.st_mode) else None
-    # The position in the file as it lies on disk: of a compressed one, too, a fair measure.
+    # The position in the file on disk, also of a compressed file: a fair measure of progress.
     position = file.tell if total is not None else lambda: 0
     return Source(_read_lines(stream, position, str(path), json_field), total)
 
 
 def in_batches(texts: Iterator[InputText], limit: int | None) -> Iterator[list[InputText]]:
-    """The first `limit` texts (all for None) in lists of a bounded size."""
+    """Yield the first `limit` texts (None: all texts) in lists of bounded size."""
     batch: list[InputText] = []
     size = 0
     for number, item in enumerate(texts, start=1):

@@ -1,4 +1,4 @@
-"""Where a tokenizer comes from: kept with a vocabulary, opened when something is tokenized."""
+"""Internal: the source of a tokenizer, which is opened when a text is tokenized."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 
 class TokenizerSource:
-    """A tokenizer, or what it can be loaded from; loads at most once, on first use.
+    """A tokenizer, or a source from which it is opened once, on first use.
 
-    Pickles as a path or hub id where it was given as one, else as the pickled tokenizer object,
-    which stays bytes until somebody tokenizes: data-loader workers that only align never load it.
+    A path or a hub id pickles as it is. A tokenizer object pickles as bytes, which are unpickled
+    when a text is tokenized. Data-loader workers that only align never load the tokenizer.
 
     Args:
-        source: Anything that `open_tokenizer` takes.
-        special: Names or ids of further control tokens, which encoding must not make from text.
-        opened: The tokenizer, where it is open already and has been told of them.
-        check: Called with the tokenizer once, when it is opened; raises to refuse it.
+        source: Any source that `open_tokenizer` reads.
+        special: Names or ids of additional special tokens, which must not come from text.
+        opened: The tokenizer, if it is already open and knows the additional special tokens.
+        check: A function that is called once, with the opened tokenizer. It raises an error to
+            refuse the tokenizer.
     """
 
     def __init__(
@@ -40,10 +41,17 @@ class TokenizerSource:
         self._check = check
 
     def open(self) -> TextTokenizer:
-        """The tokenizer.
+        """Open the tokenizer, or return it if it is already open.
+
+        Returns:
+            The tokenizer.
 
         Raises:
-            UnsupportedTokenizerError, TypeError, ValueError, OSError: As `open_tokenizer` does.
+            UnsupportedTokenizerError: As for `open_tokenizer`.
+            TypeError: As for `open_tokenizer`.
+            ValueError: As for `open_tokenizer`, or `check` refuses the tokenizer.
+            OSError: As for `open_tokenizer`.
+            ImportError: As for `open_tokenizer`.
         """
         if self._opened is None:
             from simct_align.readers import open_tokenizer
@@ -62,7 +70,7 @@ class TokenizerSource:
     def __getstate__(self) -> tuple[object, tuple[str | int, ...]]:
         source = self._source
         if isinstance(source, (str, os.PathLike)):
-            # Workers may run in another directory; a hub id is no path that exists here.
+            # Workers may run in another directory. A hub id is not an existing path.
             path = Path(source)
             source = str(path.absolute()) if path.exists() else str(source)
         elif not isinstance(source, _Pickled):
@@ -76,7 +84,7 @@ class TokenizerSource:
 
 
 class _Pickled:
-    """A tokenizer object that waits to be unpickled."""
+    """The bytes of a pickled tokenizer object."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -1,6 +1,6 @@
-"""Two small tokenizers and a passage that ship with the package, to try it without any file.
+"""Two small tokenizers and a passage of texts, bundled for a first try without any file.
 
-The tokenizers are made by `tools/make_demo_tokenizers.py`, from text that the script writes.
+The script `tools/make_demo_tokenizers.py` made the tokenizers from text that it generates.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _PASSAGE = (
 
 
 def demo_tokenizers() -> tuple[Path, Path]:
-    """The directories of the two bundled tokenizers, teacher and student.
+    """Return the directories of the two bundled tokenizers, teacher and student.
 
-    Use them for a first try, in examples and in tests: they are read like any other pair.
-    The teacher is a byte-level BPE that splits numbers into single digits (EOS `<|end|>`), the
-    student a SentencePiece-style BPE with byte fallback that puts a space in front of a text and
-    has tokens of up to three digits (EOS `</s>`). Both have 4,096 tokens.
+    Use them for a first try, in examples and in tests. They are read like any other pair. The
+    teacher is a byte-level BPE that splits numbers into single digits (EOS `<|end|>`). The student
+    is a SentencePiece-style BPE with byte fallback; it puts a space before a text and has tokens
+    of up to three digits (EOS `</s>`). Both have 4,096 tokens.
 
     Returns:
         `(teacher, student)`, each a directory with `tokenizer.json.gz` and
         `tokenizer_config.json`.
 
     Complexity:
-        Constant; nothing is read.
+        O(1); no file is read.
 
     Example:
         >>> from simct_align.demo import demo_tokenizers
@@ -46,15 +46,16 @@ def demo_tokenizers() -> tuple[Path, Path]:
 
 
 def demo_passage() -> tuple[str, ...]:
-    """Short texts that the bundled tokenizers cut differently: mathematics, code, scripts, emoji.
+    """Return short texts that the bundled tokenizers cut differently.
 
-    Use them to see what units look like, or as a small hard input for a test.
+    They contain mathematics, code, several writing systems and emoji. Use them to see what units
+    look like, or as a small but hard input of a test.
 
     Returns:
         The texts; none is empty.
 
     Complexity:
-        Constant.
+        O(1).
 
     Example:
         >>> from simct_align.demo import demo_passage

@@ -1,4 +1,4 @@
-"""What `simct-align demo` shows: the passage in units, its coverage, the file, the speed."""
+"""Internal: the output of `simct-align demo`: units, coverage, saving, speed and a loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SPEED_RUNS = 25
 
 @dataclass(frozen=True)
 class Demo:
-    """What the sections of the demo work on."""
+    """The input of the sections of the demo."""
 
     screen: Screen
     aligner: Aligner
@@ -40,8 +40,8 @@ class Demo:
 
 
 def show_pair(demo: Demo) -> None:
-    """The two bundled tokenizers, and what they share."""
-    demo.screen.title("1. Two tokenizers that ship with the package")
+    """Show counts of the two bundled tokenizers and of their shared texts."""
+    demo.screen.title("1. Two bundled tokenizers")
     found = describe_pair(demo.aligner)
     rows = [["", "ids", "shared texts", "of its texts", "stop"]]
     for place, side in enumerate(("teacher", "student")):
@@ -51,14 +51,16 @@ def show_pair(demo: Demo) -> None:
         rows.append([side, f"{found[side]['vocabulary']:,}", shared, share, stop])
     draw_table(demo.screen, rows)
     demo.screen.line(
-        "  The teacher cuts numbers into single digits, the student groups up to three;"
+        "  The teacher cuts numbers into single digits, the student into up to three digits."
     )
-    demo.screen.line("  the student puts a space in front, and writes rare characters as bytes.")
+    demo.screen.line(
+        "  The student puts a space before a text and writes rare characters as bytes."
+    )
 
 
 def show_passage(demo: Demo) -> None:
-    """Every text of the passage as both sides cut it, then the coverage."""
-    demo.screen.title("2. The finest units that both can express")
+    """Show the units of every text of the passage, then the coverage."""
+    demo.screen.title("2. The finest units that both tokenizations have")
     draw_legend(demo.screen)
     demo.screen.line()
     for row in range(len(demo.batch)):
@@ -81,7 +83,7 @@ def show_file(demo: Demo) -> None:
     if not np.array_equal(again.student_end, demo.batch.student_end):
         raise RuntimeError("the loaded pair aligns differently")
     demo.screen.line(f"  aligner.save, {size:,} bytes; Aligner.load took {milliseconds:.1f} ms;")
-    demo.screen.line("  the loaded pair needs no tokenizer, and gives the same units.")
+    demo.screen.line("  the loaded pair has no tokenizers and gives the same units.")
 
 
 def _repeated(
@@ -92,14 +94,14 @@ def _repeated(
 
 
 def show_speed(demo: Demo) -> None:
-    """Time `align_batch` on the passage many times over, and check what it returns."""
-    demo.screen.title("4. How fast align_batch goes")
+    """Time `align_batch` on many copies of the passage, and check the result."""
+    demo.screen.title("4. The speed of align_batch")
     sides = (demo.batch.teacher, demo.batch.student)
     teacher, student = (
         _repeated(np.asarray(s.values), np.asarray(s.offsets), _SPEED_REPEATS) for s in sides
     )
     tokens = len(student[0])
-    rows = [["", "a batch takes", "student tokens/s"]]
+    rows = [["", "time per batch", "student tokens/s"]]
     cores = os.cpu_count() or 1
     for label, threads in (("1 thread", 1), (f"all threads ({cores})", None)):
         seconds = []
@@ -113,11 +115,11 @@ def show_speed(demo: Demo) -> None:
         rows.append([label, f"{best * 1e3:.2f} ms", f"{tokens / best / 1e6:.1f} M"])
     draw_table(demo.screen, rows)
     count = f"{len(teacher[1]) - 1:,} rows, {tokens:,} student tokens"
-    demo.screen.line(f"  {count}; best of {_SPEED_RUNS}; token ids in, units out.")
+    demo.screen.line(f"  {count}; best of {_SPEED_RUNS} runs; from token ids to units.")
 
 
 def show_loss(demo: Demo) -> None:
-    """Compute the loss of two tiny random models over the passage, where torch is installed."""
+    """Compute the loss of two tiny random models on the passage, if torch is installed."""
     demo.screen.title("5. The loss")
     if importlib.util.find_spec("torch") is None:
         demo.screen.line("  needs PyTorch: pip install 'simct-align[torch]'")
@@ -128,7 +130,7 @@ def show_loss(demo: Demo) -> None:
     rows = [["", "reverse KL per unit", "norm of the student's gradient"]]
     rows += [[name, f"{value:.4f}", f"{norm:.4f}"] for name, value, norm in loss]
     draw_table(demo.screen, rows)
-    demo.screen.line("  two randomly initialised recurrent models, one pass over the passage.")
+    demo.screen.line("  two recurrent models with random weights, one pass over the passage.")
 
 
 SECTIONS: tuple[Callable[[Demo], None], ...] = (
@@ -143,16 +145,16 @@ SECTIONS: tuple[Callable[[Demo], None], ...] = (
 def show_demo(screen: Screen) -> None:
     """Show all sections of the demo, in order.
 
-    Use it through `simct-align demo`. It needs no network, and no file beside the package.
+    Use it through `simct-align demo`. It needs no network, and no file outside the package.
 
     Args:
-        screen: Where to write.
+        screen: The screen to write to.
 
     Raises:
-        RuntimeError: Where a section's check of its own answer fails.
+        RuntimeError: The result of a section is wrong.
 
     Complexity:
-        A few seconds; a batch of about half a million tokens is held in memory.
+        A few seconds, and the memory of a batch of about half a million tokens.
     """
     start = time.perf_counter()
     teacher, student = demo_tokenizers()

@@ -1,4 +1,4 @@
-"""Two tiny models for the demo. Needs PyTorch."""
+"""Internal: two tiny models for the demo, in PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HIDDEN = 32
 
 
 class TinyModel(nn.Module):
-    """A recurrent language model, just large enough to have an opinion."""
+    """A small recurrent language model."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class TinyModel(nn.Module):
         self.output = nn.Linear(_HIDDEN, vocab_size)
 
     def forward(self, rows: RaggedIds) -> Tensor:
-        """Logits of ragged rows, packed: `[tokens, vocabulary]`."""
+        """Return the packed logits of ragged rows, `[tokens, vocabulary]`."""
         lengths = torch.from_numpy(rows.offsets).diff()
         ids = [torch.from_numpy(rows.row(number)) for number in range(len(rows))]
         padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
@@ -39,14 +39,15 @@ class TinyModel(nn.Module):
 
 
 def tiny_loss(aligner: Aligner, batch: AlignedBatch) -> list[tuple[str, float, float]]:
-    """Loss and gradient norm of two random models over a batch, for each candidate set.
+    """Compute the loss and the gradient norm of two random models on a batch.
 
     Args:
-        aligner: The pair.
-        batch: Ragged rows.
+        aligner: The aligner.
+        batch: A batch of ragged rows.
 
     Returns:
-        (candidate set, mean reverse KL per unit in nats, gradient norm).
+        One tuple per candidate set: (the candidate set, the mean reverse KL per unit in nats, the
+        norm of the student's gradient).
     """
     index = batch.index().to("cpu")
     found = []

@@ -1,7 +1,7 @@
-"""Readers of tokenizers: from any supported object or file to exact token bytes.
+"""Internal: readers that give the exact token bytes of supported tokenizer objects and files.
 
-`open_tokenizer` finds the reader for what it is given. The libraries behind the readers
-are imported only when one of their tokenizers is opened.
+`open_tokenizer` chooses the reader. A reader imports the library of its tokenizers when one of
+them is opened.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _FILE_SUFFIXES = (".json", ".gz", ".model", ".spm", ".tiktoken", ".txt")
 
 
 def open_tokenizer(source: object) -> TextTokenizer:
-    """Open a tokenizer for reading its token bytes and for encoding text with it.
+    """Open a tokenizer, to read its token bytes and to tokenize texts.
 
-    Use it where a `Vocabulary` is not enough, such as to look at the table itself;
-    `Vocabulary.from_tokenizer` calls it for you.
+    Use it if a `Vocabulary` is not enough, for example to inspect the table itself.
+    `Vocabulary.from_tokenizer` calls it.
 
     Args:
         source: A `tokenizers.Tokenizer`; a fast `transformers` tokenizer; a path to
@@ -46,15 +46,15 @@ def open_tokenizer(source: object) -> TextTokenizer:
         The reader.
 
     Raises:
-        TypeError: If `source` is none of these.
-        FileNotFoundError: If a path, or a hub id, cannot be found.
-        ValueError: If a file cannot be read as a tokenizer.
-        ImportError: If the library that a file or hub id needs is not installed.
-        UnsupportedTokenizerError: If the tokenizer is of a kind that has no exact reading. What the
-            components of a tokenizer allow is checked by `table`.
+        TypeError: `source` is not one of these.
+        FileNotFoundError: A path or a hub id cannot be found.
+        ValueError: A file is not a tokenizer that can be read.
+        ImportError: The library that a file or hub id needs is not installed.
+        UnsupportedTokenizerError: The tokenizer is of an unsupported type. The components of the
+            tokenizer are checked later, by `table`.
 
     Complexity:
-        Loading the file, where it is one; nothing is read from an object yet.
+        That of loading the file. Nothing is read from a tokenizer object yet.
 
     Example:
         >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -88,9 +88,9 @@ def open_tokenizer(source: object) -> TextTokenizer:
 
 
 def _is_a(source: object, package: str, name: str) -> bool:
-    """Tell whether an object's class, or one it derives from, is the named one of a package.
+    """Return whether the class of an object, or a base of it, has this name and package.
 
-    The package need not be imported for that, and is not, where the answer is no.
+    The check does not import the package.
     """
     return any(
         base.__name__ == name and base.__module__.partition(".")[0] == package
@@ -120,7 +120,7 @@ def _open_transformers(source: Any) -> TextTokenizer:
     if not _is_a(backend, "tokenizers", "Tokenizer"):
         raise UnsupportedTokenizerError(
             f"slow transformers tokenizer {type(source).__name__}",
-            "it has no tokenizers backend; pass the fast one, or the path of its .model file",
+            "it has no tokenizers backend; pass the fast tokenizer, or the path of its .model file",
         )
     from simct_align.readers.huggingface import HuggingFaceTokenizer
 
@@ -183,7 +183,7 @@ def _open_tekken(path: Path) -> TextTokenizer:
         raise ImportError(
             f"reading {path} needs the package mistral-common: pip install mistral-common"
         ) from error
-    read_file(path)  # for its message about LFS pointers
+    read_file(path)  # raises an error for a Git LFS pointer
     try:
         tekkenizer = Tekkenizer.from_file(path)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
@@ -201,13 +201,13 @@ def _open_hub(name: str) -> TextTokenizer:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise ImportError(
-            f"{name!r} is no file or directory here; loading it from the hub needs transformers: "
+            f"{name!r} is not a file or directory; loading it from the hub needs transformers: "
             "pip install 'simct-align[transformers]'"
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(
-            f"{name!r} is no file or directory here, and transformers cannot load it: {error}"
+            f"{name!r} is not a file or directory, and transformers cannot load it: {error}"
         ) from error
     return _open_transformers(tokenizer)

@@ -1,7 +1,7 @@
-"""What every reader gives: a table of token bytes, and a text encoder.
+"""Internal: the interface of all readers, with a table of token bytes and a text encoder.
 
-A reader stands between one tokenizer library and the engine. The engine never sees a tokenizer
-object: it gets a `TokenTable` once per vocabulary, and token ids from `encode_batch`.
+A reader connects one tokenizer library with the engine. The engine never sees a tokenizer object:
+it gets one `TokenTable` per vocabulary, and token ids from `encode_batch`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# SentencePiece's stand-in for a space (U+2581), also used by tokenizers converted from it.
+# The character (U+2581) with which SentencePiece, and tokenizers converted from it, write a space.
 META_SPACE = "\u2581"
 
 
@@ -26,14 +26,15 @@ META_SPACE = "\u2581"
 class TokenTable:
     """Every token id of a tokenizer with its exact bytes and kind.
 
-    Made by `TextTokenizer.table`; `Vocabulary.from_tokenizer` is the usual way to one.
+    `TextTokenizer.table` returns it. `Vocabulary.from_tokenizer` is the usual way to read one.
 
     Attributes:
-        token_bytes: Index is the token id; `b""` for SPECIAL, UNUSED and zero-byte tokens.
-        kinds: `TokenKind` values, uint8, one per id.
-        dummy_prefix: Whether the encoder puts a space in front of a text tokenized alone.
+        token_bytes: The bytes of every id; `b""` for SPECIAL, UNUSED and zero-byte tokens.
+        kinds: The `TokenKind` of every id, uint8 `[ids]`.
+        dummy_prefix: Whether the tokenizer puts a space before a text that it tokenizes alone.
         special_names: Printable names of the SPECIAL ids.
-        stop_ids: Ids that end a turn, where known, the canonical one first; all are SPECIAL.
+        stop_ids: Ids that end a turn, as far as they are known, the canonical one first. All are
+            SPECIAL.
     """
 
     token_bytes: list[bytes]
@@ -44,22 +45,23 @@ class TokenTable:
 
 
 class TextTokenizer(Protocol):
-    """What the package needs of a tokenizer, whichever library it comes from."""
+    """The methods that the package needs of a tokenizer of any library."""
 
     def table(self, *, special: Collection[str | int] = ()) -> TokenTable:
         """Read the exact bytes and kind of every token id.
 
         Args:
-            special: Names or ids of further tokens to treat as control tokens, although the
-                tokenizer does not flag them. `encode_batch` then keeps clear of them, too;
-                each call replaces the choice of the call before.
+            special: Names or ids of additional special tokens, which the tokenizer does not flag
+                as special. From then on, `encode_batch` does not make them from text either. Each
+                call replaces the choice of the previous call.
 
         Returns:
             The table. Its length is the largest token id plus one.
 
         Raises:
-            UnsupportedTokenizerError: If the token bytes cannot be read exactly.
-            ValueError: If a name or id in `special` is no token of this tokenizer.
+            UnsupportedTokenizerError: The exact token bytes cannot be read.
+            TypeError: `special` is a string, or an entry is neither a name nor an id.
+            ValueError: A name or id in `special` is not a token of this tokenizer.
 
         Complexity:
             O(bytes of all tokens) time and memory.
@@ -67,20 +69,20 @@ class TextTokenizer(Protocol):
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize texts, adding nothing: no BOS or EOS, no truncation, no padding.
+        """Tokenize texts without BOS or EOS, truncation and padding.
 
-        Text never becomes a control token: a sampled `<eos>` stays five characters. The
-        tokenizer object that the reader was opened with is never changed.
+        Text never becomes a special token: a sampled text `<eos>` stays five characters. The
+        tokenizer object from which the reader was opened is never changed.
 
         Args:
-            texts: The texts, each tokenized for itself.
+            texts: The texts. Each is tokenized separately.
 
         Returns:
             The token ids of every text.
 
         Raises:
-            ValueError: If a token declared in `table(special=...)` would come from text, and
-                the tokenizer's library has no way to avoid it.
+            ValueError: Text would become a token that was declared in `table(special=...)`, and
+                the library of the tokenizer cannot avoid it.
 
         Complexity:
             That of the tokenizer's own batch call.
@@ -88,7 +90,7 @@ class TextTokenizer(Protocol):
         ...
 
     def token_id(self, name: str) -> int | None:
-        """Look up a token by its printable name (`"<|im_end|>"`), None if there is none."""
+        """Look up a token by its printable name, such as `"<|im_end|>"`; None if there is none."""
         ...
 
 
@@ -101,15 +103,15 @@ def build_table(
     stops: Sequence[int] = (),
     dummy_prefix: bool = False,
 ) -> TokenTable:
-    """Turn the given ids into SPECIAL ones and close the table.
+    """Mark the given ids as SPECIAL and build the table.
 
     Args:
-        token_bytes: The bytes of every id; changed in place.
-        kinds: The kind of every id before that; changed in place.
-        special: All control tokens, those already of kind SPECIAL included.
-        name_of: Printable name of a special id.
-        stops: Ids that end a turn; the ones that are no SPECIAL token are left out.
-        dummy_prefix: See `TokenTable`.
+        token_bytes: The bytes of every id. The list is changed in place.
+        kinds: The kind of every id. The array is changed in place.
+        special: All special ids, including ids that already have kind SPECIAL.
+        name_of: A function that returns the printable name of a special id.
+        stops: Ids that end a turn. Ids that are not SPECIAL are left out.
+        dummy_prefix: As in `TokenTable`.
 
     Returns:
         The finished table.
@@ -129,11 +131,11 @@ def build_table(
 
 
 def stop_ids(stops: Iterable[str | int], token_id: Callable[[str], int | None]) -> list[int]:
-    """Give the ids of the stops that exist; a configuration may name others.
+    """Return the ids of the stops that exist. A configuration can name others, too.
 
     Args:
         stops: Names or ids.
-        token_id: Look-up of names.
+        token_id: A function that returns the id of a name, or None.
 
     Returns:
         The ids, in order.
@@ -152,14 +154,14 @@ def resolve_special(
     Args:
         special: Names or ids, as passed to `TextTokenizer.table`.
         kinds: The kind of every id.
-        token_id: Look-up of names.
+        token_id: A function that returns the id of a name, or None.
 
     Returns:
         The ids.
 
     Raises:
-        ValueError: Naming all entries that are no token of the tokenizer.
-        TypeError: If `special` is a single string, or an entry is neither a name nor an id.
+        ValueError: Entries are not tokens of the tokenizer; the message names all of them.
+        TypeError: `special` is a string, or an entry is neither a name nor an id.
     """
     if isinstance(special, str):
         raise TypeError(
@@ -195,15 +197,15 @@ def _as_id(entry: object) -> int:
 def refuse_control_tokens(
     rows: Sequence[Sequence[int]], names: Mapping[int, str], texts: Sequence[str]
 ) -> None:
-    """Raise if encoding turned text into a token that was declared special.
+    """Raise an error if text became a token that was declared special.
 
     Args:
-        rows: Token ids of each text.
+        rows: The token ids of every text.
         names: The ids that must not occur, with their names.
         texts: The texts, for the message.
 
     Raises:
-        ValueError: Naming the token and where it came from.
+        ValueError: Such a token occurs; the message names the token and its text.
     """
     if not names:
         return
@@ -212,6 +214,6 @@ def refuse_control_tokens(
             token = next(token for token in row if token in names)
             raise ValueError(
                 f"texts[{number}] is encoded with token {token} ({names[token]!r}), which is "
-                "declared special, and this tokenizer offers no way to spell that text otherwise: "
-                f"{texts[number][:80]!r}"
+                "declared special, and this tokenizer cannot encode the text without that token; "
+                f"change the text or leave the token out of special=: {texts[number][:80]!r}"
             )

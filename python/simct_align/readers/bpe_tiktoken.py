@@ -1,4 +1,4 @@
-"""Reader for `tiktoken.Encoding`."""
+"""Internal: the reader for `tiktoken.Encoding`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TiktokenTokenizer:
-    """A tiktoken encoding, through its public methods.
+    """A tiktoken encoding, read through its public methods.
 
     Args:
         encoding: The `tiktoken.Encoding`.
@@ -31,7 +31,7 @@ class TiktokenTokenizer:
         found = [self._bytes_of(token) for token in range(size)]
         token_bytes = [text or b"" for text in found]
         kinds = np.full(size, TokenKind.NORMAL, dtype=np.uint8)
-        # Holes: between the ranks and the special tokens, or among the latter.
+        # Ids without a token: between the ranks and the special tokens, or between special tokens.
         kinds[[token for token, text in enumerate(found) if text is None]] = TokenKind.UNUSED
         names = {encoding.encode_single_token(name): name for name in encoding.special_tokens_set}
         declared = resolve_special(special, kinds, self.token_id)

@@ -1,8 +1,9 @@
-"""From a Hugging Face decoder's description to the bytes of token strings.
+"""Internal: the bytes of token strings, read from the description of a Hugging Face decoder.
 
-A `tokenizers` model holds printable strings; its decoder says which bytes they stand for. Calling
-`decode` per id would be slow and wrong (half a character comes back as U+FFFD), so the decoder's
-components are read instead. A chain that could let one token change another's bytes is refused.
+A `tokenizers` model contains printable strings, and its decoder turns them into bytes. Calling
+`decode` for every id would be slow and wrong, because half a character becomes U+FFFD. The
+components of the decoder are read instead. A decoder in which one token could change the bytes of
+another token is refused.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# What the ByteFallback component takes for a byte: six characters, two of them read as base 16
-# (which lets a plus sign pass as the first).
+# The byte tokens of the ByteFallback component: six characters, two of them a number in base 16.
+# That component also accepts a plus sign as the first of the two.
 _BYTE_TOKEN = re.compile(r"<0x([+0-9A-Fa-f][0-9A-Fa-f])>")
 
 # The replacements of the WordPiece component's `cleanup`, in its order.
@@ -44,7 +45,7 @@ _WORDPIECE_CLEANUP = (
 
 
 def _byte_alphabet() -> NDArray[np.int16]:
-    """Byte of every character of the byte-level alphabet, -1 for other code points."""
+    """Return the byte of every character of the byte-level alphabet, -1 for other characters."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = sorted(set(range(256)) - set(printable))
     table = np.full(0x100 + len(rest) + 1, -1, dtype=np.int16)
@@ -58,35 +59,37 @@ _BYTE_OF_CHARACTER = _byte_alphabet()
 
 
 class TokenReader(ABC):
-    """How one decoder reads token strings."""
+    """The conversion of token strings to bytes by one decoder."""
 
     @abstractmethod
     def read(self, tokens: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """Give the bytes of token strings, as inside a text (not at its start).
+        """Return the bytes of token strings inside a text, not at its start.
 
         Args:
             tokens: The strings of the model's vocabulary.
 
         Returns:
-            The bytes of each, and the indices of those that are byte fallbacks (`<0x0A>`).
+            The bytes of every string, and the indices of the byte fallbacks (`<0x0A>`).
         """
 
     def check(self, tokens: Iterable[str]) -> None:  # noqa: B027
-        """Refuse strings that the decoder reads otherwise than `read` does; most have none.
+        """Raise an error for a string that the decoder does not convert as `read` does.
+
+        Most decoders have no such strings.
 
         Args:
-            tokens: Strings of tokens that text is made of.
+            tokens: Strings of tokens of text.
 
         Raises:
-            UnsupportedTokenizerError: One of them.
+            UnsupportedTokenizerError: A string is converted differently.
         """
 
 
 class ByteLevelReader(TokenReader):
-    """Characters of the byte alphabet stand for bytes; any other token for its own UTF-8."""
+    """Characters of the byte alphabet become their bytes; any other token becomes its UTF-8."""
 
     def read(self, tokens: Sequence[str]) -> tuple[list[bytes], list[int]]:
-        """See `TokenReader`. All tokens at once: O(characters), vectorised."""
+        """See `TokenReader`. O(characters of all tokens), in NumPy."""
         joined = "".join(tokens)
         code_points = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
         outside = len(_BYTE_OF_CHARACTER) - 1
@@ -95,7 +98,7 @@ class ByteLevelReader(TokenReader):
         ends = np.cumsum(np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens)))
         bounds = [0, *ends.tolist()]
         result = [data[start:end] for start, end in itertools.pairwise(bounds)]
-        # One character that is no byte makes the whole token plain text, as in the decoder.
+        # One character outside the alphabet makes the whole token plain text, as in the decoder.
         plain = np.searchsorted(ends, np.flatnonzero(values < 0), side="right")
         for index in np.unique(plain).tolist():
             result[index] = tokens[index].encode()
@@ -104,10 +107,10 @@ class ByteLevelReader(TokenReader):
 
 @dataclass(frozen=True)
 class GuardedByteLevelReader(ByteLevelReader):
-    """A byte alphabet read at the end of a chain whose other components find nothing to do.
+    """The byte level at the end of a chain whose other components change nothing.
 
-    Tokenizers made from GGUF files have such chains: a SentencePiece one, and the byte level
-    behind it. It is exact as long as no token contains what the others look for.
+    Tokenizers made from GGUF files have such chains: the components of SentencePiece, then the
+    byte level. The result is exact if no token contains what the other components replace.
     """
 
     chain: str
@@ -120,12 +123,12 @@ class GuardedByteLevelReader(ByteLevelReader):
         alphabet = {chr(c) for c, byte in enumerate(_BYTE_OF_CHARACTER) if byte >= 0}
         for token in tokens:
             characters = set(token)
-            # All tokens are one string by then: a character that is no byte leaves all of it plain.
+            # Fuse has joined all tokens: one character outside the alphabet makes all plain.
             plain = self.fused and not characters <= alphabet
             fallback = self.byte_fallback and _BYTE_TOKEN.fullmatch(token)
             if plain or fallback or characters & self.marks:
                 raise UnsupportedTokenizerError(
-                    self.chain, f"the components read one another's output for token {token!r}"
+                    self.chain, f"one component changes the input of another for token {token!r}"
                 )
 
 
@@ -152,7 +155,7 @@ class ReplacingReader(TokenReader):
 
 @dataclass(frozen=True)
 class WordPieceReader(TokenReader):
-    """Continuations (`##x`) follow directly, every other token after a space."""
+    """Continuations (`##x`) follow directly; every other token follows after a space."""
 
     prefix: str
     cleanup: bool
@@ -174,14 +177,14 @@ def component_state(component: Any, role: str) -> dict[str, Any] | None:
     """Read the description of a decoder, normalizer or pre-tokenizer.
 
     Args:
-        component: The object, or None where the tokenizer has none.
-        role: What it is, for the message.
+        component: The object, or None if the tokenizer has no such component.
+        role: The role of the component, for the message.
 
     Returns:
-        Its JSON description, None without a component.
+        The JSON description, or None without a component.
 
     Raises:
-        UnsupportedTokenizerError: If it is written in Python, so that it has no description.
+        UnsupportedTokenizerError: The component is written in Python and has no description.
     """
     if component is None:
         return None
@@ -195,7 +198,7 @@ def component_state(component: Any, role: str) -> dict[str, Any] | None:
 
 
 def flatten(state: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """List the components of a description, those inside (nested) Sequences in order."""
+    """Return the components of a description; nested Sequences are flattened, in order."""
     if state is None:
         return []
     if state["type"] != "Sequence":
@@ -204,21 +207,21 @@ def flatten(state: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def token_reader(state: dict[str, Any] | None) -> TokenReader:
-    """Find out how a decoder reads token strings.
+    """Choose the reader of token strings for a decoder.
 
     Args:
-        state: The decoder's JSON description.
+        state: The JSON description of the decoder.
 
     Returns:
         The reader.
 
     Raises:
-        UnsupportedTokenizerError: If a component, or the order of the components, has no exact
-            reading per token.
+        UnsupportedTokenizerError: A component, or the order of the components, does not determine
+            the bytes of every single token.
     """
     if state is None:
         raise UnsupportedTokenizerError(
-            "decoder missing", "without a decoder, tokens are joined with spaces between them"
+            "decoder missing", "without a decoder, the library puts spaces between tokens"
         )
     parts = flatten(state, "decoders")
     kinds = [part["type"] for part in parts]
@@ -231,13 +234,13 @@ def token_reader(state: dict[str, Any] | None) -> TokenReader:
         return _guarded_reader(parts[: len(bare) - 1], f"decoder Sequence[{', '.join(kinds)}]")
     if "ByteLevel" in kinds or "WordPiece" in kinds:
         raise UnsupportedTokenizerError(
-            f"decoder Sequence[{', '.join(kinds)}]", "the components read one another's output"
+            f"decoder Sequence[{', '.join(kinds)}]", "one component changes the input of another"
         )
     return _replacing_reader(parts, kinds)
 
 
 def _guarded_reader(before: list[dict[str, Any]], chain: str) -> TokenReader:
-    """Read `(Replace | Metaspace | ByteFallback | Fuse)*` in front of the byte level."""
+    """Read `(Replace | Metaspace | ByteFallback | Fuse)*` before the byte level."""
     marks = set()
     for part in before:
         mark = None
@@ -245,11 +248,11 @@ def _guarded_reader(before: list[dict[str, Any]], chain: str) -> TokenReader:
             mark = part["replacement"]
         elif part["type"] == "Replace":
             mark = part["pattern"].get("String")
-        # A longer pattern might be found where two tokens meet.
+        # A longer pattern could match across two tokens.
         if mark is not None and len(mark) == 1:
             marks.add(mark)
         elif part["type"] not in ("ByteFallback", "Fuse"):
-            raise UnsupportedTokenizerError(chain, "the components read one another's output")
+            raise UnsupportedTokenizerError(chain, "one component changes the input of another")
     kinds = {part["type"] for part in before}
     return GuardedByteLevelReader(chain, frozenset(marks), "ByteFallback" in kinds, "Fuse" in kinds)
 
@@ -262,12 +265,12 @@ def _replacing_reader(parts: list[dict[str, Any]], kinds: list[str]) -> TokenRea
     for part, kind in zip(parts, kinds, strict=True):
         component = f"decoder {kind}"
         if kind not in order:
-            raise UnsupportedTokenizerError(component, "it has no exact reading per token")
+            raise UnsupportedTokenizerError(component, "it does not determine the bytes per token")
         repeated = order[kind] == stage > 0
         if order[kind] < stage or repeated or (kind == "Strip" and stage != order["Fuse"]):
             raise UnsupportedTokenizerError(
                 f"decoder Sequence[{', '.join(kinds)}]",
-                f"{kind} at this place could change bytes across tokens",
+                f"{kind} at this place can change bytes across tokens",
             )
         stage = order[kind]
         if kind == "Metaspace":
@@ -275,11 +278,11 @@ def _replacing_reader(parts: list[dict[str, Any]], kinds: list[str]) -> TokenRea
         elif kind == "Replace":
             pattern = part["pattern"].get("String")
             if not pattern:
-                raise UnsupportedTokenizerError(component, "only a literal pattern can be read")
+                raise UnsupportedTokenizerError(component, "only a literal pattern is supported")
             replacements.append((pattern, part["content"]))
         elif kind == "Strip" and not (
             part["content"] == " " and part["start"] <= 1 and part["stop"] == 0
         ):
-            # One leading space of the whole text is the dummy prefix; more would be text.
+            # One space at the start of the whole text is the dummy prefix; more would be text.
             raise UnsupportedTokenizerError(component, f"it strips more than a prefix: {part}")
     return ReplacingReader(tuple(replacements), "ByteFallback" in kinds)

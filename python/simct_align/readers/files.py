@@ -1,4 +1,4 @@
-"""Tokenizer files: finding, unpacking and reading them, with errors that name the file."""
+"""Internal: finding, unpacking and reading tokenizer files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What a directory may hold, in the order in which it is looked for.
+# The tokenizer files of a directory, in the order in which they are searched.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.json.gz", "tekken.json", "tokenizer.model")
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -21,11 +21,11 @@ _NAMED_SPECIAL = ("bos_token", "unk_token", "pad_token", "sep_token", "cls_token
 
 @dataclass(frozen=True)
 class Hints:
-    """What the configuration files beside a tokenizer file say about its tokens.
+    """Facts about tokens from the configuration files in the directory of a tokenizer file.
 
     Attributes:
         special: Names of special tokens, from tokenizer_config.json.
-        eos: Name of the EOS token, from tokenizer_config.json.
+        eos: Name of the EOS token, from tokenizer_config.json, or None.
         stops: Ids that end a generation, from generation_config.json.
     """
 
@@ -35,17 +35,17 @@ class Hints:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a tokenizer file, unpacked if it is gzip.
+    """Read a tokenizer file, and unpack it if it is compressed with gzip.
 
     Args:
         path: The file.
 
     Returns:
-        Its content.
+        The content.
 
     Raises:
-        ValueError: If it is a Git LFS pointer, or a broken gzip file.
-        OSError: If it cannot be read.
+        ValueError: The file is a Git LFS pointer, or a damaged gzip file.
+        OSError: The file cannot be read.
     """
     data = path.read_bytes()
     if data.startswith(_LFS_MAGIC):
@@ -65,10 +65,10 @@ def find_file(directory: Path) -> Path:
         directory: The directory.
 
     Returns:
-        The first of `TOKENIZER_FILES` that is there.
+        The first of `TOKENIZER_FILES` that exists.
 
     Raises:
-        FileNotFoundError: If none is.
+        FileNotFoundError: None of them exists.
     """
     for name in TOKENIZER_FILES:
         if (directory / name).is_file():
@@ -77,16 +77,16 @@ def find_file(directory: Path) -> Path:
 
 
 def read_hints(directory: Path) -> Hints:
-    """Read tokenizer_config.json and generation_config.json, where they are there.
+    """Read tokenizer_config.json and generation_config.json, if they exist.
 
     Args:
-        directory: Where the tokenizer file is.
+        directory: The directory of the tokenizer file.
 
     Returns:
-        What they say.
+        The facts about tokens.
 
     Raises:
-        ValueError: If one of them is there but cannot be read.
+        ValueError: A configuration file exists but is not readable JSON.
     """
     config = _read_json(directory / "tokenizer_config.json")
     special = [name for key in _NAMED_SPECIAL if (name := _name(config.get(key))) is not None]
@@ -115,6 +115,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _name(entry: object) -> str | None:
-    """Name of a token in a configuration: a string, or an object that holds it."""
+    """Return the name of a token in a configuration: a string, or an object that contains it."""
     content = entry.get("content") if isinstance(entry, dict) else entry
     return content if isinstance(content, str) else None

@@ -1,4 +1,4 @@
-"""Reader for Hugging Face tokenizers: `tokenizers` objects, their files, and transformers'."""
+"""Internal: the reader for tokenizers of Hugging Face's `tokenizers` and `transformers`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizers.Tokenizer` with what is known about it from elsewhere.
+    """A `tokenizers.Tokenizer` with facts about its tokens from configuration files.
 
     Args:
-        tokenizer: The tokenizer; never changed.
-        special: Names or ids that a configuration counts among the special tokens. Only added
-            tokens can become special this way: a text token such as `!` named as the padding
-            token stays text.
-        eos: Name or id of the token that the configuration calls EOS. It becomes special
-            even if it is not an added token.
-        stops: Further ids or names that end a turn; added tokens among them become special,
-            text tokens are left out.
+        tokenizer: The tokenizer. It is never changed.
+        special: Names or ids that a configuration lists as special tokens. Only added tokens
+            become special: a text token such as `!` that is the padding token stays text.
+        eos: Name or id of the EOS token of the configuration. It becomes special even if it is
+            not an added token.
+        stops: Additional ids or names of tokens that end a turn. Added tokens among them become
+            special; text tokens are left out.
     """
 
     def __init__(
@@ -74,8 +73,9 @@ class HuggingFaceTokenizer:
         kinds[ids] = TokenKind.NORMAL
         kinds[ids[fallbacks]] = TokenKind.BYTE
         for token, entry in added.items():
-            # Text is cut at added tokens before the model sees it, so they stand for what is cut
-            # out; the ones that the model knows as well, it may also build from others.
+            # The tokenizer cuts added tokens out of a text before the model reads the text, so an
+            # added token has the bytes that are cut out. An added token that the model also has
+            # keeps the bytes from the model, which can build it from other tokens as well.
             if vocabulary.get(entry.content) != token:
                 token_bytes[token] = _added_bytes(tokenizer, entry, reader)
                 kinds[token] = TokenKind.NORMAL
@@ -105,7 +105,7 @@ class HuggingFaceTokenizer:
         return self._tokenizer.token_to_id(name)
 
     def _flagged_special(self) -> set[int]:
-        """Ids of the control tokens, as the tokenizer and its configuration flag them."""
+        """Return the ids that the tokenizer or its configuration flags as special."""
         added = self._tokenizer.get_added_tokens_decoder()
         flagged = {token for token, entry in added.items() if entry.special}
         flagged.update(self._ids([*self._special, *self._stops]) & added.keys())
@@ -118,7 +118,7 @@ class HuggingFaceTokenizer:
         return [token for entry in (*named, *self._stops) for token in self._ids([entry])]
 
     def _ids(self, entries: Sequence[str | int]) -> set[int]:
-        """Ids of the entries that the tokenizer has; a configuration may name more."""
+        """Return the ids of the entries that the tokenizer has; a configuration can name more."""
         found = set()
         for entry in entries:
             if isinstance(entry, str):
@@ -131,19 +131,19 @@ class HuggingFaceTokenizer:
 
 
 class _Encoder:
-    """A private copy of a tokenizer that never makes control tokens out of text.
+    """A private copy of a tokenizer that never makes special tokens from text.
 
-    The copy shares the model, which is most of the memory and of the time to copy, and gets
-    its own added tokens. What the copy cannot keep apart that way (a model that reaches a control
-    token from text by itself, as Unigram models do) is noticed in the output; then a second copy is
-    made whose model does not know these strings.
+    The copy shares the model, which has most of the memory and would take most of the time to
+    copy. It has its own added tokens. A model can still make a special token from text by itself,
+    as Unigram models do. If such a token occurs in the output, the texts are tokenized again with a
+    second copy whose model does not have the names of special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, special: set[int]) -> None:
         unknown = _unknown_token(tokenizer.model)
         unknown_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
         names = _names(tokenizer, special)
-        # Unknown text rightly becomes the unknown token; only its name as text must not.
+        # Unknown text may become the unknown token, but the name of that token in a text must not.
         self._unknown = None if unknown_id is None else (unknown_id, names.pop(unknown_id, ""))
         self._names = names
         self._special = special
@@ -173,7 +173,7 @@ def _private_copy(tokenizer: Tokenizer, special: set[int]) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer
 
     if getattr(tokenizer.model, "dropout", None):
-        # Merges left out at random are for training; they are a property of the shared model.
+        # Dropout leaves merges out at random, for training; it is a property of the shared model.
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
         tokenizer.model.dropout = None
     copy = Tokenizer(tokenizer.model)
@@ -200,17 +200,17 @@ def _check_ids(copy: Tokenizer, tokenizer: Tokenizer) -> None:
         if copy.token_to_id(entry.content) != token:
             raise UnsupportedTokenizerError(
                 f"added token {entry.content!r}",
-                f"its id {token} is not the one that the tokenizers library gives it",
+                f"its id {token} is not the id that the tokenizers library assigns",
             )
 
 
 def _hardened_copy(encoder: Tokenizer, special: set[int]) -> Tokenizer:
-    """Copy an encoder, with the model's special strings renamed to what no text contains."""
+    """Copy an encoder, with the special tokens of the model renamed to strings that no text has."""
     from tokenizers import Tokenizer
 
     state: dict[str, Any] = json.loads(encoder.to_str())
     model = state["model"]
-    # A one-character token may be the only spelling of its character: leave it to the check.
+    # A token of one character can be the only token of that character: it stays, and is checked.
     hidden = {
         name: f"\U0010ffff{token}"
         for token in sorted(special)
@@ -232,7 +232,7 @@ def _hardened_copy(encoder: Tokenizer, special: set[int]) -> Tokenizer:
             if known.isdisjoint((left, right, left + right))
         ]
     for entry in state["added_tokens"]:
-        # The model finds its id under the new name; other added tokens keep theirs by their order.
+        # A renamed token gets its id from the model; other added tokens keep theirs by their order.
         if entry["content"] in known:
             entry["content"] = hidden[entry["content"]]
     copy = Tokenizer.from_str(json.dumps(state))
@@ -241,7 +241,7 @@ def _hardened_copy(encoder: Tokenizer, special: set[int]) -> Tokenizer:
 
 
 def _names(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
-    """Names of tokens; `id_to_token` alone would give an added token's normalized form."""
+    """Return the names of tokens; `id_to_token` alone returns the normalized form of added ones."""
     added = tokenizer.get_added_tokens_decoder()
     return {
         token: added[token].content if token in added else str(tokenizer.id_to_token(token))
@@ -250,11 +250,12 @@ def _names(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
 
 
 def _added_bytes(tokenizer: Tokenizer, entry: AddedToken, reader: TokenReader) -> bytes:
-    """Bytes of the text that is cut out for an added token the model does not have.
+    """Return the bytes of an added token that the model does not have.
 
-    That is its content, never read by the decoder (`é` is no byte-level byte there), unless the
-    token is looked for in normalized text and the normalizer already writes what the decoder
-    undoes: bytes as characters, or a mark for spaces, perhaps one in front of the token.
+    They are the UTF-8 of its content, which the decoder does not convert (`é` is not a byte of the
+    byte-level alphabet there). There is one exception. If the tokenizer searches the token in
+    normalized text, and the normalizer already writes what the decoder undoes (bytes as characters,
+    a mark for spaces, a space before the text), the decoder reads the normalized content.
     """
     text: str = entry.content
     if not entry.normalized or tokenizer.normalizer is None:
@@ -275,33 +276,33 @@ def _added_bytes(tokenizer: Tokenizer, entry: AddedToken, reader: TokenReader) -
 
 
 def _check_model(model: Any, reader: TokenReader) -> None:
-    """Refuse models that mark word ends or continuations in a way the decoder does not undo."""
+    """Raise an error if the model marks words in a way that the decoder does not undo."""
     kind = type(model).__name__
     prefix = getattr(model, "continuing_subword_prefix", None)
     undone = reader.prefix if isinstance(reader, WordPieceReader) else None
     if prefix and prefix != undone:
         raise UnsupportedTokenizerError(
             f"model {kind} continuing_subword_prefix",
-            f"the decoder does not take {prefix!r} off",
+            f"the decoder does not remove {prefix!r}",
         )
     if suffix := getattr(model, "end_of_word_suffix", None):
         raise UnsupportedTokenizerError(
-            f"model {kind} end_of_word_suffix", f"the decoder does not take {suffix!r} off"
+            f"model {kind} end_of_word_suffix", f"the decoder does not remove {suffix!r}"
         )
 
 
 def _unknown_token(model: Any) -> str | int | None:
-    """Name or id of the model's unknown token."""
+    """Return the name or the id of the unknown token of the model, or None."""
     if hasattr(model, "unk_token"):
         name: str | None = model.unk_token
         return name
-    # Unigram models show it in their serialized form only.
+    # A Unigram model has the id in its serialized form only.
     token: int | None = json.loads(model.__getstate__()).get("unk_id")
     return token
 
 
 def _prepends_space(tokenizer: Tokenizer, reader: TokenReader) -> bool:
-    """Tell whether the encoder puts a space in front of a text tokenized alone."""
+    """Return whether the tokenizer puts a space before a text that it tokenizes alone."""
     found = False
     for part in flatten(component_state(tokenizer.normalizer, "normalizer"), "normalizers"):
         if part["type"] == "Prepend":

@@ -1,4 +1,4 @@
-"""Reader for SentencePiece processors and `.model` files."""
+"""Internal: the reader for SentencePiece processors and `.model` files."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _TRAINER_SPACE_AS_SUFFIX = 24
 _NORMALIZER_CHARSMAP = 2
 _NORMALIZER_DUMMY_PREFIX = 3
 _NORMALIZER_ESCAPE_SPACES = 5
-# The field `type` of a piece with the value CONTROL: tag (3 << 3 | 0) and value 3. In a message,
-# the last value of a field counts, so appending it is enough.
+# The field `type` of a piece with the value CONTROL: tag (3 << 3 | 0) and value 3. The last value
+# of a field counts in a message, so it is enough to append this one.
 _TYPE_CONTROL = b"\x18\x03"
 
 
@@ -38,8 +38,9 @@ class SentencePieceTokenizer:
     """A SentencePiece model.
 
     Args:
-        processor: A loaded `SentencePieceProcessor`; never changed.
-        stops: Names or ids that end a turn, besides the model's own EOS, if they are special.
+        processor: A loaded `SentencePieceProcessor`. It is never changed.
+        stops: Names or ids of tokens that end a turn, in addition to the EOS of the model. Tokens
+            that are not special are left out.
     """
 
     def __init__(self, processor: Any, *, stops: Sequence[str | int] = ()) -> None:
@@ -84,7 +85,7 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `TextTokenizer.encode_batch`."""
         if self._encoder is None:
-            # Own processor: the caller's may add BOS or EOS, or sample.
+            # A new processor: that of the caller may add BOS or EOS, or sample.
             proto = self._processor.serialized_model_proto()
             self._encoder = type_of_processor()(model_proto=_with_controls(proto, self._declared))
         rows: list[list[int]] = self._encoder.encode(list(texts), out_type=int)
@@ -95,12 +96,12 @@ class SentencePieceTokenizer:
     def token_id(self, name: str) -> int | None:
         """See `TextTokenizer.token_id`."""
         token: int = self._processor.piece_to_id(name)
-        # Names that do not exist give the unknown token.
+        # `piece_to_id` returns the unknown token for a name that does not exist.
         return token if self._processor.id_to_piece(token) == name else None
 
 
 def type_of_processor() -> Any:
-    """Import `SentencePieceProcessor`, with a helpful message where it is missing."""
+    """Import `SentencePieceProcessor`, with the install command in the error."""
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError as error:
@@ -120,7 +121,7 @@ class _Field(NamedTuple):
 
 
 def _fields(data: bytes, start: int, end: int) -> Iterator[_Field]:
-    """Walk over one protobuf message: number, extent and, for integers, value of each field."""
+    """Yield the fields of a protobuf message: number, extent and, for integers, the value."""
     position = start
     while position < end:
         tag_start = position
@@ -162,16 +163,16 @@ def _as_varint(value: int) -> bytes:
 
 
 def _dummy_prefix(proto: bytes) -> bool:
-    """Read the settings that decide about spaces.
+    """Read from a model whether it has a dummy prefix.
 
     Args:
         proto: The serialized model.
 
     Returns:
-        Whether the model puts a space in front of every text.
+        Whether the model puts a space before every text.
 
     Raises:
-        UnsupportedTokenizerError: If spaces are written in a way that pieces alone do not tell.
+        UnsupportedTokenizerError: The pieces alone do not determine the bytes of a text.
     """
     dummy_prefix = True  # the format's default
     for field in _fields(proto, 0, len(proto)):
@@ -180,7 +181,7 @@ def _dummy_prefix(proto: bytes) -> bool:
                 if inner.number == _TRAINER_SPACE_AS_SUFFIX and inner.value:
                     raise UnsupportedTokenizerError(
                         "trainer_spec.treat_whitespace_as_suffix",
-                        "spaces stand behind words, and the last one is made up",
+                        "the model writes spaces after words and adds one at the end of a text",
                     )
         elif field.number == _MODEL_NORMALIZER:
             for inner in _fields(proto, field.start, field.end):
@@ -200,7 +201,7 @@ def _dummy_prefix(proto: bytes) -> bool:
 
 
 def _with_controls(proto: bytes, controls: set[int]) -> bytes:
-    """Make the given pieces control symbols, which SentencePiece never finds in text."""
+    """Turn the given pieces into control symbols, which SentencePiece never makes from text."""
     if not controls:
         return proto
     result = bytearray()

@@ -1,4 +1,4 @@
-"""Reader for Mistral's Tekken tokenizer, an object of `mistral_common` or its file."""
+"""Internal: the reader for Mistral's Tekken tokenizer, an object or file of `mistral_common`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class TekkenTokenizer:
 
     Args:
         tekkenizer: The `mistral_common` `Tekkenizer`.
-        stops: Names or ids that end a turn, besides EOS, if they are special.
+        stops: Names or ids of tokens that end a turn, in addition to EOS. Tokens that are not
+            special are left out.
     """
 
     def __init__(self, tekkenizer: Any, *, stops: Sequence[str | int] = ()) -> None:
