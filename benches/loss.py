@@ -424,7 +424,7 @@ def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str
 
                 steps.append(step)
             # Two calls per turn: on our virtual machines, about every two seconds a step takes a
-            # third of a second more of system time; in longer turns one case would get all of these.
+            # third of a second more of system time. With longer turns one case would get them all.
             timings = time_in_turn(steps, 1 if quick else 4 * repeat, 0.0, calls=2)
             extra = peak_extra(steps[1], [student])
             student.grad = None

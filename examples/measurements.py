@@ -3,9 +3,9 @@
 The reverse KL of a student's samples can fall while the samples drift to texts that both models
 find easy. The reverse KL is therefore measured together with the likelihood of gold answers, the
 likelihood of the teacher's own samples, and properties of the sampled text. Log-probabilities are
-sums over each model's own tokens, so no tokenizer can distort them. Every measure is a ratio of sums
-over prompts. Standard errors are over prompts (delta method), paired where two measurements are
-compared.
+sums over each model's own tokens, so no tokenizer can distort them. Every measure is a ratio of
+sums over prompts. Standard errors are over prompts (delta method), paired where two measurements
+are compared.
 """
 
 from __future__ import annotations
