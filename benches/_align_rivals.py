@@ -1,7 +1,7 @@
-"""What `align.py` measures against: other ways to find the spans that two tokenizations share.
+"""The rivals of `align.py`: other ways to find the spans that two tokenizations share.
 
-Every rival takes one row in the form that it likes best, and returns spans (teacher start, end,
-student start, end), so that its answer can be held against the brute force below.
+Every rival takes one row in the form that suits it best, and returns spans (teacher start, teacher
+end, student start, student end). The spans can be compared with those of the brute force below.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ Span = tuple[int, int, int, int]
 
 
 def common_boundaries(teacher: Sequence[bytes], student: Sequence[bytes]) -> list[Span] | None:
-    """Brute force: all common boundaries of two spellings; None where their bytes differ.
+    """Find all common boundaries of two tokenizations by brute force.
 
-    A lone side's dummy prefix, the space in front of the text, is taken off.
+    The result is None where the bytes of both sides differ. A dummy prefix, the space in front of
+    the text, is removed if only one side has it.
     """
     sides = [list(teacher), list(student)]
     texts = [b"".join(side) for side in sides]
@@ -49,7 +50,7 @@ def common_boundaries(teacher: Sequence[bytes], student: Sequence[bytes]) -> lis
 def scan_ids(
     teacher_ids: Sequence[int], student_ids: Sequence[int], teacher: Any, student: Any
 ) -> list[Span]:
-    """The published code's way: decode every token by itself, then scan the strings."""
+    """Decode every token by itself and scan the strings, as the published code does."""
     return scan_strings(
         [teacher.decode([token], skip_special_tokens=False) for token in teacher_ids],
         [student.decode([token], skip_special_tokens=False) for token in student_ids],
@@ -57,11 +58,11 @@ def scan_ids(
 
 
 def scan_strings(teacher: Sequence[str], student: Sequence[str]) -> list[Span]:
-    """A greedy walk that closes a span only where the next decoded tokens are equal.
+    """Walk greedily over the strings; close a span only where the next decoded tokens are equal.
 
-    Until then the side with the shorter text takes its next token. So a mismatch is glued to the
-    shared token behind it, mismatches side by side fuse, a trailing one is dropped, and half a
-    character, decoded as U+FFFD, derails the rest of the row.
+    Until then the side with the shorter text takes its next token. A mismatch is therefore joined
+    with the shared token after it, neighbouring mismatches are joined with each other, and a
+    mismatch at the end is dropped. Half a character, decoded as U+FFFD, breaks the rest of the row.
     """
     spans = []
     t = s = t_start = s_start = 0
@@ -84,7 +85,7 @@ def scan_strings(teacher: Sequence[str], student: Sequence[str]) -> list[Span]:
 
 
 def load_gold_walk() -> Callable[[Any, Any], tuple[list[list[int]], list[list[int]]]]:
-    """TRL GOLD's walk over ready byte offsets: (student's, teacher's) -> groups of positions."""
+    """Load TRL GOLD's walk, a function of student and teacher byte offsets to position groups."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.gold.gold_trainer import ULDLoss
 
@@ -99,7 +100,7 @@ def spans_of_groups(groups: tuple[list[list[int]], list[list[int]]]) -> list[Spa
 
 
 def spans_of_links(student_to_teacher: list[list[int]]) -> list[Span]:
-    """Tokens that hang together in an alignment by links become one span."""
+    """Turn an alignment by links into spans: linked tokens form one span."""
     spans: list[Span] = []
     for position, linked in enumerate(student_to_teacher):
         if not linked:
@@ -114,7 +115,7 @@ def spans_of_links(student_to_teacher: list[list[int]]) -> list[Span]:
 
 
 def byte_offsets(tokens: Sequence[bytes]) -> list[list[int]]:
-    """[start, end] of every token, as GOLD's collator prepares them."""
+    """Return [start, end] of every token, as GOLD's collator prepares the offsets."""
     offsets, length = [], 0
     for token in tokens:
         offsets.append([length, length + len(token)])

@@ -1,4 +1,4 @@
-"""Benches that take hours: a file for each result, and a command line that goes on where it was."""
+"""Benches that take hours: one file for each result, and a command line that resumes a bench."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Cell:
-    """One result, in one file."""
+    """One result of a bench, in one file."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name, self.path = name, folder / f"{name}.json"
@@ -36,7 +36,7 @@ class Cell:
         return found
 
     def write(self, **content: Any) -> None:
-        """All of it or nothing: a cell that was cut off is run again."""
+        """Write the file completely or not at all, so that an interrupted cell is run again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps({"commit": commit_id()} | content) + "\n", encoding="utf-8")
@@ -55,12 +55,12 @@ class Resumable(Protocol):
         ...
 
     def show(self) -> None:
-        """Print what is there, and what is empty."""
+        """Print the finished cells, and list the empty ones."""
         ...
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a name is asked for: all are without patterns."""
+    """Return whether a name matches a pattern; without patterns all names match."""
     return not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
@@ -73,7 +73,7 @@ def measured_as_json(measured: Measured) -> dict[str, Any]:
 
 
 def tiny_models() -> tuple[Loaded, Loaded]:
-    """Random models around the bundled tokenizers, as a real pair would be loaded."""
+    """Make random models for the bundled tokenizers, in the form of a loaded real pair."""
     from tokenizers import Tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -123,13 +123,13 @@ def command_line(
     bench: Callable[[Path], Resumable],
     quick: Callable[[], None],
 ) -> None:
-    """Run a bench as its arguments say.
+    """Run a bench with the arguments of the command line.
 
     Args:
-        description: The bench's docstring; its first line goes into the help.
-        folder: Where its cells are unless the caller says so.
-        bench: Makes the bench over a folder.
-        quick: Runs all of it, small, and checks it.
+        description: The bench's docstring; its first line is the description in the help.
+        folder: The default folder of the cells.
+        bench: A function of a folder that makes the bench.
+        quick: A function that runs a small version of the whole bench and checks the results.
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     add = parser.add_argument

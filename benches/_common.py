@@ -1,4 +1,4 @@
-"""What the benches share: timing, a CSV row per case, a table on the terminal."""
+"""Common code of the benches: timing, a CSV row per case, a table on the terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Timing:
         return self.samples[0]
 
     def quantile(self, q: float) -> float:
-        """Linear interpolation between the two nearest samples."""
+        """Return a quantile, interpolated linearly between the two nearest samples."""
         place = q * (self.n - 1)
         low = int(place)
         high = min(low + 1, self.n - 1)
@@ -54,11 +54,11 @@ class Timing:
 def time_best(
     fn: Callable[[], object], repeat: int = 7, min_seconds: float = 0.2, *, collector: bool = False
 ) -> Timing:
-    """Time `fn`: at least `repeat` calls after a warm-up call, and at least `min_seconds` of them.
+    """Time `fn`: at least `repeat` calls after a warm-up call, and calls of at least `min_seconds`.
 
-    The garbage collector is off meanwhile, as in `timeit`, unless `collector` leaves it on; the
-    results are dropped inside of the timed part, because handing memory back belongs to the cost
-    of making it.
+    The garbage collector is off during the calls, as in `timeit`, unless `collector` leaves it on.
+    The results are freed inside of the timed part, because the time to free memory is part of the
+    cost of a result.
     """
     fn()
     samples: list[float] = []
@@ -80,7 +80,7 @@ def time_best(
 def time_in_turn(
     functions: Sequence[Callable[[], object]], repeat: int, min_seconds: float, *, calls: int = 5
 ) -> list[Timing]:
-    """Time functions in turn, a few calls each, so that all meet the same state of the machine."""
+    """Time functions in turn, a few calls each, so that the machine's state is the same for all."""
     rounds: list[list[float]] = [[] for _ in functions]
     begun = time.perf_counter()
     while len(rounds[0]) < repeat or time.perf_counter() - begun < min_seconds * len(functions):
@@ -93,7 +93,7 @@ def commit_id() -> str:
     """Return the short commit of the checkout, `+` appended if tracked files have changed."""
     try:
         head = _git("rev-parse", "--short", "HEAD")
-        # The benches append to their own record, which must not make the commit look changed.
+        # A bench appends to its own record; this change must not mark the commit as changed.
         changed = _git(
             "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benches/record"
         )
@@ -110,7 +110,7 @@ def _git(*arguments: str) -> str:
 
 
 def append_csv(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Append rows with the fields of `CSV_FIELDS`; `commit` is filled in."""
+    """Append rows with the fields of `CSV_FIELDS`; this function sets `commit`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists() or path.stat().st_size == 0
@@ -128,7 +128,7 @@ def _plain(value: object) -> object:
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under headers; numbers are set right, text left."""
+    """Print rows under headers, with numbers aligned right and text aligned left."""
     body = [[_plain(cell) for cell in row] for row in rows]
     texts = [[str(cell) for cell in row] for row in body]
     widths = [max(map(len, column)) for column in zip(headers, *texts, strict=True)]

@@ -1,22 +1,23 @@
-"""How fast batches are aligned, side by side with other ways to do it, in one run.
+"""The speed of alignment, compared with other ways to align, in one run.
 
     python benches/align.py [--teacher DIR] [--student DIR] [--data JSONL] [--csv CSV] [--quick]
 
-Answers come before timings: `align_batch` must equal a brute force over all common boundaries, and
-each rival's agreement with it is printed. Rates are student tokens per second; a ratio is our
-median rate over the rival's. `align_batch` runs with everything on: regions, byte verification,
-classes.
+Results are checked before they are timed: `align_batch` must equal a brute force over all common
+boundaries, and the agreement of each rival with `align_batch` is printed. Rates are student tokens
+per second. A ratio is the median rate of `align_batch` over the median rate of the rival.
+`align_batch` runs with all of its parts: regions, byte verification, classes.
 
-How a rival is driven decides much of its rate, so each stands here twice. "As run" is what a user
-of it gets: Python's garbage collector is on, the results of all rows are returned together, as
-`align_batch` returns them, the scan decodes through `transformers`, GOLD's walk takes the
-collator's offset tensors. "Kindest" gives it what it likes best ready made (strings, lists of
-offsets), drops the result of each row, and turns the collector off. The bars speak of "as run".
+The rate of a rival depends on how it is called, so each rival is timed in two ways. "As run" is the
+way of a user: Python's garbage collector is on, and the results of all rows are returned together,
+as `align_batch` returns them. The scan decodes through `transformers`, and GOLD's walk takes the
+collator's offset tensors. "Kindest" is the fastest way: the rival gets its inputs ready made
+(strings, lists of offsets), the result of each row is dropped, and the collector is off. The bars
+apply to "as run".
 
-Memory is measured in a process of its own that loads a saved aligner and the ids, resets the
-kernel's high-water mark of the resident set (Linux: /proc/self/clear_refs), aligns once, and reads
-the mark: the growth, result included, over the student tokens. The ids are repeated until there
-are millions, so that pages and libraries do not count.
+Memory is measured in a process of its own. The process loads a saved aligner and the ids, resets
+the kernel's high-water mark of the resident set (Linux: /proc/self/clear_refs), aligns once, and
+reads the mark. The measure is the growth, including the result, per student token. The ids are
+repeated up to millions of tokens, so that the share of pages and libraries is negligible.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ OURS = "align_batch, ragged, 1 thread"
 
 @dataclass
 class Inputs:
-    """One corpus in every form that somebody likes."""
+    """One corpus, in the input form of each rival."""
 
     aligner: Aligner
     tokenizers: tuple[Tokenizer, Tokenizer]
@@ -118,7 +119,7 @@ def prepare(teacher: Path, student: Path, data: Path | None, rows: int) -> Input
 
 
 def check_ours(inputs: Inputs) -> None:
-    """Stop unless the engine finds exactly the common boundaries, with any number of threads."""
+    """Exit if the engine does not find exactly the common boundaries, with any thread count."""
     for threads in (1, None):
         batch = inputs.aligner.align_batch(
             inputs.ragged(0), inputs.ragged(1), threads=threads, on_mismatch="error"
@@ -134,7 +135,7 @@ def check_ours(inputs: Inputs) -> None:
 
 
 def agreement(inputs: Inputs, found: list[list[rivals.Span]]) -> tuple[str, str]:
-    """Share of our units that a rival finds exactly, and of student tokens that it covers."""
+    """Return the share of units that a rival finds exactly, and its share of covered tokens."""
     same = sum(
         len(set(ours) & set(theirs)) for ours, theirs in zip(inputs.expected, found, strict=True)
     )
@@ -147,7 +148,7 @@ def agreement(inputs: Inputs, found: list[list[rivals.Span]]) -> tuple[str, str]
 class Case:
     name: str
     run: Callable[[], object]
-    #: What a rival finds, for its agreement with us.
+    #: The spans that a rival finds, for its agreement with `align_batch`.
     spans: Callable[[], list[list[rivals.Span]]] | None = None
     collector: bool = True
 
@@ -187,7 +188,7 @@ def gold_cases(inputs: Inputs) -> list[Case]:
         return left_out(GOLD, error)
     lists = [[rivals.byte_offsets(row) for row in side] for side in inputs.tokens]
     tensors = [[torch.tensor(row) for row in side] for side in lists]
-    # The lists of lists are made when they are needed: alive, they would slow the collector.
+    # The lists of lists are made when they are needed, because live lists slow the collector down.
     del lists
 
     def gold() -> list[Any]:
@@ -265,7 +266,7 @@ def our_cases(inputs: Inputs) -> list[Case]:
 
 
 def memory_per_student_token(inputs: Inputs, threads: int | None) -> float | None:
-    """Bytes of peak extra memory, from a process of its own; None if not on Linux."""
+    """Return the peak extra bytes per student token, from a new process; None if not on Linux."""
     if not Path("/proc/self/clear_refs").exists():
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -290,7 +291,7 @@ def measure_memory(folder: str, threads: int) -> None:
     with np.load(Path(folder, "ids.npz")) as file:
         ids = {name: file[name] for name in file.files}
     sides = [(ids[name], ids[f"{name}_offsets"]) for name in ("teacher", "student")]
-    # Once small, so that threads and code are there; then the mark starts from what is resident.
+    # A small call first starts the threads and loads the code; then the mark is reset.
     small = [(values[: offsets[1]], offsets[:2]) for values, offsets in sides]
     aligner.align_batch(*small, threads=threads or None)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -314,7 +315,7 @@ def run(inputs: Inputs, *, repeat: int, min_seconds: float) -> dict[str, Timing]
     timings: dict[str, Timing] = {}
     theirs, ours = rival_cases(inputs), our_cases(inputs)
     found = {case.name: agreement(inputs, case.spans()) for case in theirs if case.spans}
-    # How threads scale is asked of the same moments, not of one minute and the next.
+    # Thread counts are timed in turn, so that all run in the same state of the machine.
     turns, rest = ours[:2], ours[2:]
     in_turn = time_in_turn([case.run for case in turns], repeat, min_seconds)
     timings.update(zip((case.name for case in turns), in_turn, strict=True))
@@ -334,7 +335,7 @@ def run(inputs: Inputs, *, repeat: int, min_seconds: float) -> dict[str, Timing]
 
 
 def bars(timings: dict[str, Timing], memory: dict[str, float]) -> None:
-    """Print what must be reached, and whether it is."""
+    """Print the bars, and whether each is reached."""
 
     def speed(fast: str, slow: str, *, best: bool = False) -> float | None:
         if fast not in timings or slow not in timings:

@@ -1,17 +1,17 @@
-"""How fast on-path continuations are enumerated, beside a dictionary of path prefixes, in one run.
+"""The speed of enumerating on-path continuations, compared with a dictionary of path prefixes.
 
     python benches/continuations.py [--csv CSV] [--quick]
 
-The rival is what one would write in Python: a dictionary from every path prefix (a tuple of ids)
-to its node, looked up for every unit and every length until one is not there. It must find the
-same entries. It stands here twice: "as run" it starts from the arrays of the batch and ends with
-arrays of entries, as we do, with Python's garbage collector on; "kindest" it gets all columns as
-ready-made lists, leaves its entries in lists, and the collector is off. The bar speaks of "as
-run". Both are timed on one thread, over GSM8K answers and over code: the sources of this
-interpreter's standard library, so that part differs a little between versions of Python.
+The rival is a plain Python solution: a dictionary from every path prefix (a tuple of ids) to its
+node, with a look-up for every unit and every length until a look-up fails. The rival must find the
+same entries. It is timed in two ways. "As run" starts from the arrays of the batch and ends with
+arrays of entries, as the package does, with Python's garbage collector on. "Kindest" starts from
+ready-made lists and ends with lists, with the collector off. The bar applies to "as run". The
+package and the rival are timed with one thread, over GSM8K answers and over code. The code is the
+source of this interpreter's standard library, so it differs a little between versions of Python.
 
 `align_batch` is timed on the same ids with the same number of threads. Times to build are those of
-a fresh aligner, tokenizers loaded: one batch call per side included.
+a new aligner with loaded tokenizers, and include one batch call per side.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def code(files: int) -> list[str]:
 
 @dataclass
 class Dictionary:
-    """One direction of the rival: path prefix -> (node, whether it has leaves)."""
+    """One direction of the rival: a dictionary of path prefix -> (node, whether it has leaves)."""
 
     nodes: dict[Path_, tuple[int, bool]]
 
     @classmethod
     def of(cls, spellings: Spellings) -> Dictionary:
-        """Nodes are numbered by the order of their paths, as ours are."""
+        """Make the dictionary, with nodes numbered in the order of paths, as in the package."""
         prefixes: dict[Path_, bool] = {}
         for token in spellings.leaves.one_sided_token.tolist():
             path = spellings.spelling(token)
@@ -91,7 +91,7 @@ class Dictionary:
 
 @dataclass
 class Columns:
-    """A batch as lists, made before the clock starts."""
+    """A batch as lists, made before the timing."""
 
     rows: list[int]
     teacher: list[list[int]]
@@ -114,7 +114,7 @@ class Columns:
 
 
 def by_dictionary(columns: Columns, teacher: Dictionary, student: Dictionary) -> tuple[Rows, Rows]:
-    """All entries of both directions."""
+    """Find all entries of both directions."""
     of_teacher: Rows = []
     of_student: Rows = []
     (t_starts, s_starts), (t_ends, s_ends) = columns.starts, columns.ends
@@ -137,7 +137,7 @@ def by_dictionary(columns: Columns, teacher: Dictionary, student: Dictionary) ->
 
 
 def as_run(batch: AlignedBatch, teacher: Dictionary, student: Dictionary) -> list[Any]:
-    """From arrays to arrays."""
+    """Find all entries, from the arrays of a batch to arrays of entries."""
     gc.enable()
     try:
         found = by_dictionary(Columns.of(batch), teacher, student)
@@ -154,7 +154,7 @@ def check(aligner: Aligner, batch: AlignedBatch, found: list[Any]) -> None:
 
 
 def fresh(aligner: Aligner) -> Aligner:
-    """The same pair, without spellings, over tokenizers that are loaded."""
+    """Return a new aligner of the same pair, without spellings, with loaded tokenizers."""
     return Aligner(aligner.teacher, aligner.student)
 
 
@@ -240,7 +240,7 @@ def run(name: str, aligner: Aligner, texts: list[str], quick: bool) -> list[dict
 
 
 def rate(case: str, timing: Timing, units: int, ratio: float) -> dict[str, object]:
-    """Millions of units per second; quantiles from slow to fast."""
+    """Return a row in millions of units per second, with quantiles from slow to fast."""
     p20, p50, p80 = (units / 1e6 / at for at in (timing.p80, timing.p50, timing.p20))
     return {
         "case": case, "n": timing.n, "p20": p20, "p50": p50, "p80": p80, "unit": "M units/s",

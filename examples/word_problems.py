@@ -1,4 +1,4 @@
-"""Small word problems with worked answers, for runs that need prompts and no data set.
+"""Small word problems with worked answers, for runs that need prompts without a data set.
 
     python examples/word_problems.py 3
 
@@ -105,11 +105,11 @@ _KINDS: tuple[Callable[[random.Random], Problem], ...] = (
 
 
 def word_problems(count: int, seed: int) -> list[dict[str, Any]]:
-    """Draw rows with `prompt` and `completion` as messages; other seeds, other problems.
+    """Draw rows with `prompt` and `completion` as messages.
 
     Args:
-        count: How many; no two are alike.
-        seed: Decides which.
+        count: The number of rows; all rows are different.
+        seed: The seed of the random choices.
 
     Returns:
         The rows.
@@ -122,7 +122,7 @@ def word_problems(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def conversation(question: str, answer: str) -> dict[str, Any]:
-    """One row."""
+    """Return one row."""
     return {
         "prompt": [{"role": "user", "content": question}],
         "completion": [{"role": "assistant", "content": answer}],

@@ -126,5 +126,5 @@ def test_bad_arguments_are_named():
         with pytest.raises(ValueError, match=name):
             kind(c.pair, **keywords)
     plain = replace(c.index, groups=("units",))
-    with pytest.raises(ValueError, match=r"no first_ids, which ALMLoss .*first_ids=True"):
+    with pytest.raises(ValueError, match=r"ALMLoss reads the group 'first_ids', .*first_ids=True"):
         ALMLoss(c.pair)(teacher_logits=c.teacher, student_logits=c.student, index=plain)

@@ -191,8 +191,8 @@ def test_teacher_hiddens_are_checked(sides) -> None:
     algorithm, micro_batch, _ = prepared(sides)
     count = len(micro_batch["teacher_hiddens"])
     for hiddens, message in (
-        (None, "no 'teacher_hiddens'"),
-        (torch.zeros(count + 1, HIDDEN), f"{count + 1} rows, but tea_loss_mask has {count} true"),
+        (None, "teacher_hiddens'.: expected the teacher's hidden states"),
+        (torch.zeros(count + 1, HIDDEN), f"expected {count} rows, .*, got {count + 1}"),
     ):
         with pytest.raises(ValueError, match=message):
             algorithm.training_step({**micro_batch, "teacher_hiddens": hiddens})

@@ -1,6 +1,7 @@
-"""Builds the wheel, installs it into a clean environment and uses it there.
+"""Build the wheel, install it into a clean environment and use it there.
 
-The environment holds the run-time dependencies alone: what works there works without PyTorch.
+The environment has the run-time dependencies only, so the check also shows what works without
+PyTorch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What a user's first minute looks like; run outside of the source tree.
+#: The first steps of a user; run outside of the source tree.
 FIRST_USE = """
 import importlib.util, sys
 assert importlib.util.find_spec("torch") is None, "the environment is not clean"
@@ -37,7 +38,7 @@ print("clean environment:", batch, simct_align.__version__)
 
 
 def run(*command: str | Path, cwd: Path) -> None:
-    """Runs a command; its failure is this script's."""
+    """Run a command; exit if it fails."""
     subprocess.run([str(part) for part in command], cwd=cwd, check=True)
 
 

@@ -1,8 +1,8 @@
-"""The text that the demo tokenizers are trained on: every sentence is made here, from a seed.
+"""The text that the demo tokenizers are trained on, made from templates and a seed.
 
-No text of anybody else goes in. Templates are filled from word lists by a seeded generator, so
-that the same seed gives the same bytes on every machine (`random.Random` promises that for
-`random()`, the one method used here).
+The text contains no third-party text. A seeded generator fills templates from word lists, so the
+same seed gives the same bytes on every machine. (`random.Random` guarantees this for `random()`,
+the only method that is used here.)
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 class Picker:
-    """Choices from one seed, by `random()` alone: no Python release changes its sequence."""
+    """Random choices from one seed. Only `random()` is used: its sequence is fixed in Python."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def number(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
+        """Return an integer from low to high, both included."""
         return low + int(self._random.random() * (high - low + 1))
 
     def of(self, items: Sequence[str]) -> str:
         return items[self.number(0, len(items) - 1)]
 
     def rather_early(self, items: Sequence[str]) -> str:
-        """One of the items, the first ones more often than the last, as words are in use."""
+        """Return one of the items; earlier items are more frequent, as common words are."""
         return items[int(self._random.random() * self._random.random() * len(items))]
 
 
@@ -38,7 +38,7 @@ def words(text: str) -> list[str]:
 
 
 def phrases(text: str) -> list[str]:
-    """What stands between bars; a line end belongs to none of them."""
+    """Return the phrases of a text that are separated by bars, without line ends."""
     return text.replace("\n", "").split("|")
 
 
@@ -304,7 +304,7 @@ against without until upon across during though whether either nor since around"
 
 
 def vocabulary(pick: Picker) -> str:
-    """Common words and their inflections, to give the merges more than the templates' words."""
+    """Return common words and their inflections, for merges beyond the templates' words."""
 
     def inflected() -> str:
         kind = pick.number(0, 9)
@@ -342,7 +342,7 @@ KINDS: dict[str, Callable[[Picker], str]] = {
 
 
 def texts(seed: int, counts: dict[str, int]) -> Iterator[str]:
-    """`counts[kind]` texts of every kind, kind by kind, the same for the same seed."""
+    """Return `counts[kind]` texts of every kind, kind by kind, the same for the same seed."""
     pick = Picker(seed)
     for kind, count in counts.items():
         for _ in range(count):

@@ -1,10 +1,11 @@
-"""Makes the two tokenizers that ship in `simct_align.demo`, from text that it writes itself.
+"""Make the two tokenizers of `simct_align.demo` from generated text.
 
-`python tools/make_demo_tokenizers.py` writes them; `--check` builds them again and compares
-them with the files in the package (exit code 1 where they differ). The merges are learned here, in
-plain Python with a stated order for ties, because the trainers of the `tokenizers` library
-promise no order between releases: this way the content is the same byte for byte everywhere.
-(Compressed bytes may differ between releases of zlib, so `--check` compares what is inside.)
+`python tools/make_demo_tokenizers.py` writes the tokenizers. `--check` builds them again and
+compares them with the files in the package (exit code 1 if they differ). The merges are learned
+here, in plain Python with a fixed order for ties, because the trainers of the `tokenizers` library
+do not guarantee an order between releases. The content is therefore the same byte for byte
+everywhere. (Compressed bytes may differ between releases of zlib, so `--check` compares the
+uncompressed content.)
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ BYTE_LEVEL_TEXTS = {
     "other_language": 1500,
     "chat": 150,
 }
-# One digit per token; a word, or a run of signs, with the space before it; white space by itself.
+# Pieces: one digit; a word or a run of signs, with the space before it; white space alone.
 BYTE_LEVEL_WORDS = r"\p{N}| ?[\p{L}\p{M}]+| ?[^\s\p{L}\p{M}\p{N}]+|\s*\n|\s+(?!\S)|\s+"
 
 BYTE_FALLBACK = "byte_fallback"
@@ -56,20 +57,20 @@ BYTE_FALLBACK_TEXTS = {
     "other_language": 900,
     "chat": 300,
 }
-# The encoder has no such rule: it only keeps merges from joining words, or more than three digits.
+# Only training uses this rule: merges must not join words, or more than three digits.
 BYTE_FALLBACK_WORDS = re.compile(
     r"[0-9]{1,3}|▁?(?:[^\W\d_]|[\u0300-\u036f\u0900-\u097f\u0e00-\u0e7f])+|▁?[^\w▁\n]+|▁+|\n+|."
 )
-# A character seen less often has no token of its own, and is written as bytes.
+# A character that is seen less often has no token of its own and is written as bytes.
 BYTE_FALLBACK_RAREST_CHARACTER = 12
 
 Word = tuple[str, ...]
 
 
 def learn_merges(words: dict[Word, int], limit: int) -> list[tuple[str, str]]:
-    """Byte-pair encoding: joins the most frequent neighbours, up to `limit` times.
+    """Learn byte-pair merges: join the most frequent neighbours, up to `limit` times.
 
-    Of pairs that are equally frequent, the one that is first in code point order is joined.
+    Of equally frequent pairs, the first one in code point order is joined.
     """
     pieces = [list(word) for word in words]
     counts = list(words.values())
@@ -110,7 +111,7 @@ def learn_merges(words: dict[Word, int], limit: int) -> list[tuple[str, str]]:
 
 
 def join(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
-    """The word with every occurrence of the pair, from the left, as one piece."""
+    """Return the word with every occurrence of the pair, from the left, joined to one piece."""
     joined: list[str] = []
     position = 0
     while position < len(word):
@@ -124,9 +125,10 @@ def join(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 
 def byte_characters() -> list[str]:
-    """The printable character of every byte in byte-level BPE.
+    """Return the printable character of every byte in byte-level BPE.
 
-    Visible Latin-1 characters stand for themselves, the others for U+0100 and on, in order.
+    Visible Latin-1 characters represent their own bytes. The other bytes are represented by the
+    characters from U+0100 on, in order.
     """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -136,7 +138,7 @@ def byte_characters() -> list[str]:
 def model(
     tokens: Iterable[str], merges: list[tuple[str, str]], **options: object
 ) -> dict[str, Any]:
-    """A BPE model whose ids are the places in `tokens`, then the merged tokens, each once."""
+    """Return a BPE model; its ids are the places in `tokens`, then those of the merged tokens."""
     vocabulary = dict.fromkeys([*tokens, *(left + right for left, right in merges)])
     return {
         "type": "BPE",
@@ -154,7 +156,7 @@ def model(
 
 
 def tokenizer_json(specials: Sequence[str], first_special: int, **parts: object) -> dict[str, Any]:
-    """The outline of a tokenizer.json, with the special tokens at consecutive ids."""
+    """Return a tokenizer.json without a model, with the special tokens at consecutive ids."""
     added = [
         {
             "id": first_special + place,
@@ -181,7 +183,7 @@ def tokenizer_json(specials: Sequence[str], first_special: int, **parts: object)
 
 
 def byte_level() -> dict[str, Any]:
-    """Byte-level BPE that splits digits one by one, without a normalizer."""
+    """Make a byte-level BPE that splits digits one by one, without a normalizer."""
     alphabet = byte_characters()
     split = {"type": "Split", "pattern": {"Regex": BYTE_LEVEL_WORDS}, "behavior": "Isolated"}
     steps = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -192,7 +194,7 @@ def byte_level() -> dict[str, Any]:
         },
         "decoder": {"type": "ByteLevel", **steps},
     }
-    # The words are cut by the very pre-tokenizer that the file will carry.
+    # The words are cut by the pre-tokenizer of the finished file.
     draft = tokenizer_json((), 0, model=model(alphabet, []), **parts)
     cutter = tokenizers.Tokenizer.from_str(json.dumps(draft)).pre_tokenizer
     words: Counter[Word] = Counter()
@@ -205,7 +207,7 @@ def byte_level() -> dict[str, Any]:
 
 
 def byte_fallback() -> dict[str, Any]:
-    """SentencePiece-style BPE: a space in front of the text, byte fallback, up to three digits."""
+    """Make a SentencePiece-style BPE: dummy prefix, byte fallback, tokens of up to three digits."""
     sample = ["▁" + text.replace(" ", "▁") for text in texts(seed=2, counts=BYTE_FALLBACK_TEXTS)]
     seen = Counter(character for text in sample for character in text)
     alphabet = sorted(c for c, count in seen.items() if count >= BYTE_FALLBACK_RAREST_CHARACTER)
@@ -239,7 +241,7 @@ def byte_fallback() -> dict[str, Any]:
 
 
 def build() -> dict[str, bytes]:
-    """Path below the package -> content (of tokenizer.json.gz: before compression)."""
+    """Build all files: path below the package -> content, uncompressed for tokenizer.json.gz."""
 
     def config(**tokens: str) -> bytes:
         return (
@@ -260,7 +262,7 @@ def build() -> dict[str, bytes]:
 
 
 def compress(content: bytes) -> bytes:
-    """Gzip without a time or a name in its header, so that a rebuild changes nothing."""
+    """Compress with gzip without a time or a name in the header, so that a rebuild is identical."""
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
         file.write(content)
@@ -268,7 +270,7 @@ def compress(content: bytes) -> bytes:
 
 
 def differences(target: Path) -> list[str]:
-    """What is not as the script makes it, one line per file."""
+    """Return the differences between the files and the script's output, one line per file."""
     found = []
     for name, content in build().items():
         path = target / name

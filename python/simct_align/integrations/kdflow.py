@@ -127,8 +127,8 @@ class SimCTAlgorithm:
         hiddens = micro_batch.get("teacher_hiddens")
         if hiddens is None:
             raise ValueError(
-                "micro_batch: expected 'teacher_hiddens', the teacher's hidden states "
-                f"[tokens, width]; got the keys {sorted(micro_batch)}"
+                "micro_batch['teacher_hiddens']: expected the teacher's hidden states "
+                "[tokens, width], got None or no such key"
             )
         index = self._index(micro_batch, len(hiddens))
         logits = self.student(
