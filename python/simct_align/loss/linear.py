@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from .contract import refuse_positional
-from .ops import LinearNumbers, LinearTensors, linear_loss
+from .operator import LinearNumbers, LinearTensors
+from .ops import linear_loss
 from .simct import MEBIBYTE, SimCTBase
 
 if TYPE_CHECKING:

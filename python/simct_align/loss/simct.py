@@ -10,7 +10,8 @@ from ..divergence import as_divergence
 from .backends import choose_backend
 from .contract import Loss, one_of, refuse_positional
 from .layout import IndexSizes
-from .ops import BACKENDS, DIVERGENCES, LogitsTensors, Numbers, PairTensors, logits_loss
+from .operator import BACKENDS, DIVERGENCES, LogitsTensors
+from .ops import Numbers, PairTensors, logits_loss
 from .scores.formulas import SCORES
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .backends import Backend
     from .columns import PairOfVocabularies
     from .contract import LossOutput
-    from .ops import OperatorOutput
+    from .operator import OperatorOutput
 
 CANDIDATES = ("shared", "realized", "on_path")
 METRICS = ("none", "multi", "full")
