@@ -49,7 +49,7 @@ def common_boundaries(teacher: Sequence[bytes], student: Sequence[bytes]) -> lis
 def scan_ids(
     teacher_ids: Sequence[int], student_ids: Sequence[int], teacher: Any, student: Any
 ) -> list[Span]:
-    """The published code's way: decode every token by itself, then scan the strings."""
+    """Align as the published code does: decode every token alone, then scan the strings."""
     return scan_strings(
         [teacher.decode([token], skip_special_tokens=False) for token in teacher_ids],
         [student.decode([token], skip_special_tokens=False) for token in student_ids],
@@ -57,7 +57,7 @@ def scan_ids(
 
 
 def scan_strings(teacher: Sequence[str], student: Sequence[str]) -> list[Span]:
-    """A greedy walk that closes a span only where the next decoded tokens are equal.
+    """Walk greedily; a span ends only where the next decoded tokens are equal.
 
     Until then the side with the shorter text takes its next token. So a mismatch is glued to the
     shared token behind it, mismatches side by side fuse, a trailing one is dropped, and half a

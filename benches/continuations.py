@@ -154,7 +154,7 @@ def check(aligner: Aligner, batch: AlignedBatch, found: list[Any]) -> None:
 
 
 def fresh(aligner: Aligner) -> Aligner:
-    """The same pair, without spellings, over tokenizers that are loaded."""
+    """Return the same pair without spellings, with loaded tokenizers."""
     return Aligner(aligner.teacher, aligner.student)
 
 

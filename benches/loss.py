@@ -172,7 +172,7 @@ class Case:
 
 
 def vectorised(case: Case, student: Tensor, teacher: Tensor, rows: slice | None = None) -> Tensor:
-    """The formula (score "mean") over all units at once, as one would write it first."""
+    """Compute the formula (score "mean") over all units at once, in the most direct way."""
     scores, device = [], student.device
     units = case.order[rows] if rows else case.order
     is_multi = torch.tensor([u % 4 == 0 for u in units], device=device)
@@ -191,7 +191,7 @@ def vectorised(case: Case, student: Tensor, teacher: Tensor, rows: slice | None 
 
 
 def per_unit_loop(case: Case, student: Tensor, teacher: Tensor, units: list[int]) -> Tensor:
-    """A loop over units in the manner of the published code: averaged logits, indexed per unit."""
+    """Loop over units as the published code does: averaged logits, indexed per unit."""
     ids = [torch.from_numpy(i).to(student.device) for i in (case.student_ids, case.teacher_ids)]
     losses = []
     for unit in units:
@@ -339,7 +339,7 @@ def measure_from_logits(case: Case, setting: Setting, repeat: int) -> list[Row]:
 def on_path_by_hand(
     aligner: Aligner, batch: Any, index: Any, unit: int, sides: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """The divergence of a SHARED unit under score "sum", from the paths of its continuations."""
+    """Compute the divergence of a SHARED unit, score "sum", from the paths of its continuations."""
     found = aligner.continuations(batch, max_path=MAX_PATH).of_unit(int(index.unit[unit]))
     scores = []
     for name, logits, row in (

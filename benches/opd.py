@@ -170,7 +170,7 @@ class Bench:
             yield self.cell(corpus, "cosines")
 
     def run(self, patterns: Sequence[str]) -> int:
-        """Runs missing cells whose names match; returns how many."""
+        """Run missing cells whose names match; return how many."""
         missing = [
             cell for cell in self.cells() if not cell.exists() and matches(cell.name, patterns)
         ]
@@ -283,7 +283,7 @@ class Bench:
         )
 
     def show(self) -> None:
-        """Prints tables of the cells that are there, and which are empty; draws the curves."""
+        """Print tables of finished and missing cells, and draw the curves."""
         for corpus in self.corpora:
             self._show_figures(corpus)
             self._show_cosines(corpus)

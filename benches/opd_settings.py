@@ -108,7 +108,7 @@ class Sweep:
         return Cell(self.folder, "start-" + "-".join(direction))
 
     def run(self, patterns: Sequence[str]) -> int:
-        """Runs what is missing and matches; returns how many."""
+        """Run the missing cells whose names match; return how many."""
         missing = [
             name
             for name in RUNS_BY_NAME
@@ -174,7 +174,7 @@ class Sweep:
         return samples.interval[1] < 0.0 and gold.interval[1] < TOLERANCE
 
     def show(self) -> None:
-        """Prints a table of what is there, and what is empty."""
+        """Print a table of finished and missing cells."""
         rows: list[list[str]] = []
         for direction in (FORWARD, BACKWARD):
             start = self.start(direction)

@@ -120,7 +120,7 @@ def leaf_sums(
     p: NDArray[np.float32], rows: NDArray[np.int64], nodes: NDArray[np.int64],
     offsets: NDArray[np.int64], tokens: NDArray[np.int64],
 ) -> NDArray[np.float64]:  # fmt: skip
-    """The probability of all of a node's leaves in a row, for each entry."""
+    """Return the total probability of the leaves of a node in a row, for each entry."""
     counts = offsets[nodes + 1] - offsets[nodes]
     ends = counts.cumsum()
     place = np.arange(int(counts.sum())) + np.repeat(offsets[nodes] - (ends - counts), counts)
@@ -185,7 +185,7 @@ def coverage(
 def by_hand(
     aligner: Aligner, batch: Any, unit: int, p: NDArray[np.float32]
 ) -> tuple[float, float, float]:
-    """The same for one unit, going through all one-sided tokens."""
+    """Compute the same for one unit with a loop over all one-sided tokens."""
     t_ids, s_ids = batch.teacher.row(0).tolist(), batch.student.row(0).tolist()
     t, s = int(batch.teacher_start[unit]), int(batch.student_start[unit])
     columns = {(i,) for i in aligner.shared.teacher_ids.tolist()}

@@ -129,7 +129,7 @@ def load_tokenizer(name: str, cache: str | Path | None = None) -> Any:
 
 
 def vocabulary_of(name: str, tokenizer: Any) -> Vocabulary:
-    """The vocabulary with every control token special, flagged in the file or not."""
+    """Return the vocabulary with every control token special, even if the file does not flag it."""
     added = tokenizer.get_added_vocab()
     if name == "gemma3":  # most of what Gemma adds is text: new lines, spaces, markup
         special = [token for token in added if _GEMMA_CONTROL.fullmatch(token)]

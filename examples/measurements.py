@@ -157,7 +157,7 @@ class Measurer:
         }
 
     def measure(self, model: Any = None) -> Measured:
-        """Samples from a student and measures it; without `model`, the one given at first."""
+        """Sample from a student and measure it; the default is the first student."""
         student = self.student if model is None else self.student._replace(model=model)
         was_training = student.model.training
         student.model.eval()
@@ -248,7 +248,7 @@ def sample(
 
 @torch.no_grad()
 def log_probabilities(model: Any, side: PreparedSide) -> NDArray[np.float64]:
-    """The log-probability of every token of the completions, 0 elsewhere, [rows, width]."""
+    """Return the log-probability of every completion token, 0 elsewhere, [rows, width]."""
     found = np.zeros(side.input_ids.shape)
     for first in range(0, len(found), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
@@ -277,7 +277,7 @@ def _text_nll(who: Loaded, side: PreparedSide) -> NDArray[np.float64]:
 
 
 def _completions(who: Loaded, side: PreparedSide) -> list[bytes]:
-    """What the completions say; a stop says nothing."""
+    """Return the texts of the completions, without stops."""
     is_text = (side.completion_mask != 0) & ~np.isin(side.input_ids, who.stops)
     return [
         who.vocabulary.decode_bytes(ids[taken])
@@ -286,7 +286,7 @@ def _completions(who: Loaded, side: PreparedSide) -> list[bytes]:
 
 
 def _looks(written: Sequence[bytes], truncated: Sequence[bool]) -> dict[str, Ratio]:
-    """What can be said of samples without any model."""
+    """Return the figures of samples that need no model."""
     texts, size = _decoded(written), _sizes(written)
     grams = np.array([_four_grams(text) for text in texts], np.float64)
     return {

@@ -141,7 +141,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
 def make_trainer(
     teacher: Loaded, student: Loaded, rows: Sequence[Row], settings: Settings, output: Path
 ) -> tuple[SimCTTrainer, _Recorder]:
-    """A trainer that has not begun, and what will record its steps."""
+    """Return a trainer that has not started, and the recorder of its steps."""
     for side in (teacher, student):
         if side.tokenizer.pad_token_id is None:
             side.tokenizer.pad_token = side.tokenizer.eos_token
@@ -229,7 +229,7 @@ def print_report(before: Measured, after: Measured, looks: Mapping[str, Ratio]) 
 
 
 def verdict(before: Measured, after: Measured) -> tuple[Change, Change]:
-    """The changes that decide, printed: did the first improve, and the second not worsen?"""
+    """Print and return the changes that decide: the first must improve, the second not worsen."""
     names = ("reverse_kl", "gold_student")
     samples, gold = (change(before.figures[name], after.figures[name]) for name in names)
     fell = samples.interval[1] < 0

@@ -37,7 +37,7 @@ print("clean environment:", batch, simct_align.__version__)
 
 
 def run(*command: str | Path, cwd: Path) -> None:
-    """Runs a command; its failure is this script's."""
+    """Run a command; exit with an error if the command fails."""
     subprocess.run([str(part) for part in command], cwd=cwd, check=True)
 
 

@@ -22,7 +22,7 @@ class Picker:
         self._random = random.Random(seed)
 
     def number(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
+        """Return an integer from low to high, both included."""
         return low + int(self._random.random() * (high - low + 1))
 
     def of(self, items: Sequence[str]) -> str:
@@ -38,7 +38,7 @@ def words(text: str) -> list[str]:
 
 
 def phrases(text: str) -> list[str]:
-    """What stands between bars; a line end belongs to none of them."""
+    """Return the parts between bars, without line ends."""
     return text.replace("\n", "").split("|")
 
 
@@ -304,7 +304,7 @@ against without until upon across during though whether either nor since around"
 
 
 def vocabulary(pick: Picker) -> str:
-    """Common words and their inflections, to give the merges more than the templates' words."""
+    """Return common words and their inflections, in addition to the words of the templates."""
 
     def inflected() -> str:
         kind = pick.number(0, 9)

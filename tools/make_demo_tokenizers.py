@@ -110,7 +110,7 @@ def learn_merges(words: dict[Word, int], limit: int) -> list[tuple[str, str]]:
 
 
 def join(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
-    """The word with every occurrence of the pair, from the left, as one piece."""
+    """Join every occurrence of the pair in the word, from the left, into one piece."""
     joined: list[str] = []
     position = 0
     while position < len(word):
@@ -124,7 +124,7 @@ def join(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 
 def byte_characters() -> list[str]:
-    """The printable character of every byte in byte-level BPE.
+    """Return the printable character of every byte in byte-level BPE.
 
     Visible Latin-1 characters stand for themselves, the others for U+0100 and on, in order.
     """
@@ -136,7 +136,7 @@ def byte_characters() -> list[str]:
 def model(
     tokens: Iterable[str], merges: list[tuple[str, str]], **options: object
 ) -> dict[str, Any]:
-    """A BPE model whose ids are the places in `tokens`, then the merged tokens, each once."""
+    """Return a BPE model: ids are the positions in `tokens`, then the merged tokens, each once."""
     vocabulary = dict.fromkeys([*tokens, *(left + right for left, right in merges)])
     return {
         "type": "BPE",
@@ -154,7 +154,7 @@ def model(
 
 
 def tokenizer_json(specials: Sequence[str], first_special: int, **parts: object) -> dict[str, Any]:
-    """The outline of a tokenizer.json, with the special tokens at consecutive ids."""
+    """Return the outline of a tokenizer.json, with the special tokens at consecutive ids."""
     added = [
         {
             "id": first_special + place,
@@ -268,7 +268,7 @@ def compress(content: bytes) -> bytes:
 
 
 def differences(target: Path) -> list[str]:
-    """What is not as the script makes it, one line per file."""
+    """List the files that differ from what the script makes, one line per file."""
     found = []
     for name, content in build().items():
         path = target / name
