@@ -1,11 +1,11 @@
 //! The layout of an index: its sections, described once, and the counts that give their lengths.
 //!
 //! All integers of an index are `i64` and lie in one buffer, section after section, in the order of
-//! [`SECTIONS`]. Whoever writes or reads a section finds it by its name.
+//! [`SECTIONS`]. A section is written and read by its name.
 
 use std::ops::Range;
 
-/// How many of what an [`Index`](crate::index::Index) holds.
+/// The counts of an [`Index`](crate::index::Index).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// SHARED and SPECIAL units.
@@ -18,7 +18,7 @@ pub struct Counts {
     pub student_steps: usize,
     /// Student tokens in SHARED and SPECIAL units.
     pub student_tokens_shared: usize,
-    /// Units left out because they begin a row, where no logits predict them.
+    /// Units left out because they are at position 0 of a row, where no logits predict them.
     pub dropped_no_prefix: usize,
     /// Units left out because their first token lost its dummy prefix.
     pub dropped_dummy_prefix: usize,
@@ -28,15 +28,15 @@ pub struct Counts {
     pub student: EntryCounts,
 }
 
-/// How many continuations an [`Index`](crate::index::Index) holds in one direction; nothing
-/// without continuations.
+/// The counts of continuations of an [`Index`](crate::index::Index) in one direction; 0 without
+/// continuations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryCounts {
     /// Entries.
     pub entries: usize,
-    /// Their leaves together.
+    /// The leaves of all entries.
     pub leaves: usize,
-    /// Spellings that are no continuations because they are longer than `max_path` and one token.
+    /// Spellings that are not continuations because they have more than `max_path` + 1 tokens.
     pub cut_off: usize,
 }
 
@@ -85,14 +85,14 @@ impl Count {
     }
 }
 
-/// Sections that an index has or lacks together.
+/// A group of sections that an index has or lacks together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     /// What every index has.
     Units,
     /// The first token of every unit.
     FirstIds,
-    /// The nodes that units reach, and the leaves that their texts are.
+    /// The nodes that units reach, and the leaves with the texts of units.
     Continuations,
 }
 
@@ -113,9 +113,9 @@ impl Group {
 pub struct Section {
     /// Its name.
     pub name: &'static str,
-    /// Its length, but for `extra`.
+    /// The count in its length.
     pub count: Count,
-    /// What comes on top of the count: offsets have one entry more.
+    /// The number that is added to the count: offsets have one entry more.
     pub extra: usize,
     /// Which indices have it.
     pub group: Group,
@@ -133,22 +133,22 @@ impl Section {
 /// | --- | --- |
 /// | `unit` | number of the unit in the batch |
 /// | `kind` | its [`UnitKind`](crate::columns::UnitKind) |
-/// | `student_tokens` | how many it has |
+/// | `student_tokens` | its number of student tokens |
 /// | `teacher_row`, `student_row` | flat logit row of its prefix |
-/// | `realized_shared_column` | the column whose text is the unit's, or −1 |
+/// | `realized_shared_column` | the column with the text of the unit, or −1 |
 /// | `teacher_offsets`, `student_offsets` | where the steps of a MULTI unit begin |
 /// | `teacher_step_…`, `student_step_…` | number among the MULTI units, logit row, token |
 /// | `teacher_first_id`, `student_first_id` | the unit's first token |
 /// | `teacher_entry_…` | place among the units, ascending; node of the teacher's spellings; how many realized student tokens lead there |
-/// | `student_entry_…` | likewise, the other way round |
-/// | `realized_teacher_leaf`, `realized_student_leaf` | the leaf whose text the unit's is, if it is a continuation of the unit, else −1 |
+/// | `student_entry_…` | the same for the student's spellings and realized teacher tokens |
+/// | `realized_teacher_leaf`, `realized_student_leaf` | the leaf with the text of the unit, if it is a continuation of the unit, else −1 |
 ///
 /// SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch.
 ///
-/// The realized leaf is found by text: the unit's text is that of a one-sided token, on whichever
-/// paths either side realized it, and the spelling of that token, but for its last token, is how
-/// the realized path of the other side begins. So the leaf is among those of the unit's entries,
-/// and stands for a text that the unit has twice.
+/// The realized leaf is found by text. The text of the unit is the text of a one-sided token, no
+/// matter which tokens either side realized, and the realized path of the other side begins with
+/// the spelling of that token without its last token. The leaf then belongs to an entry of the
+/// unit, and its text would otherwise count twice.
 pub const SECTIONS: [Section; 24] = {
     use Count::{Multi, StudentEntries, StudentSteps, TeacherEntries, TeacherSteps, Units};
     use Group::{Continuations, FirstIds};
