@@ -194,7 +194,9 @@ def leaves(teacher, student, offset, begin, epsilon, straddled):
 
     def child_of(z, text):
         known = nodes(*sides)
-        child = next((text[:n] for n in range(len(z) + 1, len(text) + 1) if text[:n] in known), None)
+        child = next(
+            (text[:n] for n in range(len(z) + 1, len(text) + 1) if text[:n] in known), None
+        )
         return child if child and all(child in reached[s.name] for s in sides) else None
 
     def is_same(z):

@@ -100,11 +100,6 @@ class TextChunk(NamedTuple):
     offsets: slice
     sides: dict[Side, SideChunk]
 
-    @property
-    def n_offsets(self) -> int:
-        """How many offsets there are."""
-        return self.offsets.stop - self.offsets.start
-
 
 def plan_chunks(host: Tensor, sizes: IndexSizes, size: int, entries: int) -> list[TextChunk]:
     """Cut the offsets of an index into chunks, on the host.

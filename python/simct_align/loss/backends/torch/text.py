@@ -71,6 +71,7 @@ class SideMasses:
         control: `[O]` probability of control tokens other than stops in the own row, left out.
         has_own: `[O]` whether there is an own row.
         known: `[O]` whether there is any mass.
+        spoiled: `[O]` whether a row that the offset reads holds NaN.
     """
 
     def __init__(
@@ -90,7 +91,11 @@ class SideMasses:
         self.probs = rows.softmax(self.flat_rows, log_norm)
         token = view.token[chunk.rows]
         self.token, self.has_token = token.clamp_min(0), token >= 0
+        is_nan = log_norm.isnan()
+        self.probs.masked_fill_(is_nan.unsqueeze(1), 0.0)
+        self._bad_before = is_nan.cumsum(0) - is_nan.long()
         log_prob = rows.pick(self.flat_rows, self.token).sub_(log_norm).double()
+        log_prob = log_prob.nan_to_num(0.0, 0.0, LOG_FLOOR)
         log_prob = log_prob.clamp_(min=LOG_FLOOR).masked_fill_(~self.has_token, 0.0)
         # What the realized tokens before each row have, from the chunk's first row on.
         log_weight = log_prob.cumsum(0).sub_(log_prob)
@@ -111,6 +116,7 @@ class SideMasses:
         log_own = log_weight[self.own] + own_total.double().log()
         log_total = _grouped_logsumexp(log_own, source_offset, log_source)
         self.known = log_total > -torch.inf
+        self.spoiled = self._spoiled(is_nan, source_row, source_offset)
         log_total = log_total.masked_fill(~self.known, 0.0)
 
         def weight(of: Tensor, by: Tensor, known: Tensor) -> Tensor:
@@ -129,6 +135,18 @@ class SideMasses:
         self.slots = own_slots.mul_(self.own_weight.unsqueeze(1))
         self.slots.view(-1).index_add_(0, entries.offset * self._n_slots + entries.slot, going_on)
         self.stop = own_stop * self.own_weight
+
+    def _spoiled(self, is_nan: Tensor, source_row: Tensor, source_offset: Tensor) -> Tensor:
+        """Return `[O]` whether a row at the offset, or from one of its sources on, holds NaN."""
+        at_own = is_nan[self.own] & self.has_own
+        # A source's weight against the others' depends on all rows in between.
+        first = source_row.new_full((self.n_offsets,), is_nan.shape[0])
+        first = first.scatter_reduce(0, source_offset, source_row, "amin")
+        last = torch.zeros_like(first).scatter_reduce(0, source_offset, source_row, "amax")
+        last = torch.maximum(last, self.own)
+        bad = torch.cat([self._bad_before, self._bad_before[-1:] + is_nan[-1:]])
+        between = bad[last + 1] - bad[first.clamp_max(is_nan.shape[0] - 1)]
+        return at_own | ((first <= last) & (between > 0))
 
     def _own_masses(self) -> tuple[Tensor, Tensor]:
         """Return the own rows' probabilities by slot, `[O, 2 N]`, and of the stops, `[O]`."""

@@ -60,7 +60,10 @@ class Partition:
         sides = self._sides = (teacher, student)
         self.both_own = teacher.has_own & student.has_own
         known = teacher.known & student.known
-        self.counted = known & (teacher.ended <= epsilon) & (student.ended <= epsilon)
+        self.spoiled = teacher.spoiled | student.spoiled
+        self.counted = (
+            known & ~self.spoiled & (teacher.ended <= epsilon) & (student.ended <= epsilon)
+        )
         straddles = (teacher.straddling > epsilon) | (student.straddling > epsilon)
         self.deep = self.both_own & ~straddles
         if straddled == "tree":
@@ -129,14 +132,15 @@ class Partition:
         return out
 
     def compare(
-        self, divergence: Divergence, floor: float, *, gradient: bool
+        self, divergence: Divergence, floor: float, weight: Tensor | None
     ) -> tuple[Tensor, Tensor, SlotGradient | None]:
         """Return the divergences, the largest leaf of the student, and the student's derivative.
 
         Args:
             divergence: Value and derivative.
             floor: What a leaf's probability counts as at least, for the teacher.
-            gradient: Whether the derivative is wanted.
+            weight: `[O]` what the derivative of every offset is multiplied by; None where no
+                derivative is wanted.
 
         Returns:
             `[O]` divergences, 0 where an offset is left out; `[O]` masses; the derivative.
@@ -152,9 +156,9 @@ class Partition:
         grad = torch.empty_like(log_student)
         value = divergence(log_teacher=log_teacher, log_student=log_student, grad=grad)
         value = value.masked_fill(~self.counted, 0.0)
-        if not gradient:
+        if weight is None:
             return value, largest, None
-        by_leaf = torch.where(q_student > 0, grad / q_student, 0.0)
+        by_leaf = torch.where(q_student > 0, grad / q_student, 0.0).mul_(weight.unsqueeze(1))
         by_leaf = by_leaf.masked_fill_(~self.counted.unsqueeze(1), 0.0)
         return value, largest, self._slot_gradient(by_leaf)
 
