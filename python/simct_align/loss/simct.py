@@ -10,7 +10,7 @@ from ..divergence import as_divergence
 from .backends import choose_backend
 from .contract import Loss, one_of, refuse_positional
 from .layout import IndexSizes
-from .operator import BACKENDS, DIVERGENCES, LogitsTensors
+from .operator import BACKENDS, DIVERGENCES, FLOAT16_GRADIENT_SCALE, LogitsTensors
 from .ops import Numbers, PairTensors, logits_loss
 from .scores.formulas import SCORES
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 CANDIDATES = ("shared", "realized", "on_path")
 METRICS = ("none", "multi", "full")
 MEBIBYTE = 1 << 20
-FLOAT16_GRADIENT_SCALE = 1024.0
-"""Factor of float16 gradients between the forward and the backward pass: fewer underflow."""
 
 
 class SimCTBase(Loss):

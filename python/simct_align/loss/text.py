@@ -1,4 +1,4 @@
-"""`TextLoss` and `LinearTextLoss`: keywords and documentation."""
+"""Internal: `TextLoss` and `LinearTextLoss`, the losses over text events."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from ..divergence import as_divergence
 from .backends import choose_backend
-from .contract import FLOAT16_GRADIENT_SCALE, Loss, LossOutput, one_of, refuse_positional
+from .contract import Loss, one_of, refuse_positional
 from .layout import IndexSizes
-from .linear import LinearHeads
-from .operator import BACKENDS, DIVERGENCES, LogitsTensors
+from .linear_inputs import linear_inputs
+from .operator import BACKENDS, DIVERGENCES, FLOAT16_GRADIENT_SCALE, LogitsTensors
 from .text_columns import TextColumns
-from .text_metrics import make_text_metrics
+from .text_metrics import TextLossOutput, make_text_metrics
 from .text_ops import TextNumbers, TextTensors, linear_text_loss, text_loss
 
 if TYPE_CHECKING:
@@ -101,9 +101,7 @@ class TextBase(Loss):
             f"reduction={self.reduction!r}, backend={self.backend.name!r}"
         )
 
-    def _numbers(
-        self, index: AlignedIndex, student: Tensor, *, requires_grad: bool
-    ) -> TextNumbers:
+    def _numbers(self, index: AlignedIndex, student: Tensor, *, requires_grad: bool) -> TextNumbers:
         is_half = student.dtype == torch.float16
         return TextNumbers(
             **IndexSizes.of(index)._asdict(),
@@ -131,10 +129,10 @@ class TextBase(Loss):
             **self.tree.tensors(),
         )
 
-    def _text_output(self, result: OperatorOutput, index: AlignedIndex) -> LossOutput:
+    def _text_output(self, result: OperatorOutput, index: AlignedIndex) -> TextLossOutput:
         metrics = make_text_metrics(result.per_unit, result.stats, index)
         loss = result.per_unit if self.reduction == "none" else result.loss
-        return LossOutput(loss, result.per_unit, metrics)
+        return TextLossOutput(loss, result.per_unit, metrics)
 
 
 class TextLoss(TextBase):
@@ -200,7 +198,7 @@ class TextLoss(TextBase):
         student_logits: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
-    ) -> LossOutput:
+    ) -> TextLossOutput:
         """Compute the loss.
 
         Args:
@@ -223,5 +221,82 @@ class TextLoss(TextBase):
             LogitsTensors(teacher_logits.detach(), student_logits),
             self._tensors(index, self.weight(index, normalizer, student_logits)),
             self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
+        )
+        return self._text_output(result, index)
+
+
+class LinearTextLoss(TextBase):
+    """`TextLoss` from hidden states and output embeddings.
+
+    Use it where logits are not at hand. Keywords are those of `TextLoss`. A chunk's rows of logits
+    are made and dropped again; `LinearSimCTLoss` documents the dtypes.
+
+    Complexity:
+        O(tokens × vocabulary × width) time and that of `TextLoss`; O(`chunk_bytes`) memory in
+        addition to the gradients.
+    """
+
+    def forward(
+        self,
+        *positional: object,
+        teacher_hidden: Tensor,
+        teacher_weight: Tensor,
+        student_hidden: Tensor,
+        student_weight: Tensor,
+        index: AlignedIndex | AlignedBatch,
+        normalizer: Tensor | float | None = None,
+        teacher_bias: Tensor | None = None,
+        student_bias: Tensor | None = None,
+        teacher_softcap: float | None = None,
+        student_softcap: float | None = None,
+        teacher_scale: float = 1.0,
+        student_scale: float = 1.0,
+    ) -> TextLossOutput:
+        """Compute the loss with `z = softcap tanh(scale (h W^T + b) / softcap)`.
+
+        Args:
+            *positional: Refused.
+            teacher_hidden: As for `LinearSimCTLoss`, also for all others.
+            teacher_weight: The teacher's output embedding.
+            student_hidden: The student's hidden states.
+            student_weight: The student's output embedding.
+            index: An `AlignedIndex` made with `text_events=True`, or an `AlignedBatch`.
+            normalizer: What to divide the sum by instead of this index's own number.
+            teacher_bias: The teacher's bias.
+            student_bias: The student's bias.
+            teacher_softcap: The teacher's soft-cap.
+            student_softcap: The student's soft-cap.
+            teacher_scale: The teacher's scale.
+            student_scale: The student's scale.
+
+        Returns:
+            As `TextLoss`; gradients reach the student's hidden states, weight and bias.
+
+        Raises:
+            TypeError: Positional arguments, or an index that is not one.
+            ValueError: As for `LinearSimCTLoss`.
+        """
+        inputs = linear_inputs(
+            self,
+            positional,
+            teacher_hidden=teacher_hidden,
+            teacher_weight=teacher_weight,
+            student_hidden=student_hidden,
+            student_weight=student_weight,
+            teacher_bias=teacher_bias,
+            student_bias=student_bias,
+            teacher_softcap=teacher_softcap,
+            student_softcap=student_softcap,
+            teacher_scale=teacher_scale,
+            student_scale=student_scale,
+        )
+        index = self.take_index(
+            index, teacher=teacher_hidden, student=student_hidden, argument="hidden"
+        )
+        result = linear_text_loss(
+            inputs.tensors,
+            self._tensors(index, self.weight(index, normalizer, student_hidden)),
+            self._numbers(index, student_hidden, requires_grad=inputs.requires_grad),
+            inputs.numbers,
         )
         return self._text_output(result, index)

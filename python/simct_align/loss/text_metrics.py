@@ -72,6 +72,21 @@ class TextMetrics(NamedTuple):
     mass_largest_leaf: Tensor
 
 
+class TextLossOutput(NamedTuple):
+    """The result of a loss over text events; the fields are those of `LossOutput`.
+
+    Attributes:
+        loss: The reduced loss, a 0-d tensor. With `reduction="none"` it is `per_unit`.
+        per_unit: `[offsets]` divergences in nats, in the order of the text; 0 where an offset is
+            left out. Differentiable; neither the reduction nor the normalizer is applied.
+        metrics: Metrics for the log.
+    """
+
+    loss: Tensor
+    per_unit: Tensor
+    metrics: TextMetrics
+
+
 def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) -> TextMetrics:
     """Sum up the figures per offset without waiting for the device.
 

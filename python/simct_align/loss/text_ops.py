@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from .operator import (
     without_autocast,
 )
 from .text_metrics import OffsetStat
+
+if TYPE_CHECKING:
+    from simct_align.index import Side
 
 
 class TextTensors(NamedTuple):
@@ -114,7 +117,7 @@ def _compute(
             floor=numbers.floor,
             straddled=numbers.straddled,
         )
-        columns = {
+        columns: dict[Side, SideColumns] = {
             "teacher": SideColumns(empty, 0, empty, tensors.teacher_unused, numbers.teacher_needed),
             "student": SideColumns(empty, 0, empty, tensors.student_unused, numbers.student_needed),
         }
