@@ -74,6 +74,8 @@ class Pair:
     def digest(self) -> bytes: ...
     @property
     def has_spellings(self) -> bool: ...
+    @property
+    def has_text_tree(self) -> bool: ...
     def align(
         self,
         teacher: RaggedIds,
@@ -96,6 +98,26 @@ class Spellings:
     def node(self, path: list[int]) -> int | None: ...
     def unspelled(self) -> NDArray[np.int64]: ...
     def counts_by_length(self) -> list[int]: ...
+
+@final
+class TextTree:
+    """The joint tree of a pair, made unless the pair has it; its tables are copies."""
+
+    def __new__(cls, pair: Pair) -> TextTree: ...
+    def node_table(
+        self,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+        """Return parent, depth, subtree_end and same, `[nodes]` each."""
+
+    def token_table(
+        self, of_teacher: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return token ids `[tokens]`, node_tokens `[nodes + 1]`, node_exact `[nodes]`."""
+
+    def suffix_table(self, of_teacher: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return suffixes `[suffixes]` and suffix_offsets `[MAX_REACH + 2]`."""
+
+    def suffix_start(self, of_teacher: bool, position: int, length: int) -> int: ...
 
 @final
 class ByteTrie:

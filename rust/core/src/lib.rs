@@ -45,6 +45,7 @@ pub mod sections;
 pub mod segment;
 pub mod spelling;
 pub mod storage;
+pub mod text_tree;
 pub mod threads;
 pub mod trie;
 pub mod vocabulary;
@@ -52,6 +53,8 @@ pub mod vocabulary;
 mod path_trie;
 mod resync;
 mod speller;
+mod text_tree_build;
+mod text_walk;
 mod track;
 
 #[cfg(test)]

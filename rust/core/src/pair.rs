@@ -7,6 +7,8 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::ids::{MAX_TOKENS, NONE, RaggedIds, Side};
 use crate::spelling::{SpelledSide, Spellings, one_sided};
+use crate::text_tree::TextTree;
+use crate::threads::Threads;
 use crate::vocabulary::{TokenKind, Vocabulary};
 
 /// How many low bits of a [`SharedEntry`] hold an id; the class bits lie above.
@@ -84,6 +86,7 @@ pub struct Pair {
     pub(crate) teacher_columns: Vec<u32>,
     pub(crate) student_columns: Vec<u32>,
     pub(crate) spellings: OnceLock<Spellings>,
+    pub(crate) text_tree: OnceLock<TextTree>,
 }
 
 impl Pair {
@@ -141,6 +144,7 @@ impl Pair {
             teacher_columns,
             student_columns,
             spellings: OnceLock::new(),
+            text_tree: OnceLock::new(),
         }
     }
 
@@ -280,6 +284,29 @@ impl Pair {
         let sides = [Side::Teacher, Side::Student].map(|side| self.side(side));
         let made = Spellings::new(sides, [teacher, student])?;
         Ok(self.spellings.get_or_init(|| made))
+    }
+
+    /// The joint tree of both sides' tokens, if it has been made.
+    #[must_use]
+    pub fn known_text_tree(&self) -> Option<&TextTree> {
+        self.text_tree.get()
+    }
+
+    /// The joint tree of both sides' tokens; made on the first call, with all cores.
+    ///
+    /// # Complexity
+    ///
+    /// That of [`TextTree::new`] on the first call.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TextTree::new`].
+    pub fn text_tree(&self) -> Result<&TextTree> {
+        if let Some(known) = self.text_tree.get() {
+            return Ok(known);
+        }
+        let made = TextTree::new(&self.teacher, &self.student, Threads::AllCores)?;
+        Ok(self.text_tree.get_or_init(|| made))
     }
 
     /// SHA-256 of what an alignment depends on: pairs with equal digests align all ids alike.
