@@ -101,22 +101,18 @@ class Spellings:
 
 @final
 class TextTree:
-    """The joint tree of a pair, made unless the pair has it; its tables are copies."""
-
+    # The tables are copies.
     def __new__(cls, pair: Pair) -> TextTree: ...
     def node_table(
         self,
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
-        """Return parent, depth, subtree_end and same, `[nodes]` each."""
-
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]: ...
+    # parent, depth, subtree_end, same: [nodes] each
     def token_table(
         self, of_teacher: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return token ids `[tokens]`, node_tokens `[nodes + 1]`, node_exact `[nodes]`."""
-
-    def suffix_table(self, of_teacher: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return suffixes `[suffixes]` and suffix_offsets `[MAX_REACH + 2]`."""
-
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+    # token ids [tokens], node_tokens [nodes + 1], node_exact [nodes]
+    def suffix_table(self, of_teacher: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
+    # suffixes [suffixes], suffix_offsets [MAX_REACH + 2]
     def suffix_start(self, of_teacher: bool, position: int, length: int) -> int: ...
 
 @final
@@ -158,6 +154,7 @@ def build_index(
     *,
     first_ids: bool,
     max_path: int,
+    text_events: bool,
     threads: int | None,
 ) -> tuple[NDArray[np.int64], dict[str, int]]: ...
 def on_path(

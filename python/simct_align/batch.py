@@ -11,7 +11,7 @@ from simct_align import _native, ablations
 from simct_align.continuations import checked_max_path, enumerate_continuations
 from simct_align.errors import MissingAlignerError
 from simct_align.index import AlignedIndex
-from simct_align.inputs import LogitRows, RaggedIds, integer, same_dtype, thread_count
+from simct_align.inputs import RaggedIds, logit_rows, same_dtype, thread_count
 from simct_align.pair import VocabularyPair, living_pair
 from simct_align.units import Unit, UnitClass, UnitColumns, UnitKind, UnmatchedReason
 
@@ -279,6 +279,7 @@ class AlignedBatch(UnitColumns):
         student_stride: int | None = None,
         max_path: int = 0,
         first_ids: bool = False,
+        text_events: bool = False,
         threads: int | None = None,
     ) -> AlignedIndex:
         """The tensors that a loss gathers with.
@@ -295,7 +296,9 @@ class AlignedBatch(UnitColumns):
             max_path: With a number other than 0 (8 is a good one), the index holds the on-path
                 continuations that begin with so many realized tokens at most, 64 at most.
             first_ids: Whether the index holds the first token of every unit on either side.
-            threads: How many threads enumerate continuations; all cores without it.
+            text_events: Whether the index holds text events: at every boundary of either side, the
+                rows and tokens that say how the text goes on.
+            threads: How many threads enumerate continuations and text events; all cores without it.
 
         Returns:
             The index, in NumPy memory; `to` moves it.
@@ -307,7 +310,7 @@ class AlignedBatch(UnitColumns):
         Complexity:
             O(units + tokens in MULTI units), and O(units × `max_path`) at most with
             continuations, in Rust, without the GIL. The first index with continuations makes the
-            aligner's spellings.
+            aligner's spellings, the first one with text events the aligner's `text_tree`.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -325,14 +328,15 @@ class AlignedBatch(UnitColumns):
         if max_path:
             _ = pair.spellings
         teacher_ids, student_ids = same_dtype(self.teacher, self.student)
-        teacher = _logit_rows("teacher", teacher_ids, teacher_row_starts, teacher_stride)
-        student = _logit_rows("student", student_ids, student_row_starts, student_stride)
+        teacher = logit_rows("teacher", teacher_ids, teacher_row_starts, teacher_stride)
+        student = logit_rows("student", student_ids, student_row_starts, student_stride)
         packed, counts = _native.build_index(
             pair._pair,
             self,
             (teacher, student),
             first_ids=first_ids,
             max_path=max_path,
+            text_events=text_events,
             threads=thread_count(threads),
         )
         return AlignedIndex(
@@ -343,6 +347,7 @@ class AlignedBatch(UnitColumns):
                 "units",
                 *(["first_ids"] if first_ids else []),
                 *(["continuations"] if max_path else []),
+                *(["text_events"] if text_events else []),
             ),
             teacher_stride=teacher.stride,
             student_stride=student.stride,
@@ -449,29 +454,6 @@ class AlignedBatch(UnitColumns):
             width = int(np.diff(side.offsets).max(initial=0))
         numbers = _native.segment_numbers(self.row_offsets, start, end, width)
         return numbers.reshape(len(self), width)
-
-
-def _logit_rows(
-    name: str, side: RaggedIds, row_starts: ArrayLike | None, stride: int | None
-) -> LogitRows:
-    if row_starts is not None and stride is not None:
-        raise ValueError(f"give {name}_row_starts or {name}_stride, not both")
-    if stride is not None:
-        stride = integer(f"{name}_stride", stride, at_least=0)
-        # Without any row of logits there is no distance; what reads one is told so by its shape.
-        return LogitRows(side, np.arange(len(side), dtype=np.int64) * stride, stride or None)
-    if row_starts is None:
-        lengths = np.diff(side.offsets)
-        alike = bool((lengths == lengths[:1]).all())
-        stride = int(lengths[0]) if alike and len(lengths) else 0
-        return LogitRows(side, side.offsets[:-1], stride)
-    starts = np.asarray(row_starts)
-    if starts.shape != (len(side),) or (starts.size and starts.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{name}_row_starts: expected {len(side)} integers, got {starts.dtype} of shape "
-            f"{starts.shape}"
-        )
-    return LogitRows(side, np.ascontiguousarray(starts, np.int64), None)
 
 
 def _decode(vocabulary: Vocabulary, ids: NDArray[Any]) -> bytes:

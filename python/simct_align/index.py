@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from simct_align import _native
+from simct_align.text_index import TextEventSections
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +30,7 @@ class Section(NamedTuple):
         name: Its name, which is also the name of a property of `AlignedIndex`.
         count: The attribute of `AlignedIndex` that its length follows from.
         extra: What comes on top of the count.
-        group: `"units"` (in every index), `"first_ids"` or `"continuations"`.
+        group: `"units"` (in every index), `"first_ids"`, `"continuations"` or `"text_events"`.
     """
 
     name: str
@@ -42,7 +43,11 @@ class Section(NamedTuple):
 SECTIONS: tuple[Section, ...] = tuple(Section(*entry) for entry in _native.index_sections())
 
 #: How to make an index with the sections of a group.
-_HOW_TO_MAKE = {"first_ids": "first_ids=True", "continuations": "max_path=8"}
+_HOW_TO_MAKE = {
+    "first_ids": "first_ids=True",
+    "continuations": "max_path=8",
+    "text_events": "text_events=True",
+}
 
 
 def section_slices(counts: Mapping[str, int], groups: Collection[str]) -> dict[str, slice]:
@@ -71,7 +76,7 @@ def section_slices(counts: Mapping[str, int], groups: Collection[str]) -> dict[s
 
 
 @dataclass(frozen=True)
-class AlignedIndex:
+class AlignedIndex(TextEventSections):
     """Flat logit rows and token ids of every unit, in one int64 buffer.
 
     Logits at position p predict the token at p + 1, so a unit is scored by the logit row before
@@ -122,6 +127,16 @@ class AlignedIndex:
         teacher_cut_off: The teacher's one-sided tokens whose spelling is longer than `max_path`
             tokens and a last one, and which are no continuation anywhere.
         student_cut_off: The student's, likewise.
+        n_text_offsets: Offsets of text events; 0 without `text_events=True`, as all that follow.
+        n_text_stretches: Stretches.
+        n_teacher_text_rows: Text rows of the teacher.
+        n_student_text_rows: Text rows of the student.
+        n_teacher_sources: Sources of the teacher at all offsets together.
+        n_student_sources: Sources of the student, likewise.
+        text_student_tokens: Student tokens in stretches.
+        text_units_without_prefix: Units that are in no stretch because they begin a row.
+        text_units_left_out: Units that are in no stretch because a token lost its dummy prefix, or
+            has no bytes.
         teacher_rows_needed: Rows of the teacher's logits, so that all that the index reads are
             there.
         student_rows_needed: Likewise for the student.
@@ -131,8 +146,8 @@ class AlignedIndex:
         host: `packed` as a NumPy array, which stays on the host when the index moves: whoever
             cuts leaves into chunks looks sizes up here (see `on_host`), without waiting for
             a device.
-        groups: The groups of sections that the index has: `"units"`, and `"first_ids"` and
-            `"continuations"` if it was made with them.
+        groups: The groups of sections that the index has: `"units"`, and `"first_ids"`,
+            `"continuations"` and `"text_events"` if it was made with them.
         pair_digest: `digest` of the aligner that made the batch.
     """
 
@@ -151,6 +166,15 @@ class AlignedIndex:
     n_student_leaves: int = 0
     teacher_cut_off: int = 0
     student_cut_off: int = 0
+    n_text_offsets: int = 0
+    n_text_stretches: int = 0
+    n_teacher_text_rows: int = 0
+    n_student_text_rows: int = 0
+    n_teacher_sources: int = 0
+    n_student_sources: int = 0
+    text_student_tokens: int = 0
+    text_units_without_prefix: int = 0
+    text_units_left_out: int = 0
     teacher_rows_needed: int = 0
     student_rows_needed: int = 0
     teacher_stride: int | None = None
@@ -409,14 +433,18 @@ class AlignedIndex:
         Args:
             reduction: `"unit"` or `"mean"` (units), `"token"` (student tokens in them),
                 `"sum"` or `"none"` (1).
-            candidates: The loss's candidate set; `"shared"` uses SHARED and SPECIAL units only.
+            candidates: The loss's candidate set; `"shared"` uses SHARED and SPECIAL units only,
+                `"text"` the student tokens of the stretches, which are not counted by unit.
 
         Returns:
             The normalizer, at least 0.
 
         Raises:
-            ValueError: An unknown reduction.
+            ValueError: An unknown reduction; `"unit"` or `"mean"` with `"text"`, or `"text"` for an
+                index without text events.
         """
+        if candidates == "text" and reduction in ("unit", "mean", "token"):
+            return self._text_normalizer(reduction)
         multi = candidates != "shared"
         if reduction in ("unit", "mean"):
             return self.n_shared + (self.n_multi if multi else 0)
@@ -425,3 +453,13 @@ class AlignedIndex:
         if reduction in ("sum", "none"):
             return 1
         raise ValueError(f"reduction: expected unit, mean, token, sum or none, got {reduction!r}")
+
+    def _text_normalizer(self, reduction: str) -> int:
+        if reduction != "token":
+            raise ValueError(
+                f"reduction: text events are counted by offsets, not by units: expected token, sum "
+                f"or none, got {reduction!r}"
+            )
+        if "text_events" not in self.groups:
+            raise ValueError("this index has no text events: make it with text_events=True")
+        return self.text_student_tokens

@@ -1,7 +1,7 @@
 """The strings that the tokens of both sides begin with: what text events are summed over.
 
-A *text token* is an id of kind `NORMAL` or `BYTE` with at least one byte. A string is *two-sided* if
-both sides have a text token that begins with it. The *nodes* are the two-sided strings at which
+A *text token* is an id of kind `NORMAL` or `BYTE` with at least one byte. A string is *two-sided*
+if both sides have a text token that begins with it. The *nodes* are the two-sided strings at which
 something changes: the root, which is the empty string; every text token; every string that goes on
 to two or more two-sided strings; every string that a token of one side continues by a byte with
 which the other side has none. A token is attached to the deepest node that it begins with.
@@ -19,8 +19,8 @@ from simct_align import _native
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: How many bytes a source of a text event reaches back at most. Longer tokens take part as tokens of
-#: their own row.
+#: How many bytes a source of a text event reaches back at most. Longer tokens take part as tokens
+#: of their own row.
 MAX_REACH = 64
 
 
@@ -76,7 +76,9 @@ class TextTreeSide:
             )
         return self._native.suffix_start(self._of_teacher, position, length)
 
-    def rests(self, start: int, end: int, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def rests(
+        self, start: int, end: int, length: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The nodes to which the rests of a run of tokens are attached.
 
         Args:

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::ids::{MAX_TOKENS, NONE, RaggedIds, Side};
 use crate::spelling::{SpelledSide, Spellings, one_sided};
-use crate::text_tree::TextTree;
+use crate::text_tree::{TextTree, TreeParts};
 use crate::threads::Threads;
 use crate::vocabulary::{TokenKind, Vocabulary};
 
@@ -86,7 +86,9 @@ pub struct Pair {
     pub(crate) teacher_columns: Vec<u32>,
     pub(crate) student_columns: Vec<u32>,
     pub(crate) spellings: OnceLock<Spellings>,
-    pub(crate) text_tree: OnceLock<TextTree>,
+    text_tree: OnceLock<TextTree>,
+    /// The tree as it was read from a file, before its first use.
+    pub(crate) stored_tree: OnceLock<TreeParts>,
 }
 
 impl Pair {
@@ -145,6 +147,7 @@ impl Pair {
             student_columns,
             spellings: OnceLock::new(),
             text_tree: OnceLock::new(),
+            stored_tree: OnceLock::new(),
         }
     }
 
@@ -286,10 +289,15 @@ impl Pair {
         Ok(self.spellings.get_or_init(|| made))
     }
 
-    /// The joint tree of both sides' tokens, if it has been made.
+    /// Whether the joint tree of both sides' tokens has been made, or read from a file.
     #[must_use]
-    pub fn known_text_tree(&self) -> Option<&TextTree> {
-        self.text_tree.get()
+    pub fn has_text_tree(&self) -> bool {
+        self.tree_parts().is_some()
+    }
+
+    /// What is stored of the tree, if it has been made.
+    pub(crate) fn tree_parts(&self) -> Option<TreeParts> {
+        self.text_tree.get().map(TextTree::parts).or_else(|| self.stored_tree.get().cloned())
     }
 
     /// The joint tree of both sides' tokens; made on the first call, with all cores.
@@ -305,7 +313,10 @@ impl Pair {
         if let Some(known) = self.text_tree.get() {
             return Ok(known);
         }
-        let made = TextTree::new(&self.teacher, &self.student, Threads::AllCores)?;
+        let made = match self.stored_tree.get() {
+            Some(parts) => TextTree::from_parts([&self.teacher, &self.student], parts.clone()),
+            None => TextTree::new(&self.teacher, &self.student, Threads::AllCores)?,
+        };
         Ok(self.text_tree.get_or_init(|| made))
     }
 

@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::ids::Side;
 use crate::pair::{Pair, Stops};
 use crate::spelling::{SpellingTable, Spellings};
-use crate::text_tree::{NodeParts, SideParts, TextTree};
+use crate::text_tree::{NodeParts, SideParts, TreeParts};
 use crate::vocabulary::{Settings, TokenKind, Vocabulary};
 
 const MAGIC: &[u8; 8] = b"SIMCTALN";
@@ -58,10 +58,10 @@ pub fn to_bytes(pair: &Pair) -> Vec<u8> {
         writer.spellings(&spellings.teacher);
         writer.spellings(&spellings.student);
     }
-    let tree = pair.known_text_tree();
+    let tree = pair.tree_parts();
     writer.section(&[u8::from(tree.is_some())]);
     if let Some(tree) = tree {
-        writer.text_tree(tree);
+        writer.text_tree(&tree);
     }
     let checksum = Sha256::digest(&writer.0);
     writer.0.extend_from_slice(&checksum);
@@ -114,7 +114,7 @@ pub fn from_bytes(data: &[u8]) -> Result<Pair> {
     }
     if reader.section()? == [1] {
         let tree = reader.text_tree(&pair)?;
-        pair.text_tree.get_or_init(|| tree);
+        pair.stored_tree.get_or_init(|| tree);
     }
     if !reader.0.is_empty() {
         return Err(bad("there is something behind its end"));
@@ -162,12 +162,12 @@ impl Writer {
         }
     }
 
-    fn text_tree(&mut self, tree: &TextTree) {
-        self.integers(&tree.parent);
-        self.integers(&tree.depth);
-        self.section(&tree.edge);
-        for side in &tree.sides {
-            let SideParts { ids, node_tokens, node_exact, end, branch, suffixes } = &side.parts;
+    fn text_tree(&mut self, TreeParts { nodes, sides }: &TreeParts) {
+        self.integers(&nodes.parent);
+        self.integers(&nodes.depth);
+        self.section(&nodes.edge);
+        for side in sides {
+            let SideParts { ids, node_tokens, node_exact, end, branch, suffixes } = &**side;
             for integers in [ids, node_tokens, node_exact, end, suffixes] {
                 self.integers(integers);
             }
@@ -260,17 +260,18 @@ impl<'a> Reader<'a> {
         SpellingTable::from_sorted(own, speller, tokens, offsets, paths, unspelled)
     }
 
-    fn text_tree(&mut self, pair: &Pair) -> Result<TextTree> {
-        let nodes = NodeParts {
+    fn text_tree(&mut self, pair: &Pair) -> Result<TreeParts> {
+        let nodes = Arc::new(NodeParts {
             parent: self.integers()?,
             depth: self.integers()?,
             edge: self.section()?.to_vec(),
-        };
-        let sides = [self.tree_side()?, self.tree_side()?];
-        if !TextTree::fits([&pair.teacher, &pair.student], &nodes, &sides) {
+        });
+        let sides = [Arc::new(self.tree_side()?), Arc::new(self.tree_side()?)];
+        let parts = TreeParts { nodes, sides };
+        if !parts.fits([&pair.teacher, &pair.student]) {
             return Err(bad("the text tree in it does not fit together"));
         }
-        Ok(TextTree::from_parts([&pair.teacher, &pair.student], nodes, sides))
+        Ok(parts)
     }
 
     fn tree_side(&mut self) -> Result<SideParts> {
@@ -339,12 +340,14 @@ mod tests {
     #[test]
     fn the_text_tree_is_written_once_it_has_been_made() -> Result<()> {
         let (pair, without) = saved()?;
-        assert!(from_bytes(&without)?.known_text_tree().is_none());
+        assert!(!pair.has_text_tree() && !from_bytes(&without)?.has_text_tree());
         let tree = pair.text_tree()?;
         let bytes = to_bytes(&pair);
         let again = from_bytes(&bytes)?;
-        assert_eq!(again.known_text_tree(), Some(tree));
-        assert_eq!(again.text_tree()?.sides, tree.sides);
+        assert!(pair.has_text_tree() && again.has_text_tree());
+        // Before the first use, and after.
+        assert_eq!(to_bytes(&again), bytes);
+        assert_eq!(again.text_tree()?, tree);
         assert_eq!(to_bytes(&again), bytes);
         Ok(())
     }

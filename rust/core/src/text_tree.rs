@@ -31,9 +31,9 @@
 //! Tokens that are exactly `b` are the first of their run: in the first case they are attached to
 //! `m = b`, before all that is longer; in the second they sort before what they are a beginning of.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::Result;
 use crate::ids::{NONE, Side};
 use crate::vocabulary::{TokenKind, Vocabulary};
 
@@ -51,10 +51,7 @@ const BLOCK: usize = 64;
 /// The joint tree of a pair: see the [module](self).
 #[derive(Debug, PartialEq, Eq)]
 pub struct TextTree {
-    pub(crate) parent: Vec<u32>,
-    pub(crate) depth: Vec<u32>,
-    /// The first byte that a node has and its parent has not; 0 at the root.
-    pub(crate) edge: Vec<u8>,
+    nodes: Arc<NodeParts>,
     subtree_end: Vec<u32>,
     same: Vec<u8>,
     /// The children of node `n` are `children[child_start[n]..child_start[n + 1]]`.
@@ -68,7 +65,7 @@ pub struct TextTree {
 #[derive(Debug)]
 pub struct TreeSide {
     vocabulary: Arc<Vocabulary>,
-    pub(crate) parts: SideParts,
+    pub(crate) parts: Arc<SideParts>,
     /// Id -> what a realized token must know.
     tokens: Vec<TextToken>,
     /// Lengths in bytes by position, 255 for all that are longer.
@@ -78,8 +75,15 @@ pub struct TreeSide {
     suffix_offsets: [usize; MAX_REACH + 2],
 }
 
-/// What is stored of one side: the rest follows from it.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What is stored of a tree: the rest follows from it, which is done on first use.
+#[derive(Clone, Debug)]
+pub(crate) struct TreeParts {
+    pub(crate) nodes: Arc<NodeParts>,
+    pub(crate) sides: [Arc<SideParts>; 2],
+}
+
+/// What is stored of one side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SideParts {
     /// Position in token order -> id.
     pub(crate) ids: Vec<u32>,
@@ -97,6 +101,7 @@ pub(crate) struct SideParts {
 pub(crate) struct NodeParts {
     pub(crate) parent: Vec<u32>,
     pub(crate) depth: Vec<u32>,
+    /// The first byte that a node has and its parent has not; 0 at the root.
     pub(crate) edge: Vec<u8>,
 }
 
@@ -111,13 +116,13 @@ pub(crate) struct TextToken {
     pub(crate) end: u32,
     pub(crate) node: u32,
     pub(crate) length: u32,
-    /// Where the suffixes of the longer ones begin.
-    pub(crate) suffix: u32,
+    /// How many tokens before it are longer: see [`TreeSide::suffix_of`].
+    pub(crate) rank: u32,
 }
 
 impl TextToken {
     const NONE: Self =
-        Self { position: NONE, first: 0, exact: 0, end: 0, node: 0, length: 0, suffix: 0 };
+        Self { position: NONE, first: 0, exact: 0, end: 0, node: 0, length: 0, rank: 0 };
 }
 
 impl PartialEq for TreeSide {
@@ -150,15 +155,21 @@ pub(crate) fn subtree_ends(parent: &[u32]) -> Vec<u32> {
     ends
 }
 
+/// Tells the tokens of a run of equal bytes how many they are; 1 is there already.
+fn set_exact(tokens: &mut [TextToken], ids: &[u32], run: Range<u32>) {
+    if run.len() > 1 {
+        for &id in &ids[run.start as usize..run.end as usize] {
+            tokens[id as usize].exact = short(run.len());
+        }
+    }
+}
+
 impl TextTree {
-    /// Derives the rest from what is stored, which [`TextTree::fits`].
-    pub(crate) fn from_parts(
-        vocabularies: [&Arc<Vocabulary>; 2],
-        nodes: NodeParts,
-        [teacher, student]: [SideParts; 2],
-    ) -> Self {
-        let NodeParts { parent, depth, edge } = nodes;
-        let subtree_end = subtree_ends(&parent);
+    /// Derives the rest from what is stored, which [fits](TreeParts::fits).
+    pub(crate) fn from_parts(vocabularies: [&Arc<Vocabulary>; 2], parts: TreeParts) -> Self {
+        let TreeParts { nodes, sides: [teacher, student] } = parts;
+        let NodeParts { parent, edge, .. } = &*nodes;
+        let subtree_end = subtree_ends(parent);
         let mut same: Vec<u8> = (0..parent.len())
             .map(|node| {
                 let exact = [&teacher, &student].map(|side| side.node_exact[node]);
@@ -189,62 +200,31 @@ impl TextTree {
             TreeSide::from_parts(teacher_vocabulary, teacher),
             TreeSide::from_parts(student_vocabulary, student),
         ];
-        Self { parent, depth, edge, subtree_end, same, child_start, child_byte, children, sides }
+        Self { nodes, subtree_end, same, child_start, child_byte, children, sides }
     }
 
-    /// Whether what was stored can be a tree of these vocabularies, as far as indices go.
-    pub(crate) fn fits(
-        vocabularies: [&Vocabulary; 2],
-        nodes: &NodeParts,
-        sides: &[SideParts; 2],
-    ) -> bool {
-        let count = nodes.parent.len();
-        let deeper = |node: usize| {
-            let above = nodes.parent[node] as usize;
-            above < node && nodes.depth[above] < nodes.depth[node]
-        };
-        let is_tree = count > 0
-            && (nodes.depth.len(), nodes.edge.len()) == (count, count)
-            && nodes.parent[0] == NONE
-            && nodes.depth[0] == 0
-            && (1..count).all(deeper);
-        is_tree
-            && vocabularies.into_iter().zip(sides).all(|(vocabulary, side)| {
-                let tokens = side.ids.len();
-                let lengths = side.ids.iter().map(|&id| vocabulary.token_bytes(id).len());
-                let suffixes: usize =
-                    lengths.map(|length| length.saturating_sub(1).min(MAX_REACH)).sum();
-                let exact_fits = |(ends, exact): (&[u32], &u32)| *exact <= ends[1] - ends[0];
-                (side.end.len(), side.branch.len()) == (tokens, tokens)
-                    && (side.node_tokens.len(), side.node_exact.len()) == (count + 1, count)
-                    && side.node_tokens[0] == 0
-                    && side.node_tokens[count] as usize == tokens
-                    && side.node_tokens.is_sorted()
-                    && side.node_tokens.windows(2).zip(&side.node_exact).all(exact_fits)
-                    && vocabulary.ids().filter(|&id| is_text(vocabulary, id)).count() == tokens
-                    && side.ids.iter().all(|&id| is_text(vocabulary, id))
-                    && (0..).zip(&side.end).all(|(at, &end)| at < end && end as usize <= tokens)
-                    && side.suffixes.len() == suffixes
-                    && side.suffixes.iter().all(|&suffix| ((suffix & !EXACT) as usize) < count)
-            })
+    /// What is stored of the tree.
+    pub(crate) fn parts(&self) -> TreeParts {
+        let sides = self.sides.each_ref().map(|side| Arc::clone(&side.parts));
+        TreeParts { nodes: Arc::clone(&self.nodes), sides }
     }
 
     /// How many nodes there are.
     #[must_use]
     pub fn nodes(&self) -> usize {
-        self.parent.len()
+        self.nodes.parent.len()
     }
 
     /// The node above every node; `u32::MAX` for the root.
     #[must_use]
     pub fn parents(&self) -> &[u32] {
-        &self.parent
+        &self.nodes.parent
     }
 
     /// How many bytes every node's string has.
     #[must_use]
     pub fn depths(&self) -> &[u32] {
-        &self.depth
+        &self.nodes.depth
     }
 
     /// The subtree of node `n` is `n..subtree_ends[n]`.
@@ -283,10 +263,11 @@ impl TextTree {
     /// The deepest node that a text begins with, and whether it is the text.
     pub(crate) fn attach(&self, text: &[u8]) -> u32 {
         let (mut node, mut skipped) = (0, false);
-        while let Some(&byte) = text.get(self.depth[node as usize] as usize) {
+        while let Some(&byte) = text.get(self.nodes.depth[node as usize] as usize) {
             match self.child(node, byte) {
-                Some(child) if self.depth[child as usize] as usize <= text.len() => {
-                    skipped |= self.depth[child as usize] > self.depth[node as usize] + 1;
+                Some(child) if self.nodes.depth[child as usize] as usize <= text.len() => {
+                    skipped |=
+                        self.nodes.depth[child as usize] > self.nodes.depth[node as usize] + 1;
                     node = child;
                 }
                 _ => break,
@@ -296,75 +277,102 @@ impl TextTree {
             // The bytes between a node and its child have not been looked at.
             let known = self.begun_by(Side::Teacher, node).iter().zip(text);
             let common = known.take_while(|(known, byte)| known == byte).count();
-            while self.depth[node as usize] as usize > common {
-                node = self.parent[node as usize];
+            while self.nodes.depth[node as usize] as usize > common {
+                node = self.nodes.parent[node as usize];
             }
         }
-        node | if self.depth[node as usize] as usize == text.len() { EXACT } else { 0 }
+        node | if self.nodes.depth[node as usize] as usize == text.len() { EXACT } else { 0 }
     }
 }
 
-impl TreeSide {
-    fn from_parts(vocabulary: &Arc<Vocabulary>, parts: SideParts) -> Self {
-        let mut side = Self {
-            vocabulary: Arc::clone(vocabulary),
-            tokens: vec![TextToken::NONE; vocabulary.len()],
-            lengths: Vec::with_capacity(parts.ids.len()),
-            samples: Vec::with_capacity(parts.ids.len() / BLOCK + 1),
-            suffix_offsets: [0; MAX_REACH + 2],
-            parts,
+impl TreeParts {
+    /// Whether what was stored can be a tree of these vocabularies, as far as indices go.
+    pub(crate) fn fits(&self, vocabularies: [&Vocabulary; 2]) -> bool {
+        let nodes = &self.nodes;
+        let count = nodes.parent.len();
+        let deeper = |node: usize| {
+            let above = nodes.parent[node] as usize;
+            above < node && nodes.depth[above] < nodes.depth[node]
         };
-        let mut longer = [0; MAX_REACH + 1];
-        for (position, &id) in side.parts.ids.iter().enumerate() {
-            if position % BLOCK == 0 {
-                side.samples.push(longer);
-            }
-            let length = side.vocabulary.token_bytes(id).len();
-            side.lengths.push(u8::try_from(length).unwrap_or(u8::MAX));
-            for count in &mut longer[..length.min(MAX_REACH + 1)] {
-                *count += 1;
-            }
-        }
-        if side.parts.ids.len() % BLOCK == 0 {
-            side.samples.push(longer);
-        }
-        for length in 1..=MAX_REACH {
-            side.suffix_offsets[length + 1] = side.suffix_offsets[length] + longer[length] as usize;
-        }
-        for node in 0..side.parts.node_exact.len() {
-            side.describe_tokens(node);
-        }
-        side
+        let is_tree = count > 0
+            && (nodes.depth.len(), nodes.edge.len()) == (count, count)
+            && nodes.parent[0] == NONE
+            && nodes.depth[0] == 0
+            && (1..count).all(deeper);
+        is_tree
+            && vocabularies.into_iter().zip(&self.sides).all(|(vocabulary, side)| {
+                let tokens = side.ids.len();
+                let largest = |numbers: &[u32]| numbers.iter().copied().max().unwrap_or(0) as usize;
+                let suffix = side.suffixes.iter().map(|suffix| suffix & !EXACT).max().unwrap_or(0);
+                let exact_fits = |(ends, exact): (&[u32], &u32)| *exact <= ends[1] - ends[0];
+                (side.end.len(), side.branch.len()) == (tokens, tokens)
+                    && (side.node_tokens.len(), side.node_exact.len()) == (count + 1, count)
+                    && side.node_tokens[0] == 0
+                    && side.node_tokens[count] as usize == tokens
+                    && side.node_tokens.is_sorted()
+                    && side.node_tokens.windows(2).zip(&side.node_exact).all(exact_fits)
+                    && (tokens == 0 || largest(&side.ids) < vocabulary.len())
+                    && (0..).zip(&side.end).all(|(at, &end)| at < end)
+                    && largest(&side.end) <= tokens
+                    && (suffix as usize) < count
+                    && side.suffixes.len() == suffix_count(vocabulary)
+            })
     }
+}
 
-    /// Fills in what the tokens of a node must know.
-    fn describe_tokens(&mut self, node: usize) {
-        let start = self.parts.node_tokens[node];
-        let exact_end = start + self.parts.node_exact[node];
-        let mut run = start..start;
-        for position in start..self.parts.node_tokens[node + 1] {
-            let id = self.parts.ids[position as usize];
-            let length = self.length(position);
-            if position >= run.end {
-                // Tokens of equal bytes are neighbours: as long, and begun by the first of them.
-                let end = self.parts.end[position as usize];
-                let equal = |&next: &u32| self.length(next) == length;
-                let limit = if position < exact_end { exact_end } else { end };
-                let last = (position + 1..limit).take_while(equal).last();
-                run = position..last.unwrap_or(position) + 1;
+/// How many suffixes the text tokens of a vocabulary have.
+fn suffix_count(vocabulary: &Vocabulary) -> usize {
+    let text = vocabulary.ids().filter(|&id| is_text(vocabulary, id));
+    text.map(|id| (vocabulary.token_bytes(id).len() - 1).min(MAX_REACH)).sum()
+}
+
+impl TreeSide {
+    fn from_parts(vocabulary: &Arc<Vocabulary>, parts: Arc<SideParts>) -> Self {
+        let mut tokens = vec![TextToken::NONE; vocabulary.len()];
+        let mut lengths = Vec::with_capacity(parts.ids.len());
+        let mut samples = Vec::with_capacity(parts.ids.len() / BLOCK + 1);
+        let mut longer = [0; MAX_REACH + 1];
+        for (node, exact) in (0..).zip(&parts.node_exact) {
+            let start = parts.node_tokens[node as usize];
+            // The first of the tokens of equal bytes, which are neighbours, and its length.
+            let (mut first, mut known) = (start, 0);
+            for position in start..parts.node_tokens[node as usize + 1] {
+                let (at, id) = (position as usize, parts.ids[position as usize]);
+                let length = vocabulary.token_bytes(id).len();
+                if at.is_multiple_of(BLOCK) {
+                    samples.push(longer);
+                }
+                let is_equal = length == known
+                    && (position < start + exact || position < parts.end[first as usize]);
+                if !is_equal {
+                    set_exact(&mut tokens, &parts.ids, first..position);
+                    (first, known) = (position, length);
+                }
+                lengths.push(u8::try_from(length).unwrap_or(u8::MAX));
+                tokens[id as usize] = TextToken {
+                    position,
+                    first,
+                    exact: 1,
+                    end: parts.end[at],
+                    node,
+                    length: short(length),
+                    rank: longer[length.min(MAX_REACH)],
+                };
+                for count in &mut longer[..length.min(MAX_REACH + 1)] {
+                    *count += 1;
+                }
             }
-            let exact = short(run.len());
-            let suffix = self.suffix_start(run.end, length as usize);
-            self.tokens[id as usize] = TextToken {
-                position,
-                first: run.start,
-                exact,
-                end: self.parts.end[run.start as usize],
-                node: short(node),
-                length,
-                suffix: short(suffix),
-            };
+            set_exact(&mut tokens, &parts.ids, first..parts.node_tokens[node as usize + 1]);
         }
+        if parts.ids.len().is_multiple_of(BLOCK) {
+            samples.push(longer);
+        }
+        let mut suffix_offsets = [0; MAX_REACH + 2];
+        for length in 1..=MAX_REACH {
+            suffix_offsets[length + 1] = suffix_offsets[length] + longer[length] as usize;
+        }
+        let vocabulary = Arc::clone(vocabulary);
+        Self { vocabulary, parts, tokens, lengths, samples, suffix_offsets }
     }
 
     /// Position in token order -> id.
@@ -409,6 +417,12 @@ impl TreeSide {
     pub fn suffix_start(&self, position: u32, length: usize) -> usize {
         let length = length.min(MAX_REACH);
         self.suffix_offsets[length] + self.rank(position as usize, length)
+    }
+
+    /// Where the suffixes of the tokens that begin with a token, and are longer, begin.
+    #[inline]
+    pub(crate) fn suffix_of(&self, token: &TextToken) -> usize {
+        self.suffix_offsets[(token.length as usize).min(MAX_REACH)] + token.rank as usize
     }
 
     /// How many tokens before a position are longer.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::Result;
 use crate::ids::NONE;
 use crate::text_tree::{
-    MAX_REACH, NodeParts, SideParts, TextTree, is_text, short, subtree_ends,
+    MAX_REACH, NodeParts, SideParts, TextTree, TreeParts, is_text, short, subtree_ends,
 };
 use crate::threads::{self, Threads};
 use crate::vocabulary::Vocabulary;
@@ -36,11 +36,13 @@ impl TextTree {
         let [teacher_parts, student_parts] =
             [0, 1].map(|side| in_token_order(&sorted[side], &attached[side], &nodes, &ends));
         drop(sorted);
-        let parts = [teacher_parts, student_parts];
-        let mut tree = Self::from_parts([teacher, student], nodes, parts);
+        let sides = [Arc::new(teacher_parts), Arc::new(student_parts)];
+        let parts = TreeParts { nodes: Arc::new(nodes), sides };
+        let mut tree = Self::from_parts([teacher, student], parts);
         let suffixes = [0, 1].map(|side| tree.find_suffixes(side, threads));
         for (side, suffixes) in tree.sides.iter_mut().zip(suffixes) {
-            side.parts.suffixes = suffixes?;
+            // Nothing else holds the parts, so nothing is cloned.
+            Arc::make_mut(&mut side.parts).suffixes = suffixes?;
         }
         Ok(tree)
     }
@@ -228,7 +230,7 @@ fn in_token_order(
         ids[*place as usize] = *id;
         *place += 1;
     }
-    let (mut end, mut branch) = (vec![0u32; ids.len()], vec![0u8; ids.len()]);
+    let (mut end, mut branch) = (vec![0u32; ids.len()], Vec::with_capacity(ids.len()));
     let (mut node_exact, mut begun) = (Vec::with_capacity(count), Vec::new());
     for node in 0..count {
         let (start, stop) = (node_tokens[node] as usize, node_tokens[node + 1] as usize);
@@ -236,9 +238,10 @@ fn in_token_order(
         let bytes = |position: usize| sorted.vocabulary.token_bytes(ids[position]);
         let exact = (start..stop).take_while(|&place| bytes(place).len() == depth).count();
         node_exact.push(short(exact));
+        branch.resize(start + exact, 0);
         end[start..start + exact].fill(node_tokens[subtree_end[node] as usize]);
         for position in start + exact..stop {
-            branch[position] = bytes(position).get(depth).copied().unwrap_or(0);
+            branch.push(bytes(position).get(depth).copied().unwrap_or(0));
             while let Some(&before) = begun.last()
                 && !bytes(position).starts_with(bytes(before))
             {

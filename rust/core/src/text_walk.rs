@@ -37,7 +37,7 @@ pub(crate) enum Place {
 impl TextTree {
     /// Where a realized token lies.
     pub(crate) fn place_of(&self, token: &TextToken) -> Place {
-        if self.depth[token.node as usize] == token.length {
+        if self.depths()[token.node as usize] == token.length {
             Place::Node(token.node)
         } else {
             Place::Tokens { start: token.first, end: token.end }
@@ -48,13 +48,13 @@ impl TextTree {
     pub(crate) fn begin_with(&self, side: Side, token: &TextToken, length: u32) -> Run {
         let tokens = self.side(side);
         let mut node = token.node;
-        let depth = self.depth[node as usize];
+        let depth = self.depths()[node as usize];
         if depth < length {
             return tokens.narrow_around(token, depth, length, node);
         }
         loop {
-            let above = self.parent[node as usize];
-            match self.depth.get(above as usize) {
+            let above = self.parents()[node as usize];
+            match self.depths().get(above as usize) {
                 Some(&depth) if depth >= length => node = above,
                 _ => return self.run_of(side, Place::Node(node), length),
             }
@@ -69,7 +69,7 @@ impl TextTree {
                 let at = node as usize;
                 let start = tokens.parts.node_tokens[at];
                 let end = tokens.parts.node_tokens[self.subtree_ends()[at] as usize];
-                let is_node = self.depth[at] == length;
+                let is_node = self.depths()[at] == length;
                 Run { start, end, exact: if is_node { tokens.parts.node_exact[at] } else { 0 } }
             }
             Place::Tokens { start, end } => {
@@ -94,7 +94,7 @@ impl TextTree {
             Place::Tokens { start, end } => return tokens.narrow(start, end, length, text),
         };
         while let Some((&byte, rest)) = text.split_first() {
-            let depth = self.depth[node as usize];
+            let depth = self.depths()[node as usize];
             if length < depth {
                 let known = self.begun_by(side, node).get(length as usize..depth as usize)?;
                 let common = known.len().min(text.len());

@@ -111,7 +111,7 @@ impl Pair {
     /// Whether the joint tree of both sides' tokens has been made.
     #[getter]
     fn has_text_tree(&self) -> bool {
-        self.core.known_text_tree().is_some()
+        self.core.has_text_tree()
     }
 
     /// What an alignment depends on, as a number of 32 bytes.
