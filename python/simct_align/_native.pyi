@@ -4,6 +4,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from simct_align.index import IndexContents
 from simct_align.inputs import LogitRows, RaggedIds
 from simct_align.units import UnitColumns
 
@@ -151,11 +152,7 @@ def build_index(
     pair: Pair,
     units: UnitColumns,
     sides: tuple[LogitRows, LogitRows],
-    *,
-    first_ids: bool,
-    max_path: int,
-    text_events: bool,
-    threads: int | None,
+    contents: IndexContents,
 ) -> tuple[NDArray[np.int64], dict[str, int]]: ...
 def on_path(
     pair: Pair,

@@ -10,7 +10,7 @@ import numpy as np
 from simct_align import _native, ablations
 from simct_align.continuations import checked_max_path, enumerate_continuations
 from simct_align.errors import MissingAlignerError
-from simct_align.index import AlignedIndex
+from simct_align.index import AlignedIndex, IndexContents
 from simct_align.inputs import RaggedIds, logit_rows, same_dtype, thread_count
 from simct_align.pair import VocabularyPair, living_pair
 from simct_align.units import Unit, UnitClass, UnitColumns, UnitKind, UnmatchedReason
@@ -334,10 +334,7 @@ class AlignedBatch(UnitColumns):
             pair._pair,
             self,
             (teacher, student),
-            first_ids=first_ids,
-            max_path=max_path,
-            text_events=text_events,
-            threads=thread_count(threads),
+            IndexContents(first_ids, max_path, text_events, thread_count(threads)),
         )
         return AlignedIndex(
             packed,

@@ -39,6 +39,22 @@ class Section(NamedTuple):
     group: str
 
 
+class IndexContents(NamedTuple):
+    """What an index holds besides its units, as `AlignedBatch.index` is asked for it.
+
+    Attributes:
+        first_ids: Whether it has the first token of every unit.
+        max_path: How many realized tokens a continuation may begin with; 0: it has none.
+        text_events: Whether it has text events.
+        threads: How many threads work; None for all cores.
+    """
+
+    first_ids: bool
+    max_path: int
+    text_events: bool
+    threads: int | None
+
+
 #: All sections, in the order in which they lie in `AlignedIndex.packed`: the engine's own table.
 SECTIONS: tuple[Section, ...] = tuple(Section(*entry) for entry in _native.index_sections())
 

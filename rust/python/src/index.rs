@@ -23,6 +23,16 @@ pub(crate) struct LogitRows<'py> {
     stride: Option<i64>,
 }
 
+/// What an index holds besides its units, and how many threads find it: the attributes of Python's
+/// `IndexContents`.
+#[derive(FromPyObject)]
+pub(crate) struct IndexContents {
+    first_ids: bool,
+    max_path: usize,
+    text_events: bool,
+    threads: Option<NonZeroUsize>,
+}
+
 /// The layout of an index: (name, name of a count, what comes on top of it, name of a group) of
 /// every section, in order.
 #[pyfunction]
@@ -36,17 +46,14 @@ pub(crate) fn index_sections() -> Vec<(&'static str, &'static str, usize, &'stat
 /// Makes the index of a batch: (packed sections, counts by name); with continuations if `max_path`
 /// is not 0.
 #[pyfunction]
-#[pyo3(signature = (pair, units, sides, *, first_ids, max_path, text_events, threads))]
 pub(crate) fn build_index<'py>(
     py: Python<'py>,
     pair: &Pair,
     units: UnitArrays<'py>,
     sides: (LogitRows<'py>, LogitRows<'py>),
-    first_ids: bool,
-    max_path: usize,
-    text_events: bool,
-    threads: Option<NonZeroUsize>,
+    contents: IndexContents,
 ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyDict>)> {
+    let IndexContents { first_ids, max_path, text_events, threads } = contents;
     let continuations = (max_path > 0).then(|| path_options(max_path, threads));
     let text_events = text_events.then(|| threads.map_or(Threads::AllCores, Threads::Count));
     let options = IndexOptions { first_ids, continuations, text_events };
