@@ -45,13 +45,19 @@ pub mod sections;
 pub mod segment;
 pub mod spelling;
 pub mod storage;
+pub mod text_events;
+pub mod text_tree;
 pub mod threads;
 pub mod trie;
 pub mod vocabulary;
 
 mod path_trie;
+mod reach;
 mod resync;
 mod speller;
+mod text_sections;
+mod text_tree_build;
+mod text_walk;
 mod track;
 
 #[cfg(test)]

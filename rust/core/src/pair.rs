@@ -7,6 +7,8 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::ids::{MAX_TOKENS, NONE, RaggedIds, Side};
 use crate::spelling::{SpelledSide, Spellings, one_sided};
+use crate::text_tree::{TextTree, TreeParts};
+use crate::threads::Threads;
 use crate::vocabulary::{TokenKind, Vocabulary};
 
 /// How many low bits of a [`SharedEntry`] hold an id; the class bits lie above.
@@ -85,6 +87,9 @@ pub struct Pair {
     pub(crate) teacher_columns: Vec<u32>,
     pub(crate) student_columns: Vec<u32>,
     pub(crate) spellings: OnceLock<Spellings>,
+    text_tree: OnceLock<TextTree>,
+    /// The tree as it was read from a file, before its first use.
+    pub(crate) stored_tree: OnceLock<TreeParts>,
 }
 
 impl Pair {
@@ -142,6 +147,8 @@ impl Pair {
             teacher_columns,
             student_columns,
             spellings: OnceLock::new(),
+            text_tree: OnceLock::new(),
+            stored_tree: OnceLock::new(),
         }
     }
 
@@ -283,6 +290,37 @@ impl Pair {
         let sides = [Side::Teacher, Side::Student].map(|side| self.side(side));
         let made = Spellings::new(sides, [teacher, student])?;
         Ok(self.spellings.get_or_init(|| made))
+    }
+
+    /// Whether the joint tree of both sides' tokens has been made, or read from a file.
+    #[must_use]
+    pub fn has_text_tree(&self) -> bool {
+        self.tree_parts().is_some()
+    }
+
+    /// What is stored of the tree, if it has been made.
+    pub(crate) fn tree_parts(&self) -> Option<TreeParts> {
+        self.text_tree.get().map(TextTree::parts).or_else(|| self.stored_tree.get().cloned())
+    }
+
+    /// The joint tree of both sides' tokens; made on the first call, with all cores.
+    ///
+    /// # Complexity
+    ///
+    /// That of [`TextTree::new`] on the first call.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TextTree::new`].
+    pub fn text_tree(&self) -> Result<&TextTree> {
+        if let Some(known) = self.text_tree.get() {
+            return Ok(known);
+        }
+        let made = match self.stored_tree.get() {
+            Some(parts) => TextTree::from_parts([&self.teacher, &self.student], parts.clone()),
+            None => TextTree::new(&self.teacher, &self.student, Threads::AllCores)?,
+        };
+        Ok(self.text_tree.get_or_init(|| made))
     }
 
     /// SHA-256 of everything that an alignment depends on: pairs with equal digests align all ids

@@ -26,6 +26,8 @@ pub struct Counts {
     pub teacher: EntryCounts,
     /// Nodes of the student's spellings that units reach.
     pub student: EntryCounts,
+    /// Text events.
+    pub text: TextCounts,
 }
 
 /// The counts of continuations of an [`Index`](crate::index::Index) in one direction; 0 without
@@ -38,6 +40,34 @@ pub struct EntryCounts {
     pub leaves: usize,
     /// Spellings that are not continuations because they have more than `max_path` + 1 tokens.
     pub cut_off: usize,
+}
+
+/// How much of text events an [`Index`](crate::index::Index) holds; nothing without them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextCounts {
+    /// Offsets.
+    pub offsets: usize,
+    /// Stretches, those that begin inside of others included.
+    pub stretches: usize,
+    /// Student tokens in stretches.
+    pub student_tokens: usize,
+    /// Units left out because they begin a row.
+    pub units_without_prefix: usize,
+    /// Units left out because a token lost its dummy prefix or has no bytes.
+    pub units_left_out: usize,
+    /// The teacher's side.
+    pub teacher: TextSideCounts,
+    /// The student's side.
+    pub student: TextSideCounts,
+}
+
+/// How much of text events an index holds on one side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextSideCounts {
+    /// Text rows.
+    pub rows: usize,
+    /// Sources of all offsets together.
+    pub sources: usize,
 }
 
 /// A count that lengths of sections follow from.
@@ -55,6 +85,16 @@ pub enum Count {
     TeacherEntries,
     /// Entries of the student's direction.
     StudentEntries,
+    /// Offsets of text events.
+    TextOffsets,
+    /// Text rows of the teacher.
+    TeacherTextRows,
+    /// Text rows of the student.
+    StudentTextRows,
+    /// Sources of the teacher.
+    TeacherSources,
+    /// Sources of the student.
+    StudentSources,
 }
 
 impl Count {
@@ -68,6 +108,11 @@ impl Count {
             Self::StudentSteps => "n_student_steps",
             Self::TeacherEntries => "n_teacher_entries",
             Self::StudentEntries => "n_student_entries",
+            Self::TextOffsets => "n_text_offsets",
+            Self::TeacherTextRows => "n_teacher_text_rows",
+            Self::StudentTextRows => "n_student_text_rows",
+            Self::TeacherSources => "n_teacher_sources",
+            Self::StudentSources => "n_student_sources",
         }
     }
 
@@ -81,6 +126,11 @@ impl Count {
             Self::StudentSteps => counts.student_steps,
             Self::TeacherEntries => counts.teacher.entries,
             Self::StudentEntries => counts.student.entries,
+            Self::TextOffsets => counts.text.offsets,
+            Self::TeacherTextRows => counts.text.teacher.rows,
+            Self::StudentTextRows => counts.text.student.rows,
+            Self::TeacherSources => counts.text.teacher.sources,
+            Self::StudentSources => counts.text.student.sources,
         }
     }
 }
@@ -94,6 +144,8 @@ pub enum Group {
     FirstIds,
     /// The nodes that units reach, and the leaves with the texts of units.
     Continuations,
+    /// The rows and tokens that say how the text goes on at every boundary.
+    TextEvents,
 }
 
 impl Group {
@@ -104,6 +156,7 @@ impl Group {
             Self::Units => "units",
             Self::FirstIds => "first_ids",
             Self::Continuations => "continuations",
+            Self::TextEvents => "text_events",
         }
     }
 }
@@ -143,15 +196,24 @@ impl Section {
 /// | `student_entry_…` | the same for the student's spellings and realized teacher tokens |
 /// | `realized_teacher_leaf`, `realized_student_leaf` | the leaf with the text of the unit, if it is a continuation of the unit, else −1 |
 ///
+/// | `teacher_text_…`, `student_text_…` | of every [text row](crate::text_events): logit row; the token that the text takes, −1 for a last row; its position in token order, or −1; stretch |
+/// | `teacher_own_text_row`, `student_own_text_row` | of every offset: the text row that stands there, or −1 |
+/// | `text_offset_stretch`, `text_offset_batch_row` | of every offset: stretch; row of the batch |
+/// | `teacher_source_offsets`, `student_source_offsets` | where the sources of an offset begin |
+/// | `teacher_source_…`, `student_source_…` | of every source, the earliest row first: text row; the tokens that begin with the text since, `start..end` in token order; how many bytes that is; how many of the tokens, the first ones, have no more; where the [suffixes](crate::text_tree::TreeSide::suffixes) of the others begin |
+///
 /// SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch.
 ///
 /// The realized leaf is found by text. The text of the unit is the text of a one-sided token, no
 /// matter which tokens either side realized, and the realized path of the other side begins with
 /// the spelling of that token without its last token. The leaf then belongs to an entry of the
 /// unit, and its text would otherwise count twice.
-pub const SECTIONS: [Section; 24] = {
-    use Count::{Multi, StudentEntries, StudentSteps, TeacherEntries, TeacherSteps, Units};
-    use Group::{Continuations, FirstIds};
+pub const SECTIONS: [Section; 50] = {
+    use Count::{
+        Multi, StudentEntries, StudentSources, StudentSteps, StudentTextRows, TeacherEntries,
+        TeacherSources, TeacherSteps, TeacherTextRows, TextOffsets, Units,
+    };
+    use Group::{Continuations, FirstIds, TextEvents};
     let always = Group::Units;
     [
         Section::new("unit", Units, 0, always),
@@ -178,6 +240,32 @@ pub const SECTIONS: [Section; 24] = {
         Section::new("student_entry_depth", StudentEntries, 0, Continuations),
         Section::new("realized_teacher_leaf", Multi, 0, Continuations),
         Section::new("realized_student_leaf", Multi, 0, Continuations),
+        Section::new("teacher_text_row", TeacherTextRows, 0, TextEvents),
+        Section::new("teacher_text_id", TeacherTextRows, 0, TextEvents),
+        Section::new("teacher_text_position", TeacherTextRows, 0, TextEvents),
+        Section::new("teacher_text_stretch", TeacherTextRows, 0, TextEvents),
+        Section::new("student_text_row", StudentTextRows, 0, TextEvents),
+        Section::new("student_text_id", StudentTextRows, 0, TextEvents),
+        Section::new("student_text_position", StudentTextRows, 0, TextEvents),
+        Section::new("student_text_stretch", StudentTextRows, 0, TextEvents),
+        Section::new("teacher_own_text_row", TextOffsets, 0, TextEvents),
+        Section::new("student_own_text_row", TextOffsets, 0, TextEvents),
+        Section::new("text_offset_stretch", TextOffsets, 0, TextEvents),
+        Section::new("text_offset_batch_row", TextOffsets, 0, TextEvents),
+        Section::new("teacher_source_offsets", TextOffsets, 1, TextEvents),
+        Section::new("teacher_source_row", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_start", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_end", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_length", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_exact", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_suffix", TeacherSources, 0, TextEvents),
+        Section::new("student_source_offsets", TextOffsets, 1, TextEvents),
+        Section::new("student_source_row", StudentSources, 0, TextEvents),
+        Section::new("student_source_start", StudentSources, 0, TextEvents),
+        Section::new("student_source_end", StudentSources, 0, TextEvents),
+        Section::new("student_source_length", StudentSources, 0, TextEvents),
+        Section::new("student_source_exact", StudentSources, 0, TextEvents),
+        Section::new("student_source_suffix", StudentSources, 0, TextEvents),
     ]
 };
 
