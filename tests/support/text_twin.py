@@ -179,12 +179,12 @@ def leaves(teacher, student, offset, begin, epsilon, straddled):
         if mass + gone <= 0 or gone > epsilon * (mass + gone):
             return {}, "left out"
         straddling = total(m for _, m, is_own in items if not is_own)
-        if both_own and straddling > epsilon * (mass + gone):
+        if both_own and straddled == "byte" and straddling > epsilon * (mass + gone):
             kind = "next byte"
         reached[w.side.name] = {
             text[:n] for text, _, _ in items if text is not STOP for n in range(len(text) + 1)
         }
-    deep = kind == "tree" or (straddled == "tree" and kind != "tree")
+    deep = kind == "tree" or straddled == "tree"
     sides = (teacher.side, student.side)
     out = {}
 

@@ -9,14 +9,20 @@ from .contract import Loss, LossOutput
 from .linear import LinearSimCTLoss
 from .metrics import LossMetrics
 from .simct import SimCTLoss
+from .text import LinearTextLoss, TextLoss
+from .text_metrics import TextLossOutput, TextMetrics
 
 __all__ = [
     "Backend",
     "LinearSimCTLoss",
+    "LinearTextLoss",
     "Loss",
     "LossMetrics",
     "LossOutput",
     "SimCTLoss",
+    "TextLoss",
+    "TextLossOutput",
+    "TextMetrics",
     "TorchBackend",
     "register_backend",
 ]

@@ -31,6 +31,7 @@ REDUCTIONS = ("unit", "mean", "token", "sum", "none")
 _OPTIONS: dict[str, dict[str, Any]] = {
     "first_ids": {"first_ids": True},
     "continuations": {"max_path": 8},
+    "text_events": {"text_events": True},
 }
 
 

@@ -36,7 +36,7 @@ FLOAT16_GRADIENT_SCALE = 1024.0
 """Factor of float16 gradients between the forward and the backward pass: fewer underflow."""
 
 #: Numbers that may change from batch to batch without a new graph.
-_SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"} | {"n_offsets"}
+_SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"}
 
 
 class LogitsTensors(NamedTuple):

@@ -67,13 +67,13 @@ def view_text_side(packed: Tensor, sizes: IndexSizes, side: Side) -> TextSideVie
     numbers = torch.arange(ends.shape[0] - 1, device=packed.device)
     return TextSideView(
         row=section(f"{side}_text_row"),
-        token=section(f"{side}_text_token"),
-        own=section(f"{side}_own_row"),
+        token=section(f"{side}_text_id"),
+        own=section(f"{side}_own_text_row"),
         source_offset=torch.repeat_interleave(
             numbers, ends.diff(), output_size=sources.stop - sources.start
         ),
         source_row=section(f"{side}_source_row"),
-        source_first=section(f"{side}_source_first"),
+        source_first=section(f"{side}_source_start"),
         source_end=section(f"{side}_source_end"),
         source_exact=section(f"{side}_source_exact"),
         source_suffix=section(f"{side}_source_suffix"),
@@ -120,10 +120,10 @@ def plan_chunks(host: Tensor, sizes: IndexSizes, size: int, entries: int) -> lis
     at = sizes.sections(values.size)
     own, ends, source_row, tokens_before = {}, {}, {}, {}
     for side in SIDES:
-        own[side] = values[at[f"{side}_own_row"]]
+        own[side] = values[at[f"{side}_own_text_row"]]
         ends[side] = values[at[f"{side}_source_offsets"]]
         source_row[side] = values[at[f"{side}_source_row"]]
-        counts = values[at[f"{side}_source_end"]] - values[at[f"{side}_source_first"]]
+        counts = values[at[f"{side}_source_end"]] - values[at[f"{side}_source_start"]]
         tokens_before[side] = np.concatenate([[0], np.cumsum(counts)])[ends[side]]
     total = len(own["teacher"])
     found, start = [], 0

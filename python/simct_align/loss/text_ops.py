@@ -65,7 +65,7 @@ class TextNumbers(NamedTuple):
     n_student_steps: int
     n_teacher_entries: int
     n_student_entries: int
-    n_offsets: int
+    n_text_offsets: int
     n_teacher_text_rows: int
     n_student_text_rows: int
     n_teacher_sources: int
@@ -91,7 +91,7 @@ class TextNumbers(NamedTuple):
     @property
     def n_values(self) -> int:
         """How many offsets there are."""
-        return self.n_offsets
+        return self.n_text_offsets
 
     @property
     def n_stats(self) -> int:

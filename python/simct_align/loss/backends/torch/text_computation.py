@@ -88,7 +88,7 @@ class TextComputation:
         self._tree = tree_of(tensors)
         self._tables = {side: table_of(tensors, side) for side in columns}
         self._views = {side: view_text_side(tensors.packed, sizes, side) for side in columns}
-        self._n_offsets = sizes.n_offsets
+        self._n_offsets = sizes.n_text_offsets
         itemsize = torch.finfo(settings.rows.dtype).bits // 8
         widest = max(self._teacher.row_values(full=True), self._student.row_values(full=True))
         values = _ARRAYS * len(self._tree) + 3 * widest
