@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from simct_align import Vocabulary
 from simct_align.index import SECTIONS, AlignedIndex
 
 SHARED, MULTI, SPECIAL = 0, 1, 2
@@ -110,6 +112,10 @@ class PlainSide:
     stop_column: int
     texts: list  # of the shared columns; None for stops and specials
 
+    def vocabulary(self) -> Vocabulary:
+        special, unused = (np.flatnonzero(self.kinds == kind).tolist() for kind in (2, 3))
+        return Vocabulary.from_token_bytes(self.token_bytes, special=special, unused=unused)
+
     def padding(self, columns: int) -> torch.Tensor:
         unused = torch.ones(columns, dtype=torch.bool)
         unused[: len(self.kinds)] = torch.tensor(self.kinds[:columns] == 3)
@@ -125,13 +131,13 @@ class PlainPair:
     column_of_text: dict = field(default_factory=dict)
     digest: str = TWIN_DIGEST
 
-    @property
+    @functools.cached_property
     def teacher(self):
-        return self.teacher_side
+        return self.teacher_side.vocabulary()
 
-    @property
+    @functools.cached_property
     def student(self):
-        return self.student_side
+        return self.student_side.vocabulary()
 
     @property
     def shared(self):
