@@ -161,11 +161,19 @@ def _vocabulary(rng, tokens, stops, duplicates, unused):
     return [t for t, _ in entries], kinds, special[:stops], special[stops]
 
 
-def random_pair(seed=0, teacher_stops=2, student_stops=3, duplicates=3, identical=False, size=14):
-    """A small pair over the alphabet ab: duplicates, several stops, a mapped special, gaps."""
+def random_pair(
+    seed=0,
+    teacher_stops=2,
+    student_stops=3,
+    duplicates=3,
+    identical=False,
+    size=14,
+    alphabet=b"ab",
+):
+    """A small pair over an alphabet of two: duplicates, several stops, a mapped special, gaps."""
     rng = random.Random(seed)
-    texts = [b"a", b"b"] + [
-        bytes(rng.choice(b"ab") for _ in range(rng.randint(2, 4))) for _ in range(40)
+    texts = [alphabet[:1], alphabet[1:]] + [
+        bytes(rng.choice(alphabet) for _ in range(rng.randint(2, 4))) for _ in range(40)
     ]
     texts = list(dict.fromkeys(texts))
     sides = []
@@ -214,7 +222,9 @@ def _append(batch, values):
         getattr(batch, name).append(value)
 
 
-def random_batch(pair, seed=0, rows=3, length=12, only=None, empty_row=False, stop=True):
+def random_batch(
+    pair, seed=0, rows=3, length=12, only=None, empty_row=False, stop=True, alphabet=b"ab"
+):
     """Rows of random text in random spellings, a stop behind each; units by common boundaries.
 
     `only` keeps units of one kind. Returns the batch and the ids of both sides.
@@ -226,7 +236,7 @@ def random_batch(pair, seed=0, rows=3, length=12, only=None, empty_row=False, st
     )  # fmt: skip
     ids = ([], [])
     for row in range(rows):
-        text = b"" if empty_row and row == 1 else bytes(rng.choice(b"ab") for _ in range(length))
+        text = b"" if empty_row and row == 1 else bytes(rng.choice(alphabet) for _ in range(length))
         sides = (pair.teacher_side, pair.student_side)
         row_ids = [_spell(rng, side, text) for side in sides]
         places = [{0: 0}, {0: 0}]
