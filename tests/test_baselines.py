@@ -142,7 +142,6 @@ def test_bad_arguments_are_named():
 
 @pytest.mark.parametrize("name", ["bpm", "bpm_beta", "escd"])
 def test_multi_units_of_all_shapes(name):
-    """Also with the roles of long and short tokens swapped, by the sizes of the vocabularies."""
     kind, twin, keywords, twin_keywords = BASELINES[name]
     shapes = set()
     for seed in range(20, 32):
@@ -184,7 +183,7 @@ def test_strict_is_the_shared_objective():
 
 def digits():
     """A teacher with pairs of digits, a student without; only the teacher has `x`."""
-    teacher = Vocabulary.from_token_bytes([b"1", b"12", b"13", b"+", b"x", b"123"], unused=())
+    teacher = Vocabulary.from_token_bytes([b"1", b"12", b"13", b"+", b"x", b"123"])
     student = Vocabulary.from_token_bytes([b"1", b"2", b"3", b"+", b"", b""], unused=[4, 5])
     return Aligner(teacher, student)
 
@@ -216,6 +215,34 @@ def test_projected_rows_by_hand():
     out = ESCDLoss(aligner)(**logits, index=batch)
     expected = torch.tensor([kl + rest, kl, kl + rest], dtype=torch.float64)
     torch.testing.assert_close(out.per_unit, expected)
+
+
+def test_escd_after_a_special_token_is_the_kl():
+    """A special token has no bytes: no teacher token begins with it, though text follows."""
+    vocabularies = [
+        Vocabulary.from_token_bytes([*texts, b""], special={len(texts): "<s>"})
+        for texts in ([b"1", b"12", b"+"], [b"1", b"2", b"+", b"125"])
+    ]
+    aligner = Aligner(*vocabularies, special_tokens={"<s>": "<s>"})
+    batch = aligner.align_batch([[2, 3, 0]], [[2, 4, 0]])
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (
+        torch.randn(3, columns, generator=generator, dtype=torch.float64) for columns in (4, 5)
+    )
+    out = ESCDLoss(aligner)(teacher_logits=teacher, student_logits=student, index=batch)
+    q, p = teacher[0].softmax(0), student[0].softmax(0)
+    t = torch.stack([q[0] + q[1], q[2], q[3]])
+    assert batch.kind.tolist() == [0, 2, 0]
+    torch.testing.assert_close(out.per_unit[0], (t * (t / p[[0, 2, 4]]).log()).sum())
+
+
+@pytest.mark.parametrize("name", ["bpm", "strict", "escd"])
+def test_with_one_vocabulary_on_both_sides(name):
+    kind, twin, keywords, _ = BASELINES[name]
+    c = case(9, pair=random_pair(9, identical=True))
+    expected = twin(c.student, c.teacher, c.pair, c.units)
+    out = run(kind(c.pair, **keywords), c)
+    torch.testing.assert_close(out.per_unit[: len(expected)], expected)
 
 
 def test_the_next_row_is_in_the_same_sample():

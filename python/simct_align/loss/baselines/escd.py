@@ -160,7 +160,7 @@ class ESCDLoss(RowBaseline):
         stop = self.stop_after[place]
         rank = fit(self.student_rank, log_p.shape[1]).expand_as(log_p).contiguous()
         found = torch.searchsorted(first, rank, right=True) - 1
-        inside = (found >= low) & (rank >= 0) & (rank < stop.gather(1, found.clamp_min(0)))
+        inside = (found >= low) & (rank < stop.gather(1, found.clamp_min(0)))
         mass = add_up(log_p.exp(), torch.where(inside, found, n), n + 1)[:, :n]
         weight = add_up(log_q.exp(), fit(self.teacher_group, log_q.shape[1]), n + 1)[:, :n]
         counted = begins & (first < stop) & known[part, None]
