@@ -408,7 +408,7 @@ def main() -> None:
     if missing and not options.quick:
         raise SystemExit(f"not there: {', '.join(map(str, missing))}; --quick runs without")
     if missing:
-        print(f"not there: {', '.join(map(str, missing))}; the bundled tokenizers stand in")
+        print(f"not there: {', '.join(map(str, missing))}; the bundled tokenizers are used instead")
         options.teacher, options.student = demo_tokenizers()
         options.data = None
     inputs = prepare(options.teacher, options.student, options.data, 64 if options.quick else 2000)
@@ -423,7 +423,7 @@ def main() -> None:
         else:
             memory[name] = found
     if options.quick:
-        print("--quick: the answers are checked, the timings mean nothing and are not recorded")
+        print("--quick: the results are checked; the timings have no meaning and are not recorded")
     else:
         bars(timings, memory)
     if options.csv or not options.quick:

@@ -274,7 +274,7 @@ def main() -> None:
     shown = ("case", "p20", "p50", "p80", "unit", "ratio", "bar", "met")
     print_table(shown, [[row.get(name, "") for name in shown] for row in rows])
     if options.quick:
-        print("--quick: the answers are checked, the timings mean nothing and are not recorded")
+        print("--quick: the results are checked; the timings have no meaning and are not recorded")
         return
     missed = [row["case"] for row in rows if row.get("met") is False]
     print(f"bars missed: {', '.join(map(str, missed)) or 'none'}")

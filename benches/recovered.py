@@ -334,7 +334,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny models; records nothing")
     options = parser.parse_args()
     if options.quick:
-        print("--quick: tiny random models and the demo's texts; the figures mean nothing")
+        print("--quick: tiny random models and the demo's texts; the numbers have no meaning")
         sides, data = tiny_models(), {"demo": [Text("", text) for text in demo_passage()]}
     else:
         print(f"{options.texts} texts of GSM8K and HumanEval each, all of hard_texts; float32")

@@ -4,6 +4,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from simct_align.index import IndexContents
 from simct_align.inputs import LogitRows, RaggedIds
 from simct_align.units import UnitColumns
 
@@ -74,6 +75,8 @@ class Pair:
     def digest(self) -> bytes: ...
     @property
     def has_spellings(self) -> bool: ...
+    @property
+    def has_text_tree(self) -> bool: ...
     def align(
         self,
         teacher: RaggedIds,
@@ -96,6 +99,22 @@ class Spellings:
     def node(self, path: list[int]) -> int | None: ...
     def unspelled(self) -> NDArray[np.int64]: ...
     def counts_by_length(self) -> list[int]: ...
+
+@final
+class TextTree:
+    # The tables are copies.
+    def __new__(cls, pair: Pair) -> TextTree: ...
+    def node_table(
+        self,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]: ...
+    # parent, depth, subtree_end, same: [nodes] each
+    def token_table(
+        self, of_teacher: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+    # token ids [tokens], node_tokens [nodes + 1], node_exact [nodes]
+    def suffix_table(self, of_teacher: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
+    # suffixes [suffixes], suffix_offsets [MAX_REACH + 2]
+    def suffix_start(self, of_teacher: bool, position: int, length: int) -> int: ...
 
 @final
 class ByteTrie:
@@ -139,10 +158,7 @@ def build_index(
     pair: Pair,
     units: UnitColumns,
     sides: tuple[LogitRows, LogitRows],
-    *,
-    first_ids: bool,
-    max_path: int,
-    threads: int | None,
+    contents: IndexContents,
 ) -> tuple[NDArray[np.int64], dict[str, int]]: ...
 def on_path(
     pair: Pair,

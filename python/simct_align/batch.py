@@ -10,8 +10,8 @@ import numpy as np
 from simct_align import _native, ablations
 from simct_align.continuations import checked_max_path, enumerate_continuations
 from simct_align.errors import MissingAlignerError
-from simct_align.index import AlignedIndex
-from simct_align.inputs import LogitRows, RaggedIds, integer, same_dtype, thread_count
+from simct_align.index import AlignedIndex, IndexContents
+from simct_align.inputs import RaggedIds, logit_rows, same_dtype, thread_count
 from simct_align.pair import VocabularyPair, living_pair
 from simct_align.units import Unit, UnitClass, UnitColumns, UnitKind, UnmatchedReason
 
@@ -292,6 +292,7 @@ class AlignedBatch(UnitColumns):
         student_stride: int | None = None,
         max_path: int = 0,
         first_ids: bool = False,
+        text_events: bool = False,
         threads: int | None = None,
     ) -> AlignedIndex:
         """Build the index with which a loss gathers logits.
@@ -311,7 +312,10 @@ class AlignedBatch(UnitColumns):
             max_path: If not 0, the index contains the on-path continuations that begin with at
                 most `max_path` realized tokens; 8 is a good value, 64 the largest.
             first_ids: Whether the index contains the first token of every unit on either side.
-            threads: Number of threads that enumerate continuations. The default is all cores.
+            text_events: Whether the index contains text events: at every boundary of either side,
+                the rows and the tokens that tell how the text goes on.
+            threads: Number of threads that enumerate continuations and text events. The default is
+                all cores.
 
         Returns:
             The index, in NumPy memory. Its method `to` moves it to a device.
@@ -327,7 +331,7 @@ class AlignedBatch(UnitColumns):
         Complexity:
             O(units + tokens in MULTI units), and at most O(units × `max_path`) with continuations,
             in Rust, without the GIL. The first index with continuations computes the spellings of
-            the pair.
+            the pair, the first one with text events the `text_tree` of the aligner.
 
         Example:
             >>> from simct_align import Aligner, Vocabulary
@@ -345,15 +349,13 @@ class AlignedBatch(UnitColumns):
         if max_path:
             _ = pair.spellings
         teacher_ids, student_ids = same_dtype(self.teacher, self.student)
-        teacher = _logit_rows("teacher", teacher_ids, teacher_row_starts, teacher_stride)
-        student = _logit_rows("student", student_ids, student_row_starts, student_stride)
+        teacher = logit_rows("teacher", teacher_ids, teacher_row_starts, teacher_stride)
+        student = logit_rows("student", student_ids, student_row_starts, student_stride)
         packed, counts = _native.build_index(
             pair._pair,
             self,
             (teacher, student),
-            first_ids=first_ids,
-            max_path=max_path,
-            threads=thread_count(threads),
+            IndexContents(first_ids, max_path, text_events, thread_count(threads)),
         )
         return AlignedIndex(
             packed,
@@ -363,6 +365,7 @@ class AlignedBatch(UnitColumns):
                 "units",
                 *(["first_ids"] if first_ids else []),
                 *(["continuations"] if max_path else []),
+                *(["text_events"] if text_events else []),
             ),
             teacher_stride=teacher.stride,
             student_stride=student.stride,
@@ -475,29 +478,6 @@ class AlignedBatch(UnitColumns):
             width = int(np.diff(side.offsets).max(initial=0))
         numbers = _native.segment_numbers(self.row_offsets, start, end, width)
         return numbers.reshape(len(self), width)
-
-
-def _logit_rows(
-    name: str, side: RaggedIds, row_starts: ArrayLike | None, stride: int | None
-) -> LogitRows:
-    if row_starts is not None and stride is not None:
-        raise ValueError(f"got both {name}_row_starts and {name}_stride: give only one of them")
-    if stride is not None:
-        stride = integer(f"{name}_stride", stride, at_least=0)
-        # A stride of 0 means no logits: only their number of rows can be checked against them.
-        return LogitRows(side, np.arange(len(side), dtype=np.int64) * stride, stride or None)
-    if row_starts is None:
-        lengths = np.diff(side.offsets)
-        alike = bool((lengths == lengths[:1]).all())
-        stride = int(lengths[0]) if alike and len(lengths) else 0
-        return LogitRows(side, side.offsets[:-1], stride)
-    starts = np.asarray(row_starts)
-    if starts.shape != (len(side),) or (starts.size and starts.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{name}_row_starts: expected {len(side)} integers, got {starts.dtype} of shape "
-            f"{starts.shape}"
-        )
-    return LogitRows(side, np.ascontiguousarray(starts, np.int64), None)
 
 
 def _decode(vocabulary: Vocabulary, ids: NDArray[Any]) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from simct_align import _native
+from simct_align.text_index import TextEventSections
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -31,7 +32,8 @@ class Section(NamedTuple):
         name: Name of the section, and of the property of `AlignedIndex` that returns it.
         count: Name of the attribute of `AlignedIndex` with the count.
         extra: The number that is added to the count.
-        group: `"units"` (in every index), `"first_ids"` or `"continuations"`.
+        group: `"units"` (in every index), `"first_ids"`, `"continuations"` or
+            `"text_events"`.
     """
 
     name: str
@@ -40,11 +42,32 @@ class Section(NamedTuple):
     group: str
 
 
+class IndexContents(NamedTuple):
+    """The contents of an index in addition to its units: options of `AlignedBatch.index`.
+
+    Attributes:
+        first_ids: Whether it has the first token of every unit.
+        max_path: The largest number of realized tokens at the start of a continuation; 0 without
+            continuations.
+        text_events: Whether it has text events.
+        threads: Number of threads; None for all cores.
+    """
+
+    first_ids: bool
+    max_path: int
+    text_events: bool
+    threads: int | None
+
+
 #: All sections, in their order in `AlignedIndex.packed`, from the table in the Rust core.
 SECTIONS: tuple[Section, ...] = tuple(Section(*entry) for entry in _native.index_sections())
 
 #: The option of `AlignedBatch.index` that adds the sections of a group.
-_HOW_TO_MAKE = {"first_ids": "first_ids=True", "continuations": "max_path=8"}
+_HOW_TO_MAKE = {
+    "first_ids": "first_ids=True",
+    "continuations": "max_path=8",
+    "text_events": "text_events=True",
+}
 
 
 def section_slices(counts: Mapping[str, int], groups: Collection[str]) -> dict[str, slice]:
@@ -73,7 +96,7 @@ def section_slices(counts: Mapping[str, int], groups: Collection[str]) -> dict[s
 
 
 @dataclass(frozen=True)
-class AlignedIndex:
+class AlignedIndex(TextEventSections):
     """The logit rows and token ids that a loss reads for every unit, in one int64 buffer.
 
     Logits at position p predict the token at position p + 1. The logit row before the first token
@@ -130,6 +153,16 @@ class AlignedIndex:
             tokens. They are not among the continuations of any unit.
         student_cut_off: One-sided student tokens whose spelling has more than `max_path` + 1
             tokens.
+        n_text_offsets: Offsets of text events; 0 without `text_events=True`, as the next seven.
+        n_text_stretches: Stretches.
+        n_teacher_text_rows: Text rows of the teacher.
+        n_student_text_rows: Text rows of the student.
+        n_teacher_sources: Sources of the teacher at all offsets together.
+        n_student_sources: Sources of the student at all offsets together.
+        text_student_tokens: Student tokens in stretches.
+        text_units_without_prefix: Units that are in no stretch because they begin a row.
+        text_units_left_out: Units that are in no stretch because a token lost its dummy prefix, or
+            has no bytes.
         teacher_rows_needed: The smallest number of rows of the teacher's flattened logits that
             contains all rows that the index reads.
         student_rows_needed: The same for the student's logits.
@@ -138,8 +171,8 @@ class AlignedIndex:
         student_stride: The same for the student's logits.
         host: `packed` as a NumPy array that stays on the host when the index moves. A loss reads
             sizes from it (see `on_host`) without a synchronization with the device.
-        groups: The groups of sections that the index has: `"units"`, and `"first_ids"` and
-            `"continuations"` if it was built with them.
+        groups: The groups of sections that the index has: `"units"`, and `"first_ids"`,
+            `"continuations"` and `"text_events"` if it was built with them.
         pair_digest: The `digest` of the aligner that made the batch.
     """
 
@@ -158,6 +191,15 @@ class AlignedIndex:
     n_student_leaves: int = 0
     teacher_cut_off: int = 0
     student_cut_off: int = 0
+    n_text_offsets: int = 0
+    n_text_stretches: int = 0
+    n_teacher_text_rows: int = 0
+    n_student_text_rows: int = 0
+    n_teacher_sources: int = 0
+    n_student_sources: int = 0
+    text_student_tokens: int = 0
+    text_units_without_prefix: int = 0
+    text_units_left_out: int = 0
     teacher_rows_needed: int = 0
     student_rows_needed: int = 0
     teacher_stride: int | None = None
@@ -443,14 +485,17 @@ class AlignedIndex:
             reduction: `"unit"` or `"mean"` counts units, `"token"` counts the student tokens in
                 units, `"sum"` and `"none"` give 1.
             candidates: The candidate set of the loss. `"shared"` counts SHARED and SPECIAL units
-                only.
+                only, `"text"` the student tokens of the stretches of text events.
 
         Returns:
             The normalizer, at least 0.
 
         Raises:
-            ValueError: `reduction` is unknown.
+            ValueError: `reduction` is unknown, or counts units with `"text"`, or the index has no
+                text events.
         """
+        if candidates == "text" and reduction in ("unit", "mean", "token"):
+            return self._text_normalizer(reduction)
         multi = candidates != "shared"
         if reduction in ("unit", "mean"):
             return self.n_shared + (self.n_multi if multi else 0)
@@ -461,3 +506,13 @@ class AlignedIndex:
         raise ValueError(
             f"reduction: expected 'unit', 'mean', 'token', 'sum' or 'none', got {reduction!r}"
         )
+
+    def _text_normalizer(self, reduction: str) -> int:
+        if reduction != "token":
+            raise ValueError(
+                f"reduction: text events are counted by offsets, not by units: expected token, sum "
+                f"or none, got {reduction!r}"
+            )
+        if "text_events" not in self.groups:
+            raise ValueError("this index has no text events: make it with text_events=True")
+        return self.text_student_tokens

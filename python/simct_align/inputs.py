@@ -11,7 +11,7 @@ import numpy as np
 from simct_align import _native
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 #: More threads than any machine has cores.
 _MOST_THREADS = 1 << 16
@@ -116,6 +116,40 @@ class LogitRows(NamedTuple):
     ids: RaggedIds
     starts: NDArray[np.int64]
     stride: int | None
+
+
+def logit_rows(
+    name: str, side: RaggedIds, row_starts: ArrayLike | None, stride: int | None
+) -> LogitRows:
+    """Where the rows of one side lie in the flat logits, as `AlignedBatch.index` is told.
+
+    Args:
+        name: `"teacher"` or `"student"`, for messages.
+        side: The side.
+        row_starts: The flat row of position 0 of every row, or `None`.
+        stride: Rows of logits for each row of the batch, or `None`.
+
+    Raises:
+        ValueError: Both, or row starts that do not fit.
+    """
+    if row_starts is not None and stride is not None:
+        raise ValueError(f"give {name}_row_starts or {name}_stride, not both")
+    if stride is not None:
+        stride = integer(f"{name}_stride", stride, at_least=0)
+        # Without any row of logits there is no distance; what reads one is told so by its shape.
+        return LogitRows(side, np.arange(len(side), dtype=np.int64) * stride, stride or None)
+    if row_starts is None:
+        lengths = np.diff(side.offsets)
+        alike = bool((lengths == lengths[:1]).all())
+        stride = int(lengths[0]) if alike and len(lengths) else 0
+        return LogitRows(side, side.offsets[:-1], stride)
+    starts = np.asarray(row_starts)
+    if starts.shape != (len(side),) or (starts.size and starts.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name}_row_starts: expected {len(side)} integers, got {starts.dtype} of shape "
+            f"{starts.shape}"
+        )
+    return LogitRows(side, np.ascontiguousarray(starts, np.int64), None)
 
 
 def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:

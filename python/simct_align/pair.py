@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from simct_align import _native
 from simct_align.continuations import make_spellings
 from simct_align.inputs import integer
+from simct_align.text_tree import TextTree, make_text_tree
 from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -155,6 +156,15 @@ class VocabularyPair:
         the fewest tokens.
         """
         return make_spellings(self._pair, self._teacher, self._student)
+
+    @cached_property
+    def text_tree(self) -> TextTree:
+        """The strings that the tokens of both sides begin with, as a tree.
+
+        Made on first use, or by the first `index(text_events=True)`, and kept with the aligner:
+        `save` and pickle hold the tree once it has been made.
+        """
+        return make_text_tree(self._pair)
 
     @cached_property
     def _retokenizer(self) -> _native.Retokenizer:

@@ -112,7 +112,7 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
         (1.0, 1e-05)
         >>> SimCTConfig("out", uld_crossentropy_weight=1.0, **on_cpu)
         Traceback (most recent call last):
-        ValueError: uld_crossentropy_weight: nothing in SimCTTrainer reads it; leave it out
+        ValueError: uld_crossentropy_weight: SimCTTrainer does not read this field; leave it out
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "AdamW's learning rate."})
@@ -152,10 +152,12 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
             if getattr(self, each.name) == each.default or is_read.get(each.name, not never):
                 continue
             if never:
-                raise ValueError(f"{each.name}: nothing in SimCTTrainer reads it; leave it out")
+                raise ValueError(
+                    f"{each.name}: SimCTTrainer does not read this field; leave it out"
+                )
             raise ValueError(
                 f"{each.name}: objective={self.objective!r} with divergence={self.divergence!r} "
-                f"does not read it; leave it out"
+                f"does not read this field; leave it out"
             )
         if not self.initial_kl_weight >= 0:
             raise ValueError(
@@ -368,8 +370,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         prompt = (attention != 0) & ~completion
         # Embeddings may have more rows than the tokenizer has tokens. Such an id adds no text, and
         # the tokens sampled after it depend on it: the completion ends before the id.
-        behind = completion & ((ids >= len(self.aligner.student)).cumsum(axis=1) > 0)
-        completion &= ~behind
+        after_unknown = completion & ((ids >= len(self.aligner.student)).cumsum(axis=1) > 0)
+        completion &= ~after_unknown
         # GOLD cuts the front of a prompt that leaves no room for a completion.
         cut = sum(inputs["student_prompt_lengths"]) - int(prompt.sum())
         last = np.where(completion, np.arange(ids.shape[1]), -1).max(axis=1)
@@ -387,7 +389,10 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             student_max_length=self.args.max_length,
         )
         self._metric_sums.count(
-            {"tokens_behind_unknown_ids": int(behind.sum()), "student_prompt_tokens_cut": cut}
+            {
+                "tokens_behind_unknown_ids": int(after_unknown.sum()),
+                "student_prompt_tokens_cut": cut,
+            }
             | batch.counts.as_dict()
         )
         return batch

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from .contract import refuse_positional
-from .ops import LinearNumbers, LinearTensors, linear_loss
+from .linear_inputs import linear_inputs
+from .ops import linear_loss
 from .simct import MEBIBYTE, SimCTBase
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from simct_align.batch import AlignedBatch
-    from simct_align.index import AlignedIndex, Side
+    from simct_align.index import AlignedIndex
 
     from .contract import LossOutput
 
@@ -99,73 +98,27 @@ class LinearSimCTLoss(SimCTBase):
                 the index, a soft-cap is not positive, or a normalizer came with a reduction that
                 does not divide.
         """
-        refuse_positional(
+        inputs = linear_inputs(
             self,
             positional,
-            "teacher_hidden=..., teacher_weight=..., student_hidden=..., student_weight=..., "
-            "index=...",
+            teacher_hidden=teacher_hidden,
+            teacher_weight=teacher_weight,
+            student_hidden=student_hidden,
+            student_weight=student_weight,
+            teacher_bias=teacher_bias,
+            student_bias=student_bias,
+            teacher_softcap=teacher_softcap,
+            student_softcap=student_softcap,
+            teacher_scale=teacher_scale,
+            student_scale=student_scale,
         )
-        self._check_head("teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)
-        self._check_head("student", student_hidden, student_weight, student_bias, student_softcap)
         index = self.take_index(
             index, teacher=teacher_hidden, student=student_hidden, argument="hidden"
         )
-        weight_gradient = student_weight.requires_grad
-        bias_gradient = student_bias is not None and student_bias.requires_grad
         result = linear_loss(
-            LinearTensors(
-                teacher_hidden=teacher_hidden.detach(),
-                teacher_weight=teacher_weight.detach(),
-                teacher_bias=None if teacher_bias is None else teacher_bias.detach(),
-                student_hidden=student_hidden,
-                student_weight=student_weight,
-                student_bias=student_bias,
-            ),
+            inputs.tensors,
             self._tensors(index, self.weight(index, normalizer, student_hidden)),
-            self._numbers(
-                index,
-                student_hidden,
-                requires_grad=student_hidden.requires_grad or weight_gradient or bias_gradient,
-            ),
-            LinearNumbers(
-                teacher_softcap=teacher_softcap or 0.0,
-                teacher_scale=float(teacher_scale),
-                student_softcap=student_softcap or 0.0,
-                student_scale=float(student_scale),
-                weight_gradient=weight_gradient,
-                bias_gradient=bias_gradient,
-            ),
+            self._numbers(index, student_hidden, requires_grad=inputs.requires_grad),
+            inputs.numbers,
         )
         return self._simct_output(result, index)
-
-    def _check_head(
-        self,
-        side: Side,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        softcap: float | None,
-    ) -> None:
-        if hidden.dim() not in (2, 3) or not hidden.is_floating_point():
-            raise ValueError(
-                f"{side}_hidden: expected floating [tokens, width] or [batch, length, width], "
-                f"got {hidden.dtype} of shape {tuple(hidden.shape)}"
-            )
-        if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
-            raise ValueError(
-                f"{side}_weight: expected shape [columns, {hidden.shape[-1]}] for the width of "
-                f"{side}_hidden, got {tuple(weight.shape)}"
-            )
-        if bias is not None and bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"{side}_bias: expected shape {tuple(weight.shape[:1])} for the columns of "
-                f"{side}_weight, got {tuple(bias.shape)}"
-            )
-        if softcap is not None and not 0.0 < softcap < math.inf:
-            raise ValueError(
-                f"{side}_softcap: expected a positive number, or None without a soft-cap, "
-                f"got {softcap}"
-            )
-        self.check_device(f"{side}_hidden", hidden)
-        self.check_device(f"{side}_weight", weight)
-        self.columns.check_columns(weight.shape[0], side, f"{side}_weight")

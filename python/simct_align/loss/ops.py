@@ -1,21 +1,10 @@
-"""Internal: the losses as `torch.library` operators, with schema, fake and autograd.
-
-`torch.compile` does not look into an operator, so the graph stays whole. The shapes of the results
-follow from integer arguments, so a batch of another size needs no new graph once the integers are
-symbolic. The forward pass computes the gradient; the backward pass only scales it. A second
-backward pass through the same graph, or one that starts at `per_unit`, computes the gradient anew
-from the inputs, with the incoming derivatives as weights.
-
-Tensors are positional arguments, numbers are keyword arguments. Both are declared once, as the
-fields of the classes below, and are passed in objects of these classes.
-"""
+"""Internal: the operators of `SimCTLoss` and `LinearSimCTLoss`."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,40 +14,29 @@ from .backends.protocol import Head, Logits, Problem, Settings, SideProblem
 from .backends.torch.on_path import Continuations, LeafTokens, OnPathEngine
 from .columns import SideColumns
 from .engine import Engine
-from .handles import Handles
 from .layout import IndexSizes, view_index
 from .metrics import UnitStat, count_special
+from .operator import (
+    BACKENDS,
+    DIVERGENCES,
+    LinearNumbers,
+    LinearTensors,
+    LogitsTensors,
+    Operator,
+    OperatorOutput,
+    compute_dtype,
+    heads,
+    without_autocast,
+)
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from typing import Any
 
-    from ..divergence import Divergence
     from .backends.protocol import Backend, StudentSide
     from .engine import Result
     from .layout import IndexView
 
 _LOG = logging.getLogger(__name__)
-
-DIVERGENCES: Handles[Divergence] = Handles("divergence")
-BACKENDS: Handles[Backend] = Handles("back end")
-
-
-class LogitsTensors(NamedTuple):
-    """Ready-made logits."""
-
-    teacher_logits: Tensor
-    student_logits: Tensor
-
-
-class LinearTensors(NamedTuple):
-    """Hidden states and output embeddings."""
-
-    teacher_hidden: Tensor
-    teacher_weight: Tensor
-    teacher_bias: Tensor | None
-    student_hidden: Tensor
-    student_weight: Tensor
-    student_bias: Tensor | None
 
 
 class PairTensors(NamedTuple):
@@ -123,47 +101,14 @@ class Numbers(NamedTuple):
         return IndexSizes(**{name: getattr(self, name) for name in IndexSizes._fields})
 
     @property
-    def n_units(self) -> int:
+    def n_stats(self) -> int:
+        """How many figures are kept for each unit."""
+        return len(UnitStat)
+
+    @property
+    def n_values(self) -> int:
         """The number of units that take part."""
         return self.n_shared + (self.n_multi if self.multi else 0)
-
-
-class LinearNumbers(NamedTuple):
-    """The numbers of the operator from hidden states; 0 disables a soft-cap."""
-
-    teacher_softcap: float
-    teacher_scale: float
-    student_softcap: float
-    student_scale: float
-    weight_gradient: bool
-    bias_gradient: bool
-
-
-class OperatorOutput(NamedTuple):
-    """The results of both operators that come before the gradients."""
-
-    loss: Tensor
-    per_unit: Tensor
-    stats: Tensor
-
-
-def compute_dtype(student: Tensor) -> torch.dtype:
-    """Return float64 for float64 inputs and float32 for all others.
-
-    Args:
-        student: A student input.
-
-    Returns:
-        The compute dtype.
-    """
-    return torch.float64 if student.dtype == torch.float64 else torch.float32
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Return a context without autocast, which would act inside an operator too."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _problem(
@@ -228,7 +173,7 @@ def _continuations(pair: PairTensors, numbers: Numbers) -> Continuations:
 def _compute(
     teacher: Logits | Head, student: Logits | Head, pair: PairTensors, numbers: Numbers
 ) -> tuple[OperatorOutput, list[Tensor]]:
-    with torch.no_grad(), _without_autocast(pair.packed.device.type):
+    with torch.no_grad(), without_autocast(pair.packed.device.type):
         index = view_index(pair.packed, numbers.sizes)
         problem = _problem(teacher, student, index, pair, numbers)
         weight = pair.weight.to(problem.settings.dtype)
@@ -272,182 +217,25 @@ def _compute_logits(
 def _compute_linear(
     inputs: LinearTensors, pair: PairTensors, numbers: Numbers, linear: LinearNumbers
 ) -> tuple[Tensor, ...]:
-    teacher = Head(
-        hidden=inputs.teacher_hidden,
-        weight=inputs.teacher_weight,
-        bias=inputs.teacher_bias,
-        softcap=linear.teacher_softcap,
-        scale=linear.teacher_scale,
-    )
-    student = Head(
-        hidden=inputs.student_hidden,
-        weight=inputs.student_weight,
-        bias=inputs.student_bias,
-        softcap=linear.student_softcap,
-        scale=linear.student_scale,
-        weight_gradient=linear.weight_gradient,
-        bias_gradient=linear.bias_gradient,
-    )
-    output, gradients = _compute(teacher, student, pair, numbers)
+    output, gradients = _compute(*heads(inputs, linear), pair, numbers)
     return (*output, *gradients)
 
 
-_SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"}
-
-
-def _schema(tensors: list[type], numbers: list[type], n_results: int) -> str:
-    """Return the schema of an operator from the fields of its argument classes."""
-    arguments = [
-        f"Tensor{'?' if hint != Tensor else ''} {name}"
-        for kind in tensors
-        for name, hint in get_type_hints(kind).items()
-    ]
-    keywords = [
-        f"{'SymInt' if name in _SYMBOLIC else hint.__name__} {name}"
-        for kind in numbers
-        for name, hint in get_type_hints(kind).items()
-    ]
-    results = ", ".join(["Tensor"] * n_results)
-    return f"({', '.join(arguments)}, *, {', '.join(keywords)}) -> ({results})"
-
-
-class _Operator:
-    """An operator.
-
-    Args:
-        name: The operator's name.
-        inputs: The class of the input tensors.
-        extra: The class of the numbers in addition to `Numbers`; None if there are none.
-        compute: The function that computes the results.
-        student: The name of the input whose device and compute dtype the results have.
-        differentiable: The inputs with a gradient, in the order of the results. The value is the
-            name of the number that is true if the gradient is wanted, or None.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        inputs: type[Any],
-        extra: type[Any] | None,
-        compute: Any,
-        student: str,
-        differentiable: dict[str, str | None],
-    ) -> None:
-        self._inputs, self._extra, self._compute = inputs, extra, compute
-        self._student, self._differentiable = student, differentiable
-        self._names = (*inputs._fields, *PairTensors._fields)
-        n_results = len(OperatorOutput._fields) + len(differentiable)
-        numbers: list[type] = [Numbers, *([] if extra is None else [extra])]
-        self.op = torch.library.custom_op(
-            f"simct_align::{name}",
-            self.forward,
-            mutates_args=(),
-            schema=_schema([inputs, PairTensors], numbers, n_results),
-        )
-        self.op.register_fake(self._fake)
-        self.op.register_autograd(self._backward, setup_context=self._setup_context)
-
-    def __call__(
-        self, inputs: Any, pair: PairTensors, numbers: Numbers, extra: Any = None
-    ) -> OperatorOutput:
-        """Run the operator."""
-        keywords = numbers._asdict() | ({} if extra is None else extra._asdict())
-        results = self.op(*inputs, *pair, **keywords)
-        return OperatorOutput(*results[: len(OperatorOutput._fields)])
-
-    def _read(self, tensors: tuple[Any, ...], numbers: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the arguments as objects of their classes."""
-        by_name = dict(zip(self._names, tensors, strict=True)) | numbers
-        kinds = (self._inputs, PairTensors, Numbers, self._extra)
-        return tuple(
-            None if kind is None else kind(**{name: by_name[name] for name in kind._fields})
-            for kind in kinds
-        )
-
-    def forward(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
-        """Compute the operator's results without dispatch."""
-        results: tuple[Tensor, ...] = self._compute(*self._read(tensors, numbers))
-        return results
-
-    def _fake(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
-        inputs, _, of_loss, extra = self._read(tensors, numbers)
-        student = getattr(inputs, self._student)
-        dtype, units = compute_dtype(student), of_loss.n_units
-
-        def gradient(name: str, wanted: str | None) -> Tensor:
-            tensor = getattr(inputs, name)
-            skip = tensor is None or (wanted is not None and not getattr(extra, wanted))
-            if skip or not of_loss.gradient:
-                return torch.empty(0, dtype=student.dtype, device=student.device)
-            # Contiguous for inputs with any strides.
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-
-        return (
-            student.new_empty((), dtype=dtype),
-            student.new_empty(units, dtype=dtype),
-            student.new_empty((len(UnitStat), units), dtype=dtype),
-            *(gradient(name, wanted) for name, wanted in self._differentiable.items()),
-        )
-
-    def _setup_context(
-        self, ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
-    ) -> None:
-        n_outputs = len(OperatorOutput._fields)
-        result, gradients = OperatorOutput(*output[:n_outputs]), output[n_outputs:]
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(result.stats, *gradients)
-        ctx.save_for_backward(*inputs)
-        ctx.numbers = keyword_only_inputs
-        # A second backward pass may happen after the loss that made the handles is gone.
-        numbers = Numbers(**{name: keyword_only_inputs[name] for name in Numbers._fields})
-        ctx.handles = (DIVERGENCES[numbers.divergence], BACKENDS[numbers.backend])
-        # Not saved as tensors: the first backward pass scales the gradients in place.
-        ctx.gradients = gradients if numbers.gradient else None
-
-    def _backward(
-        self, ctx: Any, d_loss: Tensor | None, d_per_unit: Tensor | None, *_: Any
-    ) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the SimCT losses have no second derivative: call backward without create_graph"
-            )
-        gradients, ctx.gradients = ctx.gradients, None
-        if d_loss is None and d_per_unit is None:
-            return (None,) * len(self._names)
-        if gradients is not None and d_per_unit is None:
-            assert d_loss is not None
-            factor = d_loss / ctx.numbers["gradient_scale"]
-            gradients = [gradient.mul_(factor) for gradient in gradients]
-        else:
-            gradients = self._again(ctx, d_loss, d_per_unit)
-        by_name = dict(zip(self._differentiable, gradients, strict=True))
-        needed = zip(self._names, ctx.needs_input_grad[: len(self._names)], strict=True)
-        return tuple(by_name.get(name) if wanted else None for name, wanted in needed)
-
-    def _again(
-        self, ctx: Any, d_loss: Tensor | None, d_per_unit: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """Compute the gradients from the inputs, with the incoming derivatives as weights."""
-        tensors = dict(zip(self._names, ctx.saved_tensors, strict=True))
-        weight = tensors["weight"]
-        weight = torch.zeros_like(weight) if d_loss is None else weight * d_loss
-        tensors["weight"] = weight if d_per_unit is None else weight + d_per_unit
-        numbers = ctx.numbers | {"gradient": True, "gradient_scale": 1.0}
-        results: tuple[Tensor, ...] = self.op(*tensors.values(), **numbers)
-        return results[len(OperatorOutput._fields) :]
-
-
-logits_loss = _Operator(
+logits_loss = Operator(
     "logits_loss",
     inputs=LogitsTensors,
+    tensors=PairTensors,
+    numbers=Numbers,
     extra=None,
     compute=_compute_logits,
     student="student_logits",
     differentiable={"student_logits": None},
 )
-linear_loss = _Operator(
+linear_loss = Operator(
     "linear_loss",
     inputs=LinearTensors,
+    tensors=PairTensors,
+    numbers=Numbers,
     extra=LinearNumbers,
     compute=_compute_linear,
     student="student_hidden",

@@ -10,7 +10,8 @@ from ..divergence import as_divergence
 from .backends import choose_backend
 from .contract import Loss, one_of, refuse_positional
 from .layout import IndexSizes
-from .ops import BACKENDS, DIVERGENCES, LogitsTensors, Numbers, PairTensors, logits_loss
+from .operator import BACKENDS, DIVERGENCES, FLOAT16_GRADIENT_SCALE, LogitsTensors
+from .ops import Numbers, PairTensors, logits_loss
 from .scores.formulas import SCORES
 
 if TYPE_CHECKING:
@@ -23,13 +24,11 @@ if TYPE_CHECKING:
     from .backends import Backend
     from .columns import PairOfVocabularies
     from .contract import LossOutput
-    from .ops import OperatorOutput
+    from .operator import OperatorOutput
 
 CANDIDATES = ("shared", "realized", "on_path")
 METRICS = ("none", "multi", "full")
 MEBIBYTE = 1 << 20
-FLOAT16_GRADIENT_SCALE = 1024.0
-"""Factor of float16 gradients between the forward and the backward pass: fewer underflow."""
 
 
 class SimCTBase(Loss):

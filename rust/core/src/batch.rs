@@ -1,4 +1,4 @@
-//! Many rows at once, in parallel, into columns that are contiguous over the whole batch.
+//! Alignment of many rows in parallel, into columns that are contiguous over the whole batch.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,8 +12,8 @@ use crate::resync::RESYNC_WINDOW;
 use crate::segment::{MismatchPolicy, Row, align_region};
 use crate::threads::{self, Threads};
 
-/// About how many student tokens a worker takes at once: their columns stay in its second-level
-/// cache until they are copied to their place.
+/// The approximate number of student tokens that a worker takes at once: their columns stay in its
+/// second-level cache until they are copied to their place.
 const CHUNK_TOKENS: usize = 8 * 1024;
 
 /// One side of a batch: its ids, and which positions take part.
@@ -77,12 +77,12 @@ impl<'a, I: TokenId> BatchSide<'a, I> {
 /// Positions are 32-bit integers.
 const MAX_ROW: usize = i32::MAX as usize;
 
-/// How to align.
+/// The options of an alignment.
 #[derive(Clone, Copy, Debug)]
 pub struct AlignOptions {
-    /// What to do where the texts differ; `resync_bytes` may be 1 to 4,096.
+    /// The reaction to a difference of the texts; `resync_bytes` may be 1 to 4,096.
     pub mismatch: MismatchPolicy,
-    /// How many threads work; the result is the same for every number.
+    /// The number of threads. The result does not depend on it.
     pub threads: Threads,
 }
 
@@ -95,7 +95,7 @@ impl Default for AlignOptions {
     }
 }
 
-/// What alignment finds in a batch.
+/// The result of the alignment of a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AlignedRows {
     /// Units and unmatched spans of all rows.
@@ -150,8 +150,8 @@ impl AlignedRows {
 ///
 /// # Errors
 ///
-/// Sides with different numbers of rows, or of regions in a row; an id that is in no vocabulary;
-/// an option out of its range. Of several wrong rows, the first is named.
+/// Sides with different numbers of rows, or of regions in a row; an id that is not in its
+/// vocabulary; an option out of its range. If several rows are wrong, the error names the first.
 pub fn align_batch<T: TokenId, S: TokenId>(
     pair: &Pair,
     teacher: BatchSide<'_, T>,
@@ -191,9 +191,9 @@ pub fn align_batch<T: TokenId, S: TokenId>(
     queue.finish()
 }
 
-/// For every position of a dense batch of `width` columns, row after row, the number of the
-/// segment of its row that covers it, −1 outside: segment `k` covers `start[k]..end[k]` of its
-/// row, and the segments of row `i` are `row_offsets[i]..row_offsets[i + 1]`.
+/// Returns, for every position of a dense batch of `width` columns, row after row, the number of
+/// the segment of its row that covers the position, or −1. Segment `k` covers `start[k]..end[k]` of
+/// its row, and the segments of row `i` are `row_offsets[i]..row_offsets[i + 1]`.
 ///
 /// # Complexity
 ///
@@ -280,38 +280,39 @@ fn chunks(offsets: &[i64]) -> Vec<Range<usize>> {
     chunks
 }
 
-/// Hands out chunks in order, and puts their results together in that order.
+/// Hands out chunks in order, and joins their results in that order.
 ///
-/// Nobody waits for a predecessor: a worker leaves what it made and goes on, and one at a time
-/// appends what has become next. (Waiting for one's turn, on a condition variable, cost two threads
-/// 4 to 6 % on a batch of 245,000 tokens: a thread that sleeps wakes up later than a chunk takes.)
+/// A worker does not wait for the chunks before its own. It stores its result and takes the next
+/// chunk; one worker at a time appends the results that are next in order. (A condition variable,
+/// on which workers wait for their turn, cost two threads 4 to 6 % on a batch of 245,000 tokens:
+/// waking up a thread takes longer than a chunk.)
 struct InOrder {
     next: AtomicUsize,
     state: Mutex<State>,
 }
 
 struct State {
-    /// What has been made and not been appended, by chunk.
+    /// The results that have not been appended yet, by chunk.
     made: Vec<Option<Result<AlignedRows>>>,
     appended: usize,
-    /// All that has been appended; `None` while a worker is at it.
+    /// Everything that has been appended; `None` while a worker appends.
     whole: Option<Result<AlignedRows>>,
-    /// Buffers to use again, warm in some cache.
+    /// Buffers to reuse, which may still be in a cache.
     spare: Vec<AlignedRows>,
 }
 
-/// Buffers of earlier batches, so that threads need not touch fresh pages for every batch: worth
-/// 5 % to two threads on a batch of 245,000 tokens.
+/// Buffers of earlier batches, so that threads do not touch fresh pages for every batch. It saves
+/// two threads 5 % on a batch of 245,000 tokens.
 static SPARE: Mutex<Vec<AlignedRows>> = Mutex::new(Vec::new());
 
-/// How many buffers are kept at most, and how many units each may have room for.
+/// The largest number of buffers that are kept, and the largest number of units of each.
 const MAX_SPARE: usize = 64;
 const MAX_SPARE_UNITS: usize = 4 * CHUNK_TOKENS;
 
 impl InOrder {
     fn new(chunks: usize, whole: AlignedRows) -> Self {
         let made = std::iter::repeat_with(|| None).take(chunks).collect();
-        // Another thread may have held the lock while this process was forked off: see `threads`.
+        // Another thread may have held the lock when this process was forked: see `threads`.
         let spare =
             SPARE.try_lock().map_or_else(|_| Vec::new(), |mut kept| std::mem::take(&mut kept));
         let state = State { made, appended: 0, whole: Some(Ok(whole)), spare };

@@ -1,4 +1,4 @@
-//! What kind of text a unit holds, as bits, so that people can mask and study by it.
+//! The class bits of a unit: what text it contains and how it is cut.
 
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
@@ -10,12 +10,12 @@ pub const DIGITS: u8 = 2;
 pub const PUNCTUATION: u8 = 4;
 /// At least one byte is not ASCII.
 pub const NON_ASCII: u8 = 8;
-/// A token of the unit, on either side, is not made of whole characters.
+/// At least one token of the unit, on either side, does not consist of whole characters.
 pub const SPLITS_CHARACTER: u8 = 16;
-/// The first token lost the space that its tokenizer put in front of the text.
+/// The first token lost its dummy prefix: the space that its tokenizer put before the text.
 pub const TRIMMED: u8 = 32;
 
-/// Which of the bits tell of a text: the others tell of how it is cut.
+/// The bits that describe a text. The other bits describe how the text is cut.
 pub(crate) const TEXT_BITS: u8 = WHITESPACE | DIGITS | PUNCTUATION | NON_ASCII;
 
 fn class_of_char(c: char) -> u8 {
@@ -35,8 +35,8 @@ fn class_of_char(c: char) -> u8 {
 
 /// The class bits of one text.
 ///
-/// `SPLITS_CHARACTER` stands for a text that is not whole characters (not valid UTF-8), which
-/// has none of the three bits that speak of all its characters. Empty text has no bit.
+/// A text that does not consist of whole characters (not valid UTF-8) has `SPLITS_CHARACTER`, and
+/// none of the three bits that describe all characters. Empty text has no bit.
 ///
 /// # Complexity
 ///

@@ -1,35 +1,35 @@
-//! What alignment finds: token ranges, as columns.
+//! The result of an alignment: token ranges, as columns.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::ids::{RaggedIds, check_offsets, range_of_row};
 
-/// What a unit is made of.
+/// The kind of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum UnitKind {
     /// One token on both sides.
     Shared = 0,
-    /// More than one token on at least one side, or a token without its dummy prefix.
+    /// Several tokens on at least one side, or a first token that lost its dummy prefix.
     Multi = 1,
-    /// Two control tokens that are mapped onto each other.
+    /// Two special tokens that are mapped onto each other.
     Special = 2,
 }
 
-/// Why tokens are in no unit.
+/// The reason why tokens are in no unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Reason {
-    /// The texts differ here, and go on alike behind it.
+    /// The texts differ here, and are equal again after this span.
     BytesDiffer = 0,
-    /// One side has no more text, or ends inside a token of the other.
+    /// One side has no more text, or ends inside a token of the other side.
     OneSideEnded = 1,
-    /// A control or zero-byte token without a partner, or a unit that one stands in.
+    /// A special or zero-byte token without a partner, or the text range that contains one.
     Special = 2,
     /// The texts differ from here to the end of the region.
     NoResync = 3,
-    /// A token that is only the space that its tokenizer put in front of the text.
+    /// A token that is only the dummy prefix: the space that its tokenizer put before the text.
     DummyPrefix = 4,
 }
 
@@ -224,7 +224,7 @@ impl UnitColumns<'_> {
     }
 }
 
-/// A name, what length came, what length is right, and why.
+/// A name, the length found, the length expected, and the reason for it.
 type Length = (&'static str, usize, usize, &'static str);
 
 pub(crate) fn check_lengths(lengths: impl IntoIterator<Item = Length>) -> Result<()> {

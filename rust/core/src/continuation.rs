@@ -1,9 +1,11 @@
-//! On-path continuations of a batch: what one forward pass per model scores beside the text.
+//! On-path continuations of a batch: texts that one forward pass per model scores in addition to
+//! the realized text.
 //!
 //! At a unit's prefix, let `s_1 s_2 ...` be the realized student tokens from there on. Where they
 //! follow the path of a node of the teacher's spellings, every leaf `(x, t')` of the node is a
 //! text that both models have scored: for the teacher the single token `t'`, for the student the
-//! path `s_1 .. s_b x`. And mirrored, with the realized teacher tokens and the student's spellings.
+//! path `s_1 .. s_b x`. The other direction uses the realized teacher tokens and the student's
+//! spellings.
 //!
 //! ```text
 //! text      1 2 3                                        teacher tokens  123
@@ -17,10 +19,11 @@
 //! is (unit, node, depth), depth being the length of the node's path, and only nodes with leaves
 //! have one.
 //!
-//! The walk ends with the *stretch* of the text that the unit lies in: a maximal run of units that
-//! follow each other without a gap on either side, none of them a pair of control tokens. A region
-//! that ends, an unmatched span, a token without bytes (which is never in a unit) all leave a gap.
-//! A unit that lost its dummy prefix is no part of a stretch: its tokens are not those of the text.
+//! The walk ends at the end of the unit's *stretch*: a maximal run of units that follow each other
+//! without a gap on either side, none of them a pair of special tokens. The end of a region, an
+//! unmatched span and a token without bytes (which is never in a unit) are gaps. A unit that lost
+//! its dummy prefix is not part of a stretch, because its first token has other bytes than the
+//! text.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +38,7 @@ use crate::path_trie::Step;
 use crate::spelling::{MAX_PATH, SpellingTable};
 use crate::threads::{self, Threads};
 
-/// About how many units a worker takes at once.
+/// The approximate number of units that a worker takes at once.
 const CHUNK_UNITS: i64 = 16 * 1024;
 
 /// How many units are walked from in one direction before the other.
@@ -44,12 +47,12 @@ const BLOCK_UNITS: usize = 256;
 /// For how many entries of a block there is room before they are moved out.
 const FOUND: usize = 2 * BLOCK_UNITS;
 
-/// How to enumerate.
+/// The options of the enumeration.
 #[derive(Clone, Copy, Debug)]
 pub struct PathOptions {
-    /// How many realized tokens a continuation may begin with: 1 to [`MAX_PATH`].
+    /// The largest number of realized tokens at the start of a continuation: 1 to [`MAX_PATH`].
     pub max_path: usize,
-    /// How many threads work; the result is the same for every number.
+    /// The number of threads. The result does not depend on it.
     pub threads: Threads,
 }
 
@@ -108,20 +111,20 @@ pub struct OnPath {
     pub student: Entries,
 }
 
-/// Enumerates the on-path continuations of all units that have a prefix, those that an
-/// [`index`](crate::index) holds.
+/// Enumerates the on-path continuations of all units that an [`index`](crate::index) contains:
+/// those with a prefix and without a trimmed token.
 ///
-/// Spellings are those that the pair has been given, else the shortest paths.
+/// If the spellings of the pair have not been computed, they are the shortest paths.
 ///
 /// # Complexity
 ///
-/// O(units × `max_path`) time at most, divided over the threads; two look-ups per unit where no
-/// spelling begins as the text goes on. 12 bytes of memory per entry.
+/// At most O(units × `max_path`) time, divided over the threads; two look-ups per unit if no
+/// spelling begins with the tokens that follow. 12 bytes of memory per entry.
 ///
 /// # Errors
 ///
-/// An option out of its range; columns of different lengths and positions that are not in their
-/// row, which [`align_batch`](crate::batch::align_batch) never makes.
+/// An option out of its range. Also columns of different lengths and positions outside of their
+/// row, which [`align_batch`](crate::batch::align_batch) never returns.
 pub fn on_path<I: TokenId>(
     pair: &Pair,
     units: &UnitColumns<'_>,
@@ -172,7 +175,7 @@ pub fn on_path<I: TokenId>(
     })?;
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_unstable_by_key(|(number, _)| *number);
-    // Of several wrong rows, the first is named.
+    // If several rows are wrong, the error names the first.
     let parts = done.into_iter().map(|(_, outcome)| outcome).collect::<Result<Vec<_>>>()?;
     let mut all = OnPath::default();
     all.teacher.reserve(parts.iter().map(|part| part.teacher.len()).sum());

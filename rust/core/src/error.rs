@@ -1,8 +1,8 @@
-//! The one error of this crate.
+//! The error type of this crate.
 
 use crate::ids::{BadOffsets, MAX_TOKENS, Side};
 
-/// Two texts that differ, with the place: boxed, because it is rare and large.
+/// Two texts that differ, with the place. It is rare and large, so [`Error`] boxes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
     /// Row of the batch.
@@ -13,18 +13,18 @@ pub struct Mismatch {
     pub student_position: usize,
     /// Offset of the last common boundary, in bytes from the start of the region.
     pub byte_offset: usize,
-    /// What the teacher's row goes on with, at most [`Mismatch::EXCERPT_BYTES`].
+    /// The next bytes of the teacher's row, at most [`Mismatch::EXCERPT_BYTES`].
     pub teacher_bytes: Vec<u8>,
-    /// What the student's row goes on with, at most [`Mismatch::EXCERPT_BYTES`].
+    /// The next bytes of the student's row, at most [`Mismatch::EXCERPT_BYTES`].
     pub student_bytes: Vec<u8>,
 }
 
 impl Mismatch {
-    /// How many bytes of either text an error carries at most.
+    /// The largest number of bytes of either text in an error.
     pub const EXCERPT_BYTES: usize = 40;
 }
 
-/// What can be wrong with the input of this crate.
+/// Everything that can be wrong with the input of this crate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -40,10 +40,10 @@ pub enum Error {
         /// How many came.
         bytes: usize,
     },
-    /// Ragged data whose offsets are not those of its values.
+    /// Ragged data whose offsets do not fit its values.
     #[error(transparent)]
     BadOffsets(#[from] BadOffsets),
-    /// Two arrays that must have one length.
+    /// An array that does not have the length that another array requires.
     #[error("{name} has {found} entries, expected {expected}: {why}")]
     LengthMismatch {
         /// The argument.
@@ -117,7 +117,7 @@ pub enum Error {
         /// Token id.
         id: u32,
     },
-    /// A stop of one side that is mapped to a token that is no stop of the other.
+    /// A stop of one side that is mapped to a token of the other side that is not a stop.
     #[error(
         "special_tokens: teacher token {teacher} and student token {student} are mapped onto each \
          other, but only one of them is a stop; name both in stop_tokens"
@@ -129,7 +129,7 @@ pub enum Error {
         student: u32,
     },
     /// Sides with different numbers of rows.
-    #[error("the teacher has {teacher} rows and the student {student}")]
+    #[error("the teacher has {teacher} rows and the student {student}, expected equal numbers")]
     RowCount {
         /// Rows of the teacher.
         teacher: usize,
@@ -139,7 +139,7 @@ pub enum Error {
     /// A row with different numbers of regions on its sides.
     #[error(
         "row {row}: the masks select {teacher} regions (runs of positions that take part) on the \
-         teacher's side and {student} on the student's; they are aligned one with one"
+         teacher's side and {student} on the student's, expected equal numbers"
     )]
     RegionCount {
         /// Row of the batch.
@@ -149,8 +149,8 @@ pub enum Error {
         /// Regions of the student.
         student: usize,
     },
-    /// A row that positions of 32 bits cannot number.
-    #[error("row {row} of the {side} has {tokens} tokens, more than 2^31 - 1")]
+    /// A row with more tokens than 32-bit positions can number.
+    #[error("row {row} of the {side} has {tokens} tokens, expected at most 2^31 - 1")]
     RowTooLong {
         /// Row of the batch.
         row: usize,
@@ -176,15 +176,15 @@ pub enum Error {
         /// Size of the vocabulary.
         vocab_size: usize,
     },
-    /// Texts that differ, where the caller asked for an error.
+    /// Texts that differ, if the caller requested an error for a difference.
     #[error(
         "row {}: the texts differ after byte {} of the region (teacher position {}, student \
-         position {}): the teacher goes on with b\"{}\", the student with b\"{}\"",
+         position {}): the teacher continues with b\"{}\", the student with b\"{}\"",
         .0.row, .0.byte_offset, .0.teacher_position, .0.student_position,
         .0.teacher_bytes.escape_ascii(), .0.student_bytes.escape_ascii()
     )]
     Mismatch(Box<Mismatch>),
-    /// A unit of a hand-made batch that is not made of tokens of its row.
+    /// A unit of a batch whose positions are not tokens of its row.
     #[error("unit {unit}: the {side} positions {start} to {end} are not tokens of row {row}")]
     UnitOutsideRow {
         /// Row of the batch.
@@ -199,17 +199,17 @@ pub enum Error {
         end: i32,
     },
     /// A row of the batch that begins before the logits do.
-    #[error("{side}_row_starts: the index would read row {row} of the logits")]
+    #[error("{side}_row_starts: the index would read row {row} of the logits, expected 0 or more")]
     RowBeforeLogits {
         /// Whose logits.
         side: Side,
         /// The first row that would be read.
         row: i64,
     },
-    /// A stride that is too short for what is read.
+    /// A stride that is smaller than the number of rows that are read.
     #[error(
-        "{side}_stride: expected at least {needed}, so many rows of logits are read for one row of \
-         the batch, got {stride}"
+        "{side}_stride: expected at least {needed}, the rows of logits that are read for one row \
+         of the batch, got {stride}"
     )]
     StrideTooShort {
         /// Whose logits.
@@ -232,15 +232,15 @@ pub enum Error {
     /// Worker threads that the system refused to start.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {
-        /// How many were asked for.
+        /// The requested number.
         threads: usize,
-        /// What the system said.
+        /// The message of the system.
         reason: String,
     },
     /// A saved aligner of another version of the format.
     #[error(
-        "the saved aligner has format version {found}, this release reads version {expected}: make \
-         the file again with Aligner(teacher, student).save(path)"
+        "the saved aligner has format version {found}, this release reads version {expected}: \
+         write the file again with Aligner(teacher, student).save(path)"
     )]
     FileVersion {
         /// The file's version.
@@ -256,5 +256,5 @@ pub enum Error {
     },
 }
 
-/// What functions of this crate return.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,4 +1,4 @@
-//! Token ids, sides and rows of ids: what the other files share. This file needs none of them.
+//! Token ids, sides and rows of ids, which all other files use.
 
 use std::fmt;
 use std::ops::Range;
@@ -22,7 +22,7 @@ impl fmt::Display for Side {
 }
 
 impl Side {
-    /// The other of the two.
+    /// The other side.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
@@ -32,14 +32,14 @@ impl Side {
     }
 }
 
-/// How many tokens a vocabulary may hold: 2^24 - 1, so that an id and the eight class bits of
-/// its text share one 32-bit table entry.
+/// The largest number of tokens of a vocabulary: 2^24 - 1, so that an id and the eight class bits
+/// of its text share one 32-bit table entry.
 pub const MAX_TOKENS: usize = (1 << 24) - 1;
 
-/// Stands for "none" in tables of ids and columns.
+/// The value for "none" in tables of ids and columns.
 pub const NONE: u32 = u32::MAX;
 
-/// Token ids as they come: any of the usual integer types.
+/// A token id in one of the integer types of the input.
 pub trait TokenId: Copy + Send + Sync {
     /// The id as an index; one past every vocabulary for a negative id.
     fn index(self) -> usize;
@@ -85,8 +85,8 @@ pub struct RaggedIds<'a, I> {
 }
 
 impl<'a, I> RaggedIds<'a, I> {
-    /// Checks the offsets: from 0 to the number of values, never falling. The side is for the
-    /// error message.
+    /// Checks the offsets: they start at 0, never decrease, and end at the number of values. The
+    /// side is for the error message.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl<'a, I> RaggedIds<'a, I> {
         Self::named(name, values, offsets)
     }
 
-    /// Likewise, of what the error message calls by a name.
+    /// The same as [`RaggedIds::new`], with a name for the error message.
     pub(crate) fn named(
         name: &'static str,
         values: &'a [I],
@@ -115,7 +115,7 @@ impl<'a, I> RaggedIds<'a, I> {
         self.values
     }
 
-    /// Where rows begin in the values; one more entry than rows.
+    /// The start of every row in the values, then the end.
     #[must_use]
     pub fn offsets(&self) -> &'a [i64] {
         self.offsets
@@ -139,14 +139,14 @@ impl<'a, I> RaggedIds<'a, I> {
     }
 }
 
-/// Where a row lies in values whose offsets [`check_offsets`] has seen.
+/// The range of a row in the values, for offsets that [`check_offsets`] has checked.
 pub(crate) fn range_of_row(offsets: &[i64], row: usize) -> Range<usize> {
     // So no offset is negative.
     let at = |index: usize| usize::try_from(offsets[index]).unwrap_or(0);
     at(row)..at(row + 1)
 }
 
-/// Offsets of ragged data that are not those of its values.
+/// Offsets that do not fit the values of ragged data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadOffsets {
     /// No offset at all.
@@ -155,7 +155,7 @@ pub enum BadOffsets {
         /// The argument.
         name: &'static str,
     },
-    /// An offset that cannot be.
+    /// A wrong offset.
     #[error(
         "{name}: offsets must start at 0, never fall and end at the number of values \
          ({values}); found {found} at index {index}"
@@ -172,7 +172,7 @@ pub enum BadOffsets {
     },
 }
 
-/// Checks that offsets start at 0, never fall and end at `values`.
+/// Checks that offsets start at 0, never decrease and end at `values`.
 pub(crate) fn check_offsets(
     name: &'static str,
     offsets: &[i64],
@@ -184,7 +184,7 @@ pub(crate) fn check_offsets(
         [] => Err(BadOffsets::Empty { name }),
         [first, ..] if *first != 0 => Err(wrong(0)),
         [.., last] if *last != end => {
-            // An earlier fall is the likelier cause, and the better place to name.
+            // An earlier decrease is the more likely cause, and the better place to name.
             let fall = offsets.windows(2).position(|pair| pair[1] < pair[0]);
             Err(wrong(fall.map_or(offsets.len() - 1, |index| index + 1)))
         }

@@ -18,9 +18,12 @@ use crate::continuation::{Entries, PathOptions, on_path};
 use crate::error::{Error, Result};
 use crate::ids::{NONE, RaggedIds, Side, TokenId};
 use crate::pair::Pair;
+use crate::reach::Reach;
 use crate::sections::{Counts, EntryCounts, Group, SECTIONS, Section, Sections, ranges};
 use crate::spelling::{SpellingTable, Spellings};
+use crate::threads::Threads;
 use crate::vocabulary::Vocabulary;
+use crate::{text_events, text_sections};
 
 /// One side's ids, and where its rows lie in the flat logits.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +34,8 @@ pub struct IndexSide<'a, I> {
     pub row_starts: &'a [i64],
     /// How many logit rows a row of the batch has, where what is read of it must not reach beyond.
     pub stride: Option<i64>,
+    /// 0 for the positions that take no part, one entry for every id; all do without it.
+    pub mask: Option<&'a [u8]>,
 }
 
 /// What an index holds besides its units.
@@ -40,6 +45,9 @@ pub struct IndexOptions {
     pub first_ids: bool,
     /// Whether it has continuations, and which.
     pub continuations: Option<PathOptions>,
+    /// Whether it has text events, and how many threads find them; the result is the same for
+    /// every number.
+    pub text_events: Option<Threads>,
 }
 
 /// The tensors that a loss gathers with: see [`SECTIONS`] for what they are.
@@ -59,8 +67,9 @@ pub struct Index {
 ///
 /// # Complexity
 ///
-/// O(units + tokens in MULTI units) time, and that of [`on_path`] for continuations; memory of the
-/// result.
+/// O(units + tokens in MULTI units) time, and that of [`on_path`] for continuations; with text
+/// events O(tokens + sources), divided over the threads, and the pair's tree on the first call;
+/// memory of the result.
 ///
 /// # Errors
 ///
@@ -91,6 +100,10 @@ fn build_in_order<I: TokenId>(
         ("teacher_row_starts", teacher.row_starts.len(), rows, "one entry for every row"),
         ("student_row_starts", student.row_starts.len(), rows, "one entry for every row"),
     ])?;
+    for (name, side) in [("teacher_mask", teacher), ("student_mask", student)] {
+        let ids = side.ids.values().len();
+        check_lengths(side.mask.map(|mask| (name, mask.len(), ids, "one entry for every id")))?;
+    }
     let mut counts = Counts::default();
     for unit in 0..units.kind.len() {
         units.count(unit, &mut counts);
@@ -103,6 +116,14 @@ fn build_in_order<I: TokenId>(
         counts.teacher = reached.teacher.counts();
         counts.student = reached.student.counts();
     }
+    let events = match options.text_events {
+        Some(threads) => {
+            let found = text_events::find(pair, units, [teacher, student], threads)?;
+            counts.text = text_sections::count(&found);
+            Some((found, threads))
+        }
+        None => None,
+    };
     let ranges = ranges(table, &options.groups(), &counts);
     let mut packed = vec![0; ranges.last().map_or(0, |(_, range)| range.end)];
     let mut sections = Sections::cut(&mut packed, &ranges);
@@ -146,6 +167,13 @@ fn build_in_order<I: TokenId>(
         reached.teacher.pack(order, &mut teacher_out, &mut student_out, units.student_start);
         reached.student.pack(order, &mut student_out, &mut teacher_out, units.teacher_start);
     }
+    if let Some((found, threads)) = events {
+        text_sections::pack(&found, &mut sections, threads)?;
+        for part in &found {
+            teacher_out.reach.add(&part.reach[0]);
+            student_out.reach.add(&part.reach[1]);
+        }
+    }
     let teacher_rows_needed = teacher_out.reach.check(Side::Teacher, teacher.stride)?;
     let student_rows_needed = student_out.reach.check(Side::Student, student.stride)?;
     Ok(Index { packed, counts, teacher_rows_needed, student_rows_needed })
@@ -156,43 +184,9 @@ impl IndexOptions {
         let more = [
             self.first_ids.then_some(Group::FirstIds),
             self.continuations.map(|_| Group::Continuations),
+            self.text_events.map(|_| Group::TextEvents),
         ];
         std::iter::once(Group::Units).chain(more.into_iter().flatten()).collect()
-    }
-}
-
-/// How far one side's logits are read.
-#[derive(Clone, Copy, Debug)]
-struct Reach {
-    /// The first flat row.
-    first: i64,
-    /// One past the last flat row.
-    end: i64,
-    /// One past the last row, counted from the start of its row of the batch.
-    width: i64,
-}
-
-impl Reach {
-    const NOTHING: Self = Self { first: 0, end: 0, width: 0 };
-
-    /// Notes that a flat row, which has a number in its row of the batch, and some rows after it
-    /// are read.
-    #[inline]
-    fn read(&mut self, flat: i64, in_row: i64, further: i64) {
-        self.first = self.first.min(flat);
-        self.end = self.end.max(flat.saturating_add(further + 1));
-        self.width = self.width.max(in_row + further + 1);
-    }
-
-    /// How many rows of logits there must be, if each row of the batch has its own.
-    fn check(self, side: Side, stride: Option<i64>) -> Result<i64> {
-        match stride {
-            _ if self.first < 0 => Err(Error::RowBeforeLogits { side, row: self.first }),
-            Some(stride) if self.width > stride => {
-                Err(Error::StrideTooShort { side, stride, needed: self.width })
-            }
-            _ => Ok(self.end),
-        }
     }
 }
 
@@ -410,7 +404,7 @@ impl UnitColumns<'_> {
     }
 
     /// The positions of a unit in its rows, which have these lengths.
-    fn ranges(
+    pub(crate) fn ranges(
         &self,
         row: usize,
         unit: usize,
@@ -496,8 +490,12 @@ mod tests {
             unit_class: &[0; 5],
         };
         let [teacher_offsets, student_offsets] = [[0, 5], [0, 7]];
-        let side =
-            |ids, row_starts, stride: i64| IndexSide { ids, row_starts, stride: Some(stride) };
+        let side = |ids, row_starts, stride: i64| IndexSide {
+            ids,
+            row_starts,
+            stride: Some(stride),
+            mask: None,
+        };
         let teacher = RaggedIds::new(Side::Teacher, &teacher, &teacher_offsets)?;
         let student = RaggedIds::new(Side::Student, &student, &student_offsets)?;
         let sides = (side(teacher, &[10], strides[0]), side(student, &[20], strides[1]));
@@ -507,7 +505,7 @@ mod tests {
     fn all() -> IndexOptions {
         let threads = Threads::AllCores;
         let continuations = Some(PathOptions { max_path: 8, threads });
-        IndexOptions { first_ids: true, continuations }
+        IndexOptions { first_ids: true, continuations, text_events: Some(threads) }
     }
 
     #[test]

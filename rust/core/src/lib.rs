@@ -1,12 +1,12 @@
 //! Byte-exact joint segmentation of two tokenizations of the same text.
 //!
 //! Two language models read the same text through different tokenizers. This crate finds, for
-//! whole batches of token ids, the finest partition of the text that both tokenizations can
-//! express: its *units*. Start with [`segment`], which holds the algorithm; [`batch`] runs it
-//! over many rows in parallel, [`pair`] holds what is computed once for two vocabularies, and
-//! [`vocabulary`] says what a token is: the exact bytes that it adds to the text.
+//! whole batches of token ids, the finest partition of the text into *units*: ranges that consist
+//! of whole tokens of both tokenizations. Start with [`segment`], which contains the algorithm.
+//! [`batch`] runs it over many rows in parallel. [`pair`] contains the tables that are computed
+//! once for two vocabularies, and [`vocabulary`] the exact bytes that every token adds to a text.
 //!
-//! The crate knows nothing of Python, and holds no `unsafe` code.
+//! The crate does not depend on Python and contains no `unsafe` code.
 //!
 //! # Example
 //!
@@ -45,13 +45,19 @@ pub mod sections;
 pub mod segment;
 pub mod spelling;
 pub mod storage;
+pub mod text_events;
+pub mod text_tree;
 pub mod threads;
 pub mod trie;
 pub mod vocabulary;
 
 mod path_trie;
+mod reach;
 mod resync;
 mod speller;
+mod text_sections;
+mod text_tree_build;
+mod text_walk;
 mod track;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A teacher and a student vocabulary, and all that is computed once for both.
+//! A teacher and a student vocabulary, and the tables that are computed once for both.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,6 +7,8 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::ids::{MAX_TOKENS, NONE, RaggedIds, Side};
 use crate::spelling::{SpelledSide, Spellings, one_sided};
+use crate::text_tree::{TextTree, TreeParts};
+use crate::threads::Threads;
 use crate::vocabulary::{TokenKind, Vocabulary};
 
 /// How many low bits of a [`SharedEntry`] hold an id; the class bits lie above.
@@ -14,8 +16,8 @@ const ID_BITS: u32 = 24;
 const ID_MASK: u32 = (1 << ID_BITS) - 1;
 const _: () = assert!(MAX_TOKENS == ID_MASK as usize);
 
-/// What the hot path knows of a student token: the teacher's canonical token of the same bytes
-/// and the class bits of that text, packed into 32 bits so that the table of a large vocabulary
+/// The table entry of a student token: the teacher's canonical token with the same bytes, and the
+/// class bits of these bytes. Both are packed into 32 bits, so that the table of a large vocabulary
 /// stays in the second-level cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SharedEntry(pub(crate) u32);
@@ -41,21 +43,22 @@ impl SharedEntry {
     }
 }
 
-/// Which control tokens of the two sides mean the same.
+/// The special tokens of both sides that mean the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairOptions {
-    /// Pairs of (teacher id, student id), beside the stops.
+    /// Pairs of (teacher id, student id), in addition to the stops.
     pub special_tokens: Vec<(u32, u32)>,
-    /// The teacher's stops, canonical first; the vocabulary's own if not given.
+    /// The teacher's stops, canonical first; `None` for the stops of the vocabulary.
     pub teacher_stops: Option<Vec<u32>>,
-    /// The student's stops, canonical first; the vocabulary's own if not given.
+    /// The student's stops, canonical first; `None` for the stops of the vocabulary.
     pub student_stops: Option<Vec<u32>>,
 }
 
 /// The tokens that end a turn, on either side.
 ///
-/// Any stop of one side matches any of the other, and all stops of a side are one candidate, so
-/// a side without stops leaves the other side's without a partner: then both lists are empty.
+/// Any stop of one side matches any stop of the other side, and all stops of a side are one
+/// candidate. If one side has no stops, those of the other side have no partner: both lists are
+/// empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stops {
     /// The teacher's, canonical first.
@@ -68,9 +71,9 @@ pub struct Stops {
 ///
 /// The *columns* of the shared vocabulary are pairs of (teacher id, student id), sorted by
 /// teacher id: one for every byte string that is a single token on both sides, by canonical ids;
-/// one for every mapped pair of special tokens; and one for all stops together. Two vocabularies
-/// with equal digests map every id onto itself instead, specials and duplicates included (but
-/// for the stops beside the canonical one, if there are several).
+/// one for every mapped pair of special tokens; and one for all stops together. If both
+/// vocabularies have the same digest, every id is mapped onto itself instead, including special
+/// tokens and duplicates. Of several stops, only the canonical one then has a column.
 #[derive(Debug)]
 pub struct Pair {
     pub(crate) teacher: Arc<Vocabulary>,
@@ -78,12 +81,15 @@ pub struct Pair {
     pub(crate) shared_teacher_ids: Vec<u32>,
     pub(crate) shared_student_ids: Vec<u32>,
     pub(crate) stops: Stops,
-    /// Student id -> what the hot path needs.
+    /// Student id -> table entry for the alignment.
     pub(crate) shared: Vec<SharedEntry>,
     /// Id -> column of the text or special token, or [`NONE`].
     pub(crate) teacher_columns: Vec<u32>,
     pub(crate) student_columns: Vec<u32>,
     pub(crate) spellings: OnceLock<Spellings>,
+    text_tree: OnceLock<TextTree>,
+    /// The tree as it was read from a file, before its first use.
+    pub(crate) stored_tree: OnceLock<TreeParts>,
 }
 
 impl Pair {
@@ -95,8 +101,8 @@ impl Pair {
     ///
     /// # Errors
     ///
-    /// A stop or mapped token that is not special, a token mapped twice, or a stop that is
-    /// mapped to a token that is no stop.
+    /// A stop or mapped token that is not special, a token that is mapped twice, or a stop that is
+    /// mapped to a token that is not a stop.
     pub fn new(
         teacher: Arc<Vocabulary>,
         student: Arc<Vocabulary>,
@@ -141,6 +147,8 @@ impl Pair {
             teacher_columns,
             student_columns,
             spellings: OnceLock::new(),
+            text_tree: OnceLock::new(),
+            stored_tree: OnceLock::new(),
         }
     }
 
@@ -206,8 +214,8 @@ impl Pair {
         self.stops.teacher.first().map(|&id| self.teacher_column(id))
     }
 
-    /// The column of a teacher token: of its text, by the canonical id, or of the special token
-    /// that it is; [`NONE`] without one.
+    /// The column of a teacher token: that of its text, by canonical id, or that of the special
+    /// token; [`NONE`] if it has no column.
     #[must_use]
     pub fn teacher_column(&self, id: u32) -> u32 {
         self.teacher_columns.get(id as usize).copied().unwrap_or(NONE)
@@ -219,7 +227,7 @@ impl Pair {
         self.student_columns.get(id as usize).copied().unwrap_or(NONE)
     }
 
-    /// A side's vocabulary, and which of its tokens are shared.
+    /// The vocabulary of a side, with its map into the shared vocabulary.
     pub(crate) fn side(&self, side: Side) -> SpelledSide<'_> {
         let (vocabulary, columns) = match side {
             Side::Teacher => (&self.teacher, &self.teacher_columns),
@@ -238,13 +246,13 @@ impl Pair {
         one_sided(self.side(side))
     }
 
-    /// The spellings of one-sided tokens, if they have been made.
+    /// The spellings of one-sided tokens, if they have been computed.
     #[must_use]
     pub fn known_spellings(&self) -> Option<&Spellings> {
         self.spellings.get()
     }
 
-    /// The spellings of one-sided tokens; unless they have been made, the shortest paths.
+    /// The spellings of one-sided tokens; computed as the shortest paths if there are none yet.
     ///
     /// # Complexity
     ///
@@ -257,10 +265,12 @@ impl Pair {
         self.make_spellings(None, None)
     }
 
-    /// Makes the spellings of one-sided tokens with what the tokenizers emit: `teacher` holds the
-    /// student's ids for every token of [`Pair::one_sided`] of the teacher, one row for each, empty
-    /// where there is nothing; `student` the teacher's, likewise. Does nothing if they have been made: what refers to their nodes would
-    /// become wrong.
+    /// Computes the spellings of one-sided tokens from the ids that the tokenizers emit.
+    ///
+    /// `teacher` has one row per token of [`Pair::one_sided`] of the teacher: the student's ids for
+    /// that token, or an empty row. `student` has one row per one-sided token of the student: the
+    /// teacher's ids. If the spellings have already been computed, nothing happens, because other
+    /// data refers to their nodes.
     ///
     /// # Complexity
     ///
@@ -282,14 +292,47 @@ impl Pair {
         Ok(self.spellings.get_or_init(|| made))
     }
 
-    /// SHA-256 of what an alignment depends on: pairs with equal digests align all ids alike.
+    /// Whether the joint tree of both sides' tokens has been made, or read from a file.
+    #[must_use]
+    pub fn has_text_tree(&self) -> bool {
+        self.tree_parts().is_some()
+    }
+
+    /// What is stored of the tree, if it has been made.
+    pub(crate) fn tree_parts(&self) -> Option<TreeParts> {
+        self.text_tree.get().map(TextTree::parts).or_else(|| self.stored_tree.get().cloned())
+    }
+
+    /// The joint tree of both sides' tokens; made on the first call, with all cores.
     ///
-    /// In it go, integers as 32-bit little-endian: the text `simct-align pair 1`; the
-    /// [digests](Vocabulary::digest) of the teacher's and of the student's vocabulary; the number
-    /// of mapped pairs of special tokens and both ids of each, by teacher id, the column of the
-    /// stops among them; the number of the teacher's stops and their ids, canonical first; and the
-    /// student's. Nothing depends on the process, on the platform or on the format of a saved
-    /// pair. Spellings are not in it: they depend on tokenizers too.
+    /// # Complexity
+    ///
+    /// That of [`TextTree::new`] on the first call.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TextTree::new`].
+    pub fn text_tree(&self) -> Result<&TextTree> {
+        if let Some(known) = self.text_tree.get() {
+            return Ok(known);
+        }
+        let made = match self.stored_tree.get() {
+            Some(parts) => TextTree::from_parts([&self.teacher, &self.student], parts.clone()),
+            None => TextTree::new(&self.teacher, &self.student, Threads::AllCores)?,
+        };
+        Ok(self.text_tree.get_or_init(|| made))
+    }
+
+    /// SHA-256 of everything that an alignment depends on: pairs with equal digests align all ids
+    /// in the same way.
+    ///
+    /// The hashed bytes are, with integers as 32-bit little-endian: the text `simct-align pair 1`;
+    /// the [digests](Vocabulary::digest) of the teacher's and of the student's vocabulary; the
+    /// number of mapped pairs of special tokens, including the column of the stops, and both ids of
+    /// each, by teacher id; the number of the teacher's stops and their ids, canonical first; and
+    /// the same of the student's stops. The digest does not depend on the process, the platform or
+    /// the format of a saved pair. It does not include the spellings, which depend on the
+    /// tokenizers.
     ///
     /// # Complexity
     ///
@@ -368,7 +411,7 @@ fn add_special_columns(
             }
         }
     }
-    // What the caller maps, and the stops, replace the identity of two equal vocabularies.
+    // For equal vocabularies, mapped tokens and stops replace the map of every id onto itself.
     let taken_by_teacher: Vec<u32> =
         mapped.iter().map(|pair| pair.0).chain(stops.teacher.iter().copied()).collect();
     let taken_by_student: Vec<u32> =

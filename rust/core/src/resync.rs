@@ -1,14 +1,16 @@
-//! Where to go on behind texts that differ.
+//! The search for the place at which alignment continues after a difference.
 //!
-//! From the last common boundary on, every pair of boundaries, one of either side, is a candidate
-//! if the next bytes are equal, or all the rest of both regions is (the empty rest too, so that
-//! what differs at the very end is a difference and no loss of synchrony). The one with the
-//! fewest bytes skipped on both sides together wins; of several, the one with the fewest on the
-//! student's. Boundaries lie at most [`RESYNC_WINDOW`] bytes ahead.
+//! Candidates are pairs of boundaries after the last common boundary, one of either side, with
+//! equal bytes after them: the next `resync_bytes` bytes, or the whole rest of both regions if it
+//! is shorter. The rest can be empty, so that texts that differ only at the very end still
+//! resynchronize there. The candidate with the fewest skipped bytes on both sides together is
+//! chosen; of several, the one with the fewest skipped bytes on the student's side. Boundaries are
+//! at most [`RESYNC_WINDOW`] bytes ahead.
 //!
-//! All candidates within a window are found by a hash join over the next bytes. A pair that skips
-//! no more bytes than the window is wide beats every pair outside of it, so windows start small
-//! and double: the cost is linear in the bytes skipped, not in the largest window.
+//! A hash join over the next bytes finds all candidates within a window. A pair that skips at most
+//! as many bytes as the window is wide is better than every pair outside of the window. Windows
+//! therefore start small and double, and the cost is linear in the skipped bytes, not in the
+//! largest window.
 
 use rustc_hash::FxHashMap;
 
@@ -16,13 +18,13 @@ use crate::error::Result;
 use crate::ids::TokenId;
 use crate::track::Track;
 
-/// How many bytes of a side may be skipped at most.
+/// The largest number of bytes of a side that may be skipped.
 pub(crate) const RESYNC_WINDOW: usize = 4096;
 
-/// How wide the first window is.
+/// The width of the first window, in bytes.
 const FIRST_WINDOW: usize = 64;
 
-/// What one side goes on with.
+/// The next bytes and boundaries of one side.
 #[derive(Default)]
 struct Ahead {
     bytes: Vec<u8>,
@@ -37,7 +39,7 @@ impl Ahead {
         Self { bytes: Vec::new(), boundaries: vec![(0, track.at)], next: track.at }
     }
 
-    /// Reads on until there are so many bytes, or the region ends.
+    /// Reads until there are this many bytes, or the region ends.
     fn read_to<I: TokenId>(&mut self, bytes: usize, track: &Track<'_, I>) -> Result<()> {
         while self.bytes.len() < bytes && self.next < track.end() {
             let token = track.bytes(self.next)?;
@@ -67,12 +69,12 @@ struct Boundary<'a> {
     offset: usize,
     /// Position of the next token.
     position: usize,
-    /// What follows, as far as it is compared.
+    /// The bytes that follow, as far as they are compared.
     next_bytes: &'a [u8],
 }
 
-/// The positions, on the teacher's and the student's side, at which to go on; `None` if there are
-/// none within the window.
+/// The positions, on the teacher's and the student's side, at which alignment continues; `None` if
+/// there are none within the window.
 ///
 /// Fewer than `resync_bytes` bytes follow a boundary only where the region ends, so equal slices
 /// are either long enough or all the rest of both sides.

@@ -1,8 +1,8 @@
 //! From a student's sampled ids to the teacher's ids of the same bytes.
 //!
-//! What a student samples need not be what its tokenizer would make of the text: it may be cut
-//! otherwise, end inside a character, or be no text at all. The ids stand for bytes, and those
-//! bytes are what the teacher has to read:
+//! The ids that a student samples need not be the ids that its tokenizer emits for the text. They
+//! may cut the text differently, end inside a character, or not be valid text. The ids have bytes,
+//! and the teacher has to read these bytes:
 //!
 //! ```text
 //! ids     | Σ x | <0xE2> | <eos> |        student
@@ -10,10 +10,11 @@
 //! ids     | Σ | ␣x | <0xE2> | <end> |     Retokenizer::assemble, with the teacher's encoder
 //! ```
 //!
-//! The encoder is the teacher's own, so the text parts leave this crate and come back as ids. It
-//! may have changed the text (composed characters, a `▁` taken for a space, a space put in
-//! front). Aligning what came back with what was sampled shows where: [`Retokenizer::repair`]
-//! spells these stretches, and only these, with the fewest tokens that have exactly their bytes.
+//! The encoder is the teacher's own tokenizer, so the texts leave this crate and come back as ids.
+//! The encoder may change a text: it composes characters, reads a `▁` as a space, or puts a space
+//! before the text. Alignment of the result with the sampled ids shows these stretches.
+//! [`Retokenizer::repair`] spells them, and only them, with the fewest tokens that have exactly
+//! their bytes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,27 +25,27 @@ use crate::pair::Pair;
 use crate::speller::Speller;
 use crate::vocabulary::Vocabulary;
 
-/// Stands in front of every text that a tokenizer with a dummy prefix encodes, and takes that
-/// prefix: no tokenizer in use joins a line feed with the word behind it.
+/// A sentinel before every text that a tokenizer with a dummy prefix encodes. The sentinel takes
+/// the prefix: no tokenizer in use joins a line feed with the word after it.
 const SENTINEL: &str = "\n";
 
-/// What stands for bytes that the teacher has no tokens for.
+/// The replacement of bytes for which the teacher has no tokens.
 const REPLACEMENT: &str = "\u{fffd}";
 
 /// What crossed in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Special tokens that crossed by the pair's map.
+    /// Special tokens that the pair maps to a teacher token.
     pub specials: usize,
-    /// Special tokens without a partner, which are left out.
+    /// Special tokens without a partner; they are left out.
     pub specials_left_out: usize,
-    /// Other ids that add no bytes, which are left out.
+    /// Other ids without bytes; they are left out.
     pub empty_left_out: usize,
-    /// Bytes that are no valid UTF-8.
+    /// Bytes that are not valid UTF-8.
     pub invalid_bytes: usize,
-    /// Bytes that the encoder would have changed, spelled by the fewest tokens instead.
+    /// Bytes that the encoder would have changed; they are spelled with the fewest tokens.
     pub respelled_bytes: usize,
-    /// Bytes that the teacher has no tokens for: U+FFFD stands for every run of them.
+    /// Bytes for which the teacher has no tokens; every run of them becomes one U+FFFD.
     pub replaced_bytes: usize,
 }
 
@@ -53,13 +54,13 @@ pub struct Counts {
 enum Part {
     /// The next text.
     Text,
-    /// Bytes that are no text, as a range of [`Plan::bytes`].
+    /// Bytes that are not valid text, as a range of [`Plan::bytes`].
     Bytes(Range<usize>),
     /// A special token of the teacher.
     Special(u32),
 }
 
-/// Regions of sampled ids, taken apart.
+/// Regions of sampled ids, split into parts.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     texts: Vec<String>,
@@ -71,7 +72,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What the teacher's encoder must make ids of, in this order.
+    /// The texts that the teacher's encoder must tokenize, in this order.
     #[must_use]
     pub fn texts(&self) -> &[String] {
         &self.texts
@@ -83,9 +84,9 @@ impl Plan {
 pub struct Retokenized {
     /// Ids of all regions.
     pub values: Vec<i64>,
-    /// Where regions begin; one more entry than regions.
+    /// The start of every region, then the end.
     pub offsets: Vec<i64>,
-    /// What the teacher's encoder makes of U+FFFD; empty if no byte can need it.
+    /// The teacher's ids of U+FFFD; empty if no byte can need a replacement.
     pub replacement: Vec<i64>,
     /// What crossed in which way.
     pub counts: Counts,
@@ -108,9 +109,9 @@ impl Retokenized {
 pub struct Stretch {
     /// Number of the region.
     pub region: usize,
-    /// The teacher's tokens that take its place.
+    /// The teacher's tokens of the stretch, which are replaced.
     pub teacher: Range<usize>,
-    /// The student's tokens, which say what belongs there.
+    /// The student's tokens of the stretch, which have the right bytes.
     pub student: Range<usize>,
 }
 
@@ -132,9 +133,9 @@ impl Retokenizer {
         Self { speller: Speller::new(Arc::clone(pair.teacher())), pair }
     }
 
-    /// Takes regions of the student's ids apart: valid text, other bytes, special tokens.
+    /// Splits regions of the student's ids into parts: valid text, other bytes, special tokens.
     ///
-    /// A token without bytes ends a text, so that no token of the teacher's will reach across it.
+    /// A token without bytes ends a text, so that no teacher token crosses it.
     ///
     /// # Complexity
     ///
@@ -166,11 +167,11 @@ impl Retokenizer {
         Ok(plan)
     }
 
-    /// Puts the regions together again from what the teacher's encoder made of the texts.
+    /// Joins the parts again, with the ids that the teacher's encoder emits for the texts.
     ///
     /// # Complexity
     ///
-    /// O(tokens), and [`Retokenizer::repair`]'s of the bytes that are no text.
+    /// O(tokens), and that of [`Retokenizer::repair`] for the bytes that are not valid text.
     ///
     /// # Errors
     ///
@@ -214,14 +215,16 @@ impl Retokenizer {
         Ok(out)
     }
 
-    /// Gives the stretches exactly the student's bytes; `stretches` are in order.
+    /// Replaces the teacher's tokens of stretches, so that they have exactly the student's bytes.
+    /// `stretches` are in order.
     ///
-    /// Of several ways to spell them, it takes the one that loses the fewest bytes, then the one
-    /// of the fewest tokens, then the one with the longest first token.
+    /// Of several spellings, the one that loses the fewest bytes is used, then the one with the
+    /// fewest tokens, then the one with the longest first token.
     ///
     /// # Complexity
     ///
-    /// O(tokens), and for each byte of a stretch the cost of [`ByteTrie::prefixes`](crate::trie::ByteTrie::prefixes).
+    /// O(tokens), and for each byte of a stretch the cost of
+    /// [`ByteTrie::prefixes`](crate::trie::ByteTrie::prefixes).
     ///
     /// # Errors
     ///
@@ -342,8 +345,8 @@ impl Retokenizer {
         }
     }
 
-    /// Appends what the encoder made of a text: without the sentinel and the space in front of it,
-    /// and without control tokens, which text never becomes. Returns how many bytes were replaced.
+    /// Appends the ids of a text, without the sentinel and the space before it, and without special
+    /// tokens, which text never becomes. Returns the number of replaced bytes.
     fn append_text(
         &self,
         encoded: RaggedIds<'_, i64>,
@@ -363,7 +366,7 @@ impl Retokenizer {
         if teacher.settings().dummy_prefix
             && let Some((after, begun)) = self.behind_sentinel(&tokens)
         {
-            // A token that reaches over the sentinel's end is spelled anew.
+            // A token that crosses the end of the sentinel is spelled again.
             replaced = self.speller.append(&begun, replacement, values);
             rest = after;
         }
@@ -371,7 +374,7 @@ impl Retokenizer {
         Ok(replaced)
     }
 
-    /// The tokens behind the sentinel, and the bytes behind it of the token that it ends in.
+    /// The tokens after the sentinel, and the bytes after it of the token in which it ends.
     fn behind_sentinel<'a>(&self, tokens: &'a [u32]) -> Option<(&'a [u32], Vec<u8>)> {
         let mut head = Vec::new();
         for (index, &token) in tokens.iter().enumerate() {

@@ -1,11 +1,11 @@
 //! The layout of an index: its sections, described once, and the counts that give their lengths.
 //!
 //! All integers of an index are `i64` and lie in one buffer, section after section, in the order of
-//! [`SECTIONS`]. Whoever writes or reads a section finds it by its name.
+//! [`SECTIONS`]. A section is written and read by its name.
 
 use std::ops::Range;
 
-/// How many of what an [`Index`](crate::index::Index) holds.
+/// The counts of an [`Index`](crate::index::Index).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// SHARED and SPECIAL units.
@@ -18,7 +18,7 @@ pub struct Counts {
     pub student_steps: usize,
     /// Student tokens in SHARED and SPECIAL units.
     pub student_tokens_shared: usize,
-    /// Units left out because they begin a row, where no logits predict them.
+    /// Units left out because they are at position 0 of a row, where no logits predict them.
     pub dropped_no_prefix: usize,
     /// Units left out because their first token lost its dummy prefix.
     pub dropped_dummy_prefix: usize,
@@ -26,18 +26,48 @@ pub struct Counts {
     pub teacher: EntryCounts,
     /// Nodes of the student's spellings that units reach.
     pub student: EntryCounts,
+    /// Text events.
+    pub text: TextCounts,
 }
 
-/// How many continuations an [`Index`](crate::index::Index) holds in one direction; nothing
-/// without continuations.
+/// The counts of continuations of an [`Index`](crate::index::Index) in one direction; 0 without
+/// continuations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryCounts {
     /// Entries.
     pub entries: usize,
-    /// Their leaves together.
+    /// The leaves of all entries.
     pub leaves: usize,
-    /// Spellings that are no continuations because they are longer than `max_path` and one token.
+    /// Spellings that are not continuations because they have more than `max_path` + 1 tokens.
     pub cut_off: usize,
+}
+
+/// How much of text events an [`Index`](crate::index::Index) holds; nothing without them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextCounts {
+    /// Offsets.
+    pub offsets: usize,
+    /// Stretches, those that begin inside of others included.
+    pub stretches: usize,
+    /// Student tokens in stretches.
+    pub student_tokens: usize,
+    /// Units left out because they begin a row.
+    pub units_without_prefix: usize,
+    /// Units left out because a token lost its dummy prefix or has no bytes.
+    pub units_left_out: usize,
+    /// The teacher's side.
+    pub teacher: TextSideCounts,
+    /// The student's side.
+    pub student: TextSideCounts,
+}
+
+/// How much of text events an index holds on one side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextSideCounts {
+    /// Text rows.
+    pub rows: usize,
+    /// Sources of all offsets together.
+    pub sources: usize,
 }
 
 /// A count that lengths of sections follow from.
@@ -55,6 +85,16 @@ pub enum Count {
     TeacherEntries,
     /// Entries of the student's direction.
     StudentEntries,
+    /// Offsets of text events.
+    TextOffsets,
+    /// Text rows of the teacher.
+    TeacherTextRows,
+    /// Text rows of the student.
+    StudentTextRows,
+    /// Sources of the teacher.
+    TeacherSources,
+    /// Sources of the student.
+    StudentSources,
 }
 
 impl Count {
@@ -68,6 +108,11 @@ impl Count {
             Self::StudentSteps => "n_student_steps",
             Self::TeacherEntries => "n_teacher_entries",
             Self::StudentEntries => "n_student_entries",
+            Self::TextOffsets => "n_text_offsets",
+            Self::TeacherTextRows => "n_teacher_text_rows",
+            Self::StudentTextRows => "n_student_text_rows",
+            Self::TeacherSources => "n_teacher_sources",
+            Self::StudentSources => "n_student_sources",
         }
     }
 
@@ -81,19 +126,26 @@ impl Count {
             Self::StudentSteps => counts.student_steps,
             Self::TeacherEntries => counts.teacher.entries,
             Self::StudentEntries => counts.student.entries,
+            Self::TextOffsets => counts.text.offsets,
+            Self::TeacherTextRows => counts.text.teacher.rows,
+            Self::StudentTextRows => counts.text.student.rows,
+            Self::TeacherSources => counts.text.teacher.sources,
+            Self::StudentSources => counts.text.student.sources,
         }
     }
 }
 
-/// Sections that an index has or lacks together.
+/// A group of sections that an index has or lacks together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     /// What every index has.
     Units,
     /// The first token of every unit.
     FirstIds,
-    /// The nodes that units reach, and the leaves that their texts are.
+    /// The nodes that units reach, and the leaves with the texts of units.
     Continuations,
+    /// The rows and tokens that say how the text goes on at every boundary.
+    TextEvents,
 }
 
 impl Group {
@@ -104,6 +156,7 @@ impl Group {
             Self::Units => "units",
             Self::FirstIds => "first_ids",
             Self::Continuations => "continuations",
+            Self::TextEvents => "text_events",
         }
     }
 }
@@ -113,9 +166,9 @@ impl Group {
 pub struct Section {
     /// Its name.
     pub name: &'static str,
-    /// Its length, but for `extra`.
+    /// The count in its length.
     pub count: Count,
-    /// What comes on top of the count: offsets have one entry more.
+    /// The number that is added to the count: offsets have one entry more.
     pub extra: usize,
     /// Which indices have it.
     pub group: Group,
@@ -133,25 +186,34 @@ impl Section {
 /// | --- | --- |
 /// | `unit` | number of the unit in the batch |
 /// | `kind` | its [`UnitKind`](crate::columns::UnitKind) |
-/// | `student_tokens` | how many it has |
+/// | `student_tokens` | its number of student tokens |
 /// | `teacher_row`, `student_row` | flat logit row of its prefix |
-/// | `realized_shared_column` | the column whose text is the unit's, or −1 |
+/// | `realized_shared_column` | the column with the text of the unit, or −1 |
 /// | `teacher_offsets`, `student_offsets` | where the steps of a MULTI unit begin |
 /// | `teacher_step_…`, `student_step_…` | number among the MULTI units, logit row, token |
 /// | `teacher_first_id`, `student_first_id` | the unit's first token |
 /// | `teacher_entry_…` | place among the units, ascending; node of the teacher's spellings; how many realized student tokens lead there |
-/// | `student_entry_…` | likewise, the other way round |
-/// | `realized_teacher_leaf`, `realized_student_leaf` | the leaf whose text the unit's is, if it is a continuation of the unit, else −1 |
+/// | `student_entry_…` | the same for the student's spellings and realized teacher tokens |
+/// | `realized_teacher_leaf`, `realized_student_leaf` | the leaf with the text of the unit, if it is a continuation of the unit, else −1 |
+///
+/// | `teacher_text_…`, `student_text_…` | of every [text row](crate::text_events): logit row; the token that the text takes, −1 for a last row; its position in token order, or −1; stretch |
+/// | `teacher_own_text_row`, `student_own_text_row` | of every offset: the text row that stands there, or −1 |
+/// | `text_offset_stretch`, `text_offset_batch_row` | of every offset: stretch; row of the batch |
+/// | `teacher_source_offsets`, `student_source_offsets` | where the sources of an offset begin |
+/// | `teacher_source_…`, `student_source_…` | of every source, the earliest row first: text row; the tokens that begin with the text since, `start..end` in token order; how many bytes that is; how many of the tokens, the first ones, have no more; where the [suffixes](crate::text_tree::TreeSide::suffixes) of the others begin |
 ///
 /// SHARED and SPECIAL units come first, then MULTI units, each in the order of the batch.
 ///
-/// The realized leaf is found by text: the unit's text is that of a one-sided token, on whichever
-/// paths either side realized it, and the spelling of that token, but for its last token, is how
-/// the realized path of the other side begins. So the leaf is among those of the unit's entries,
-/// and stands for a text that the unit has twice.
-pub const SECTIONS: [Section; 24] = {
-    use Count::{Multi, StudentEntries, StudentSteps, TeacherEntries, TeacherSteps, Units};
-    use Group::{Continuations, FirstIds};
+/// The realized leaf is found by text. The text of the unit is the text of a one-sided token, no
+/// matter which tokens either side realized, and the realized path of the other side begins with
+/// the spelling of that token without its last token. The leaf then belongs to an entry of the
+/// unit, and its text would otherwise count twice.
+pub const SECTIONS: [Section; 50] = {
+    use Count::{
+        Multi, StudentEntries, StudentSources, StudentSteps, StudentTextRows, TeacherEntries,
+        TeacherSources, TeacherSteps, TeacherTextRows, TextOffsets, Units,
+    };
+    use Group::{Continuations, FirstIds, TextEvents};
     let always = Group::Units;
     [
         Section::new("unit", Units, 0, always),
@@ -178,6 +240,32 @@ pub const SECTIONS: [Section; 24] = {
         Section::new("student_entry_depth", StudentEntries, 0, Continuations),
         Section::new("realized_teacher_leaf", Multi, 0, Continuations),
         Section::new("realized_student_leaf", Multi, 0, Continuations),
+        Section::new("teacher_text_row", TeacherTextRows, 0, TextEvents),
+        Section::new("teacher_text_id", TeacherTextRows, 0, TextEvents),
+        Section::new("teacher_text_position", TeacherTextRows, 0, TextEvents),
+        Section::new("teacher_text_stretch", TeacherTextRows, 0, TextEvents),
+        Section::new("student_text_row", StudentTextRows, 0, TextEvents),
+        Section::new("student_text_id", StudentTextRows, 0, TextEvents),
+        Section::new("student_text_position", StudentTextRows, 0, TextEvents),
+        Section::new("student_text_stretch", StudentTextRows, 0, TextEvents),
+        Section::new("teacher_own_text_row", TextOffsets, 0, TextEvents),
+        Section::new("student_own_text_row", TextOffsets, 0, TextEvents),
+        Section::new("text_offset_stretch", TextOffsets, 0, TextEvents),
+        Section::new("text_offset_batch_row", TextOffsets, 0, TextEvents),
+        Section::new("teacher_source_offsets", TextOffsets, 1, TextEvents),
+        Section::new("teacher_source_row", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_start", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_end", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_length", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_exact", TeacherSources, 0, TextEvents),
+        Section::new("teacher_source_suffix", TeacherSources, 0, TextEvents),
+        Section::new("student_source_offsets", TextOffsets, 1, TextEvents),
+        Section::new("student_source_row", StudentSources, 0, TextEvents),
+        Section::new("student_source_start", StudentSources, 0, TextEvents),
+        Section::new("student_source_end", StudentSources, 0, TextEvents),
+        Section::new("student_source_length", StudentSources, 0, TextEvents),
+        Section::new("student_source_exact", StudentSources, 0, TextEvents),
+        Section::new("student_source_suffix", StudentSources, 0, TextEvents),
     ]
 };
 

@@ -2,11 +2,11 @@
 //!
 //! # What it computes
 //!
-//! Lay the bytes of both sides' tokens on one line. A *boundary* is an offset at which a token
-//! ends; a *common boundary* is one of both sides. A *unit* is what lies between two neighbouring
-//! common boundaries: a token range on either side, with the same bytes. No finer partition of
-//! the text is made of whole tokens of both sides, since every one must cut at common boundaries,
-//! and this one cuts at all of them.
+//! Both sides' tokens have the same bytes. A *boundary* is a byte offset at which a token ends; a
+//! *common boundary* is a boundary of both sides. A *unit* is the text between two neighbouring
+//! common boundaries: a token range on either side, with the same bytes. No finer partition of the
+//! text consists of whole tokens of both sides, because such a partition can only cut at common
+//! boundaries, and this one cuts at all of them.
 //!
 //! ```text
 //! teacher   | The | ␣answer | ␣is | ␣ | 123 | 45 | . |
@@ -18,23 +18,23 @@
 //! # How
 //!
 //! Most units of real text are one token on both sides. A table from student id to the teacher's
-//! id of the same bytes decides those with one look-up: [`shared_run`](Cursor::shared_run). Where
-//! it says no, [`grow_unit`](Cursor::grow_unit) compares the bytes of both sides token by token
-//! until both end a token at the same offset. Every byte is compared once, by the table when the
-//! pair was made or here, so a region costs O(teacher tokens + student tokens + bytes outside of
-//! the table).
+//! id with the same bytes decides those with one look-up: [`shared_run`](Cursor::shared_run). For
+//! all other units, [`grow_unit`](Cursor::grow_unit) compares the bytes of both sides token by
+//! token until both sides end a token at the same offset. Every byte is compared once: when the
+//! table is built, or here. A region therefore costs O(teacher tokens + student tokens + bytes
+//! outside of the table).
 //!
-//! # What else can stand in a region
+//! # Special cases
 //!
-//! * Control tokens and other tokens without bytes lie *at* an offset, not between two. At a
-//!   common boundary, those of both sides are paired in order
-//!   ([`pair_zero_bytes`](Cursor::pair_zero_bytes)); strictly inside a unit they spoil it.
-//! * Texts may differ: then [`resync`](crate::resync) finds where both go on alike.
-//! * A tokenizer may put a space in front of the text
+//! * Special tokens and other tokens without bytes are *at* an offset. At a common boundary, those
+//!   of both sides are paired in order ([`pair_zero_bytes`](Cursor::pair_zero_bytes)). Inside a
+//!   unit, such a token makes the whole unit unmatched.
+//! * If the texts differ, [`resync`](crate::resync) finds the next place where both are equal.
+//! * A tokenizer may put a space before the text
 //!   ([`trim_dummy_prefix`](Cursor::trim_dummy_prefix)).
 //!
-//! Every token of a region ends up in exactly one unit or one unmatched span, both in the order
-//! of the text. Ranges are half-open, and positions count from the start of the row.
+//! Every token of a region is in exactly one unit or one unmatched span, both in the order of the
+//! text. Ranges are half-open, and positions count from the start of the row.
 
 use std::ops::Range;
 
@@ -46,12 +46,12 @@ use crate::pair::{Pair, SharedEntry};
 use crate::resync::find_resync;
 use crate::track::{Open, Track};
 
-/// What to do where the texts differ.
+/// The reaction to a difference of the texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MismatchPolicy {
-    /// Return [`Error::Mismatch`] instead of going on.
+    /// Return [`Error::Mismatch`] instead of continuing after the difference.
     pub fail: bool,
-    /// How many equal bytes make a place to go on at, at least 1.
+    /// The number of equal bytes after which alignment continues, at least 1.
     pub resync_bytes: usize,
 }
 
@@ -66,10 +66,10 @@ pub struct Row<'a, T, S> {
     pub student: &'a [S],
 }
 
-/// How many tokens of a region, and how many times all of them, may be read in walks that end in a
-/// difference. Each such walk begins where the last one was given up, so texts made for it (long
-/// repetitions whose boundaries never meet, with a difference at the end) would take a time that
-/// is quadratic. Regions of up to 700 tokens never come to this limit.
+/// The limit on tokens that are read in walks that end in a difference: a number of tokens, and a
+/// multiple of the tokens of the region. Each such walk begins where the walk before ended. Without
+/// a limit, hostile texts (long repetitions without common boundaries, with a difference at the
+/// end) would take quadratic time. Regions of up to 700 tokens never reach this limit.
 const PATIENCE: usize = 1 << 20;
 const PATIENCE_PER_TOKEN: usize = 64;
 
@@ -77,14 +77,14 @@ const PATIENCE_PER_TOKEN: usize = 64;
 ///
 /// # Complexity
 ///
-/// O(teacher tokens + student tokens) time, and no allocation but in `out`, where the texts
-/// agree. A difference adds O(bytes from the last common boundary to it + bytes skipped), and all
-/// differences together no more than a constant number of passes: a region that exceeds it ends
-/// in an unmatched span (`NoResync`).
+/// If the texts agree, O(teacher tokens + student tokens) time, and no allocation except in `out`.
+/// A difference adds O(bytes from the last common boundary to the difference + bytes skipped). All
+/// differences together add at most a constant number of passes over the region; a region that
+/// would need more ends with an unmatched span (`NoResync`).
 ///
 /// # Errors
 ///
-/// An id that is in no vocabulary; texts that differ, if `policy.fail`.
+/// An id that is not in its vocabulary; texts that differ, if `policy.fail`.
 pub fn align_region<T: TokenId, S: TokenId>(
     pair: &Pair,
     row: Row<'_, T, S>,
@@ -107,7 +107,7 @@ pub fn align_region<T: TokenId, S: TokenId>(
     .run()
 }
 
-/// Where the walk through a region stands: always at a common boundary.
+/// The state of the walk through a region, always at a common boundary.
 struct Cursor<'a, T, S> {
     pair: &'a Pair,
     policy: MismatchPolicy,
@@ -116,7 +116,7 @@ struct Cursor<'a, T, S> {
     region_start: usize,
     teacher: Track<'a, T>,
     student: Track<'a, S>,
-    /// How many tokens may still be read in walks that end in a difference.
+    /// The number of tokens that may still be read in walks that end in a difference.
     patience: usize,
     out: &'a mut Segments,
 }
@@ -124,7 +124,7 @@ struct Cursor<'a, T, S> {
 impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
     fn run(&mut self) -> Result<()> {
         self.trim_dummy_prefix()?;
-        // The table knows whole tokens only, so it must not see a trimmed one.
+        // The table has whole tokens only, so it must not be used for a trimmed token.
         while self.teacher.before_trimmed() || self.student.before_trimmed() {
             self.step()?;
         }
@@ -135,7 +135,7 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         Ok(())
     }
 
-    /// Goes on over all units that one look-up each decides.
+    /// Adds all next units that one look-up each decides.
     #[inline]
     fn shared_run(&mut self) {
         let table = self.pair.shared.as_slice();
@@ -161,7 +161,7 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         self.student.at += run;
     }
 
-    /// Goes on over what the table does not decide: to the next common boundary, or behind an
+    /// Continues where the table does not decide: to the next common boundary, or to the end of an
     /// unmatched span.
     fn step(&mut self) -> Result<()> {
         let teacher_zero = self.teacher.zero_bytes_end()?;
@@ -212,7 +212,7 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         let trimmed = self.teacher.before_trimmed() || self.student.before_trimmed();
         let split = (teacher.classes | student.classes) & SPLITS_CHARACTER;
         let text = if trimmed {
-            // A trimmed token's own class speaks of the space too.
+            // The class bits of a trimmed token include the space.
             class_of_text(&self.student.text(student.end)?)
         } else if single(self.teacher.at, teacher.end) {
             teacher.classes
@@ -247,7 +247,8 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         Ok(())
     }
 
-    /// Leaves tokens without bytes unmatched; one that is only the dummy prefix apart from others.
+    /// Leaves tokens without bytes unmatched; a token that is only the dummy prefix has its own
+    /// span.
     fn skip_zero_bytes(&mut self, teacher_end: usize, student_end: usize) {
         if let Some(index) = self.teacher.trimmed_in(teacher_end) {
             self.skip_to(index, self.student.at, Reason::Special);
@@ -275,7 +276,7 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         Ok(())
     }
 
-    /// Goes on behind texts that differ; `read` tokens had to be read to see it.
+    /// Continues after a difference, for which `read` tokens were read.
     fn resync(&mut self, read: usize) -> Result<()> {
         if self.policy.fail {
             return Err(self.mismatch()?);
@@ -307,8 +308,8 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
         })))
     }
 
-    /// Takes the space off that a tokenizer put in front of the region, if only it differs: one
-    /// side is so marked and has one more leading space than the other.
+    /// Removes the dummy prefix of a region: if the vocabulary of one side has a dummy prefix and
+    /// its text has exactly one more leading space than the other, that space is taken off.
     fn trim_dummy_prefix(&mut self) -> Result<()> {
         let teacher_adds = self.pair.teacher.settings().dummy_prefix;
         let student_adds = self.pair.student.settings().dummy_prefix;
@@ -326,16 +327,16 @@ impl<T: TokenId, S: TokenId> Cursor<'_, T, S> {
     }
 }
 
-/// How many cells the table of [`common_subsequence`] may have: 1,024 unpaired tokens at one
+/// The largest number of cells of the table of [`common_subsequence`]: 1,024 unpaired tokens at one
 /// offset on either side.
 const MAX_SUBSEQUENCE_CELLS: usize = 1 << 20;
 
 /// Pairs of positions of a longest common subsequence of (position, column) lists, the earliest
 /// of several.
 ///
-/// Equal heads are paired without a search. Where the rest needs a larger table than
-/// [`MAX_SUBSEQUENCE_CELLS`], which no sane text does, equal tails are paired and the middle is
-/// not: never wrong, and the cost stays linear.
+/// Equal heads are paired without a search. If the rest needs a larger table than
+/// [`MAX_SUBSEQUENCE_CELLS`], which does not happen with ordinary text, equal tails are paired and
+/// the middle is not. The pairs are then correct but fewer, and the cost stays linear.
 fn common_subsequence(teacher: &[(usize, u32)], student: &[(usize, u32)]) -> Vec<(usize, usize)> {
     let same = |(teacher, student): &(&(usize, u32), &(usize, u32))| teacher.1 == student.1;
     let positions = |(teacher, student): (&(usize, u32), &(usize, u32))| (teacher.0, student.0);

@@ -1,4 +1,4 @@
-//! Spelling any bytes with the tokens of one vocabulary, losing as few of them as can be.
+//! Spelling of any bytes with the tokens of one vocabulary, with the fewest lost bytes.
 
 use std::sync::{Arc, OnceLock};
 
@@ -6,7 +6,7 @@ use crate::ids::NONE;
 use crate::trie::ByteTrie;
 use crate::vocabulary::Vocabulary;
 
-/// Spells bytes; its trie is made when there is something to spell.
+/// Spells bytes. The trie is built on first use.
 #[derive(Debug)]
 pub(crate) struct Speller {
     vocabulary: Arc<Vocabulary>,
@@ -23,7 +23,7 @@ impl Speller {
         Self { vocabulary, has_all_bytes, trie: OnceLock::new() }
     }
 
-    /// Whether every byte is a token: then nothing is ever lost.
+    /// Whether every byte is a token, so that no byte is ever lost.
     pub(crate) fn has_all_bytes(&self) -> bool {
         self.has_all_bytes
     }
@@ -54,7 +54,7 @@ impl Speller {
         best[0].0.0
     }
 
-    /// For every place the cost of the rest, and its first token; [`NONE`] if its first byte is
+    /// For every position, the cost of the rest and its first token; [`NONE`] if the first byte is
     /// lost.
     fn cheapest(&self, bytes: &[u8]) -> Vec<(Cost, u32)> {
         let trie = self.trie.get_or_init(|| ByteTrie::new(Arc::clone(&self.vocabulary)));

@@ -1,15 +1,16 @@
 //! Spellings: how one side writes the tokens that it does not have.
 //!
 //! A *one-sided token* is a token, by canonical id, whose bytes are a single token on its own side
-//! only. Its *spelling* is the path of tokens with which the other side writes it: what that
-//! side's tokenizer emits for the token's text alone, if the emitted tokens spell exactly its
-//! bytes; else the fewest tokens that do ([`ByteTrie::shortest_path`]). A tokenizer that puts a
-//! space in front of a text emits one token too many, if that space is a token of its own, and it
-//! is taken off; glued to the text it leaves the shortest path.
+//! only. Its *spelling* is the path of tokens with which the other side writes it. It is what the
+//! tokenizer of that side emits for the token's text alone, if the emitted tokens have exactly its
+//! bytes. Otherwise it is the fewest tokens with these bytes ([`ByteTrie::shortest_path`]). If the
+//! tokenizer puts a space before a text, and that space is a token of its own, the token of the
+//! space is removed. If the space is part of a larger token, the spelling is the shortest path.
 //!
-//! A path but for its last token is a *node*; its *leaves* are the one-sided tokens whose
-//! spellings go on from there with one token more. Where the realized tokens follow a node's
-//! path, both models have scored all of its leaves: see [`continuation`](crate::continuation).
+//! A spelling without its last token is the path of a *node*. The *leaves* of a node are the
+//! one-sided tokens whose spelling is the path of the node and one more token. If the realized
+//! tokens follow the path of a node, both models have scored all of its leaves: see
+//! [`continuation`](crate::continuation).
 //! Leaves are numbered in the order of their nodes, then of their last token, and nodes in the
 //! order of their paths, so the leaves of a node are neighbours.
 
@@ -21,11 +22,11 @@ use crate::path_trie::{MAX_NODES, Nodes, PathTrie};
 use crate::trie::{ByteTrie, ShortestPaths};
 use crate::vocabulary::{TokenKind, Vocabulary};
 
-/// How long the path of a node may be. The spelling of a 64 KiB token in bytes would be 65,536
-/// nodes that no text ever reaches; it is kept as a spelling, without a leaf.
+/// The largest length of the path of a node. A token of 64 KiB that is spelled with byte tokens
+/// would need 65,536 nodes that no text reaches. A longer spelling is kept, without a leaf.
 pub const MAX_PATH: usize = 64;
 
-/// One side of a pair: a vocabulary, and which of its tokens the other side has as well.
+/// One side of a pair: a vocabulary, and its map into the shared vocabulary.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SpelledSide<'a> {
     pub(crate) vocabulary: &'a Arc<Vocabulary>,
@@ -36,24 +37,24 @@ pub(crate) struct SpelledSide<'a> {
 /// The spellings of both directions.
 #[derive(Debug)]
 pub struct Spellings {
-    /// Of the teacher's one-sided tokens, in the student's.
+    /// The spellings of the teacher's one-sided tokens, in student tokens.
     pub teacher: SpellingTable,
-    /// Of the student's one-sided tokens, in the teacher's.
+    /// The spellings of the student's one-sided tokens, in teacher tokens.
     pub student: SpellingTable,
 }
 
 impl Spellings {
-    /// Finds the spellings of both sides (teacher, student), with what the other side's tokenizer
-    /// emits for every one-sided token, where there is one.
+    /// Finds the spellings of both sides (teacher, student). The encodings are the ids that the
+    /// tokenizer of the other side emits for every one-sided token, if that side has a tokenizer.
     ///
     /// # Complexity
     ///
-    /// O(bytes of the one-sided tokens) with encodings. A token without one costs
+    /// O(bytes of the one-sided tokens) with encodings. A token without an encoding costs
     /// [`ByteTrie::shortest_path`].
     ///
     /// # Errors
     ///
-    /// Encodings of another number of tokens; more than 2^30 nodes.
+    /// Another number of encodings than of one-sided tokens; more than 2^30 nodes.
     pub(crate) fn new(
         [teacher, student]: [SpelledSide<'_>; 2],
         [teacher_encodings, student_encodings]: [Option<RaggedIds<'_, i64>>; 2],
@@ -87,13 +88,13 @@ pub(crate) fn one_sided(SpelledSide { vocabulary, columns }: SpelledSide<'_>) ->
 /// The spellings of one side's one-sided tokens in the tokens of the other, and their leaves.
 #[derive(Debug)]
 pub struct SpellingTable {
-    /// The one-sided tokens that have a spelling: the leaves in their order, then those whose
-    /// spelling is too long to be one.
+    /// The one-sided tokens that have a spelling: the leaves in their order, then the tokens whose
+    /// spelling is too long for a leaf.
     pub(crate) tokens: Vec<u32>,
     /// The spelling of `tokens[i]` is `paths[offsets[i]..offsets[i + 1]]`.
     pub(crate) offsets: Vec<u32>,
     pub(crate) paths: Vec<u32>,
-    /// The one-sided tokens that have none, ascending.
+    /// The one-sided tokens without a spelling, ascending.
     pub(crate) unspelled: Vec<u32>,
     /// The leaves of node `n` are `node_offsets[n]..node_offsets[n + 1]`.
     node_offsets: Vec<u32>,
@@ -156,7 +157,7 @@ impl SpellingTable {
         &self.unspelled
     }
 
-    /// How many one-sided tokens have a spelling of so many tokens: entry `k` is for `k` tokens.
+    /// The number of one-sided tokens by the length of their spelling: entry `k` is for `k` tokens.
     #[must_use]
     pub fn counts_by_length(&self) -> Vec<usize> {
         let mut counts = Vec::new();
@@ -170,14 +171,14 @@ impl SpellingTable {
         counts
     }
 
-    /// How many spellings are longer than a path of so many tokens and a last one.
+    /// The number of spellings with more than `max_path` + 1 tokens.
     #[must_use]
     pub fn cut_off(&self, max_path: usize) -> usize {
         self.offsets.windows(2).filter(|ends| (ends[1] - ends[0]) as usize > max_path + 1).count()
     }
 
-    /// The last token of every node's path, and the node that it is a step from; `None` for paths
-    /// of one token.
+    /// The last token of every node's path, and the node of the path without that token; `None` for
+    /// paths of one token.
     ///
     /// # Complexity
     ///
@@ -187,7 +188,7 @@ impl SpellingTable {
         self.trie.steps()
     }
 
-    /// Where the leaves of every node begin; one more entry than nodes.
+    /// The first leaf of every node, then the end.
     #[must_use]
     pub fn node_offsets(&self) -> &[u32] {
         &self.node_offsets
@@ -210,7 +211,7 @@ impl SpellingTable {
         self.offsets[1..=self.leaves()].iter().map(|&end| self.paths[end as usize - 1])
     }
 
-    /// The node of a path; `None` if no spelling goes on from there.
+    /// The node of a path; `None` if no spelling continues it.
     #[must_use]
     pub fn node(&self, path: &[u32]) -> Option<u32> {
         self.trie.node(path)
@@ -226,8 +227,8 @@ impl SpellingTable {
         }
     }
 
-    /// The leaf of a token whose spelling begins as `realized` does, but for its last token, and
-    /// has at most `max_path` tokens before that.
+    /// The leaf of a token, if `realized` begins with the spelling without its last token, and that
+    /// part has at most `max_path` tokens.
     pub(crate) fn leaf_on_path(
         &self,
         token: u32,
@@ -249,7 +250,7 @@ impl SpellingTable {
     }
 }
 
-/// Whether a spelling of so many tokens is short enough to have a leaf.
+/// Whether a spelling of this length is short enough for a leaf.
 fn is_leaf(tokens: u32) -> bool {
     tokens as usize <= MAX_PATH + 1
 }
@@ -308,8 +309,8 @@ fn find_spellings(
     SpellingTable::from_sorted(own.vocabulary, speller, tokens, offsets, sorted, unspelled)
 }
 
-/// What of the emitted ids spells exactly these bytes: all of them, or all but a first one that
-/// is only the space that the tokenizer put in front of the text.
+/// The part of the emitted ids with exactly these bytes: all ids, or all but the first if it is
+/// only the space that the tokenizer put before the text.
 fn exact_part<'a>(speller: &Vocabulary, emitted: &'a [i64], bytes: &[u8]) -> Option<&'a [i64]> {
     if spells(speller, emitted, bytes) {
         return Some(emitted);
@@ -319,7 +320,7 @@ fn exact_part<'a>(speller: &Vocabulary, emitted: &'a [i64], bytes: &[u8]) -> Opt
     (is_dummy && spells(speller, rest, bytes)).then_some(rest)
 }
 
-/// Whether the tokens spell exactly these bytes, each of them some.
+/// Whether the tokens have exactly these bytes, and each token has at least one.
 fn spells(speller: &Vocabulary, ids: &[i64], mut bytes: &[u8]) -> bool {
     for &id in ids {
         let token = u32::try_from(id).map_or(&[][..], |id| speller.token_bytes(id));

@@ -8,13 +8,17 @@
 //! section   one byte: whether the spellings have been made
 //! sections  if so, of the teacher's and of the student's one-sided tokens: those with a spelling,
 //!           in the order of their leaves; where the spellings begin; their ids; those without one
+//! section   one byte: whether the text tree has been made
+//! sections  if so, its parents, depths and edges; of the teacher's and of the student's tokens: ids
+//!           in token order; where the tokens of nodes begin; how many are exact; ends; branches;
+//!           suffixes
 //! 32 bytes  SHA-256 of all before
 //! ```
 //!
 //! A section is a u64 that counts its bytes, and the bytes; integers are little-endian. What is
 //! cheap to derive (the maps into the columns, the tries over spellings) is derived again; what
-//! costs a hash table (the canonical ids and the columns themselves) or a tokenizer (the
-//! spellings) is stored.
+//! costs a hash table (the canonical ids and the columns themselves), a tokenizer (the spellings) or
+//! a sort (the text tree) is stored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,17 +29,18 @@ use crate::error::{Error, Result};
 use crate::ids::Side;
 use crate::pair::{Pair, Stops};
 use crate::spelling::{SpellingTable, Spellings};
+use crate::text_tree::{NodeParts, SideParts, TreeParts};
 use crate::vocabulary::{Settings, TokenKind, Vocabulary};
 
 const MAGIC: &[u8; 8] = b"SIMCTALN";
 const VERSION: u32 = 3;
 const CHECKSUM_BYTES: usize = 32;
 
-/// Writes a pair, with its spellings if they have been made.
+/// Writes a pair, with its spellings and its text tree if they have been made.
 ///
 /// # Complexity
 ///
-/// O(bytes of both vocabularies and of the spellings) time and memory.
+/// O(bytes of both vocabularies, of the spellings and of the tree) time and memory.
 #[must_use]
 pub fn to_bytes(pair: &Pair) -> Vec<u8> {
     let mut writer = Writer(Vec::new());
@@ -52,6 +57,11 @@ pub fn to_bytes(pair: &Pair) -> Vec<u8> {
     if let Some(spellings) = spellings {
         writer.spellings(&spellings.teacher);
         writer.spellings(&spellings.student);
+    }
+    let tree = pair.tree_parts();
+    writer.section(&[u8::from(tree.is_some())]);
+    if let Some(tree) = tree {
+        writer.text_tree(&tree);
     }
     let checksum = Sha256::digest(&writer.0);
     writer.0.extend_from_slice(&checksum);
@@ -102,6 +112,10 @@ pub fn from_bytes(data: &[u8]) -> Result<Pair> {
         let student = reader.spellings(Side::Student, &pair)?;
         pair.spellings.get_or_init(|| Spellings { teacher, student });
     }
+    if reader.section()? == [1] {
+        let tree = reader.text_tree(&pair)?;
+        pair.stored_tree.get_or_init(|| tree);
+    }
     if !reader.0.is_empty() {
         return Err(bad("there is something behind its end"));
     }
@@ -145,6 +159,19 @@ impl Writer {
     fn spellings(&mut self, table: &SpellingTable) {
         for integers in [&table.tokens, &table.offsets, &table.paths, &table.unspelled] {
             self.integers(integers);
+        }
+    }
+
+    fn text_tree(&mut self, TreeParts { nodes, sides }: &TreeParts) {
+        self.integers(&nodes.parent);
+        self.integers(&nodes.depth);
+        self.section(&nodes.edge);
+        for side in sides {
+            let SideParts { ids, node_tokens, node_exact, end, branch, suffixes } = &**side;
+            for integers in [ids, node_tokens, node_exact, end, suffixes] {
+                self.integers(integers);
+            }
+            self.section(branch);
         }
     }
 }
@@ -232,6 +259,31 @@ impl<'a> Reader<'a> {
         }
         SpellingTable::from_sorted(own, speller, tokens, offsets, paths, unspelled)
     }
+
+    fn text_tree(&mut self, pair: &Pair) -> Result<TreeParts> {
+        let nodes = Arc::new(NodeParts {
+            parent: self.integers()?,
+            depth: self.integers()?,
+            edge: self.section()?.to_vec(),
+        });
+        let sides = [Arc::new(self.tree_side()?), Arc::new(self.tree_side()?)];
+        let parts = TreeParts { nodes, sides };
+        if !parts.fits([&pair.teacher, &pair.student]) {
+            return Err(bad("the text tree in it does not fit together"));
+        }
+        Ok(parts)
+    }
+
+    fn tree_side(&mut self) -> Result<SideParts> {
+        Ok(SideParts {
+            ids: self.integers()?,
+            node_tokens: self.integers()?,
+            node_exact: self.integers()?,
+            end: self.integers()?,
+            suffixes: self.integers()?,
+            branch: self.section()?.to_vec(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -286,9 +338,25 @@ mod tests {
     }
 
     #[test]
+    fn the_text_tree_is_written_once_it_has_been_made() -> Result<()> {
+        let (pair, without) = saved()?;
+        assert!(!pair.has_text_tree() && !from_bytes(&without)?.has_text_tree());
+        let tree = pair.text_tree()?;
+        let bytes = to_bytes(&pair);
+        let again = from_bytes(&bytes)?;
+        assert!(pair.has_text_tree() && again.has_text_tree());
+        // Before the first use, and after.
+        assert_eq!(to_bytes(&again), bytes);
+        assert_eq!(again.text_tree()?, tree);
+        assert_eq!(to_bytes(&again), bytes);
+        Ok(())
+    }
+
+    #[test]
     fn every_damage_is_seen() -> Result<()> {
         let (pair, _) = saved()?;
         pair.spellings()?;
+        pair.text_tree()?;
         let bytes = to_bytes(&pair);
         for place in 0..bytes.len() {
             let mut damaged = bytes.clone();

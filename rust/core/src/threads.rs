@@ -1,8 +1,8 @@
 //! Worker threads that survive `fork`.
 //!
-//! A process that forks (a data loader does, for its workers) leaves the threads of a pool behind:
-//! the child has the pool's memory and none of its threads, and would wait for them for ever. So
-//! pools are kept per process id.
+//! If a process forks, as a data loader does for its workers, the child has the memory of a thread
+//! pool but none of its threads. It would wait for them for ever. Pools are therefore kept per
+//! process id.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -11,12 +11,12 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
 
-/// How many threads work.
+/// A number of threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
     /// One for every core that this process may use.
     AllCores,
-    /// So many.
+    /// This number.
     Count(NonZeroUsize),
 }
 
@@ -39,7 +39,7 @@ struct Pool {
 
 static POOLS: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
 
-/// Runs `work` on so many threads at once, this one among them, and waits for all of them.
+/// Runs `work` on `threads` threads at once, including this one, and waits for all of them.
 pub(crate) fn run(threads: usize, work: impl Fn() + Sync) -> Result<()> {
     let helpers = threads.saturating_sub(1);
     if helpers == 0 {
@@ -57,8 +57,8 @@ pub(crate) fn run(threads: usize, work: impl Fn() + Sync) -> Result<()> {
 }
 
 fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
-    // The lock may have been held by another thread while this process was forked off, and is
-    // held for ever then: a pool of one's own costs less than a wait.
+    // If another thread held the lock when this process was forked, the lock is held for ever. A
+    // pool for this call costs less than waiting.
     let Ok(mut pools) = POOLS.try_lock() else {
         return build(threads);
     };
@@ -66,7 +66,7 @@ fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
     if let Some(known) = pools.iter().find(|p| p.process == process && p.threads == threads) {
         return Ok(Arc::clone(&known.pool));
     }
-    // Pools of the parent process have no threads here that could be told to end.
+    // The pools of the parent process have no threads in this process that could be stopped.
     let (ours, foreign) = pools.drain(..).partition(|p| p.process == process);
     *pools = ours;
     std::mem::forget::<Vec<Pool>>(foreign);

@@ -1,4 +1,4 @@
-//! What a token is: the exact bytes that one id adds to the text, and its kind.
+//! Vocabularies: the exact bytes that every token id adds to a text, and its kind.
 
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
@@ -13,17 +13,17 @@ use crate::class::class_of_text;
 use crate::error::{Error, Result};
 use crate::ids::{MAX_TOKENS, TokenId, check_offsets};
 
-/// What an id stands for.
+/// The kind of a token id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum TokenKind {
-    /// Text.
+    /// A token with text.
     Normal = 0,
-    /// One byte, the fallback for text that no normal token spells (`<0x0A>`).
+    /// A byte fallback: one byte (`<0x0A>`), for text that no normal token spells.
     Byte = 1,
-    /// A control token, which adds no bytes.
+    /// A special token (control token), which adds no bytes.
     Special = 2,
-    /// No token: a hole, or a padding row of an embedding.
+    /// An id without a token: a gap between ids, or a padding row of an embedding.
     Unused = 3,
 }
 
@@ -39,7 +39,7 @@ impl TokenKind {
     }
 }
 
-/// One token, to build a small vocabulary by hand: see [`Vocabulary::from_tokens`].
+/// A token of a small vocabulary: see [`Vocabulary::from_tokens`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     bytes: Vec<u8>,
@@ -59,7 +59,7 @@ impl Token {
         Self { bytes: vec![byte], kind: TokenKind::Byte, name: None }
     }
 
-    /// A control token.
+    /// A special token.
     pub fn special(name: impl Into<String>) -> Self {
         Self { bytes: Vec::new(), kind: TokenKind::Special, name: Some(name.into()) }
     }
@@ -71,10 +71,10 @@ impl Token {
     }
 }
 
-/// What a tokenizer says of itself beside its tokens.
+/// The settings of a tokenizer that its tokens do not contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// The encoder puts a space in front of a text that is tokenized alone.
+    /// Whether the tokenizer puts a space before a text that it tokenizes alone.
     pub dummy_prefix: bool,
     /// Printable names of special tokens.
     pub special_names: BTreeMap<u32, String>,
@@ -144,8 +144,8 @@ impl Vocabulary {
         Ok(vocabulary)
     }
 
-    /// Builds a small vocabulary by hand, with the default [`Settings`] and the names of its
-    /// special tokens.
+    /// Builds a vocabulary from a list of tokens, with the default [`Settings`] and the names of
+    /// its special tokens.
     ///
     /// # Errors
     ///
@@ -180,7 +180,7 @@ impl Vocabulary {
         Self::new(bytes, &offsets, &kinds, settings)
     }
 
-    /// The vocabulary without what is derived from its tokens.
+    /// Builds the vocabulary without the tables that are derived from its tokens.
     pub(crate) fn from_checked_parts(
         bytes: Vec<u8>,
         offsets: Vec<u32>,
@@ -248,7 +248,7 @@ impl Vocabulary {
         }
     }
 
-    /// What an id stands for; an unknown id stands for nothing.
+    /// The kind of an id; `Unused` for an id that is out of range.
     #[must_use]
     pub fn kind(&self, id: u32) -> TokenKind {
         self.kinds.get(id as usize).copied().unwrap_or(TokenKind::Unused)
@@ -260,7 +260,7 @@ impl Vocabulary {
         &self.kinds
     }
 
-    /// Whether an id is a control token.
+    /// Whether an id is a special token.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.kind(id) == TokenKind::Special
@@ -279,8 +279,8 @@ impl Vocabulary {
         text.starts_with(char::is_whitespace)
     }
 
-    /// Of all ids with the same bytes: the one that is not a byte fallback, then the smallest.
-    /// An id without bytes is its own.
+    /// The canonical id of the bytes of an id: of all ids with the same bytes, the one that is not
+    /// a byte fallback, then the smallest. An id without bytes is its own canonical id.
     #[must_use]
     pub fn canonical_id(&self, id: u32) -> u32 {
         self.canonical.get(id as usize).copied().unwrap_or(id)
@@ -323,14 +323,14 @@ impl Vocabulary {
         Ok(text)
     }
 
-    /// What the tokenizer says of itself.
+    /// The settings of the tokenizer.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// SHA-256 of all that the vocabulary holds but its stops and the unused ids behind its last
-    /// token: equal digests, equal tokens. (Models have rows of padding; tokenizers do not.)
+    /// SHA-256 of the vocabulary without its stops and without the unused ids after its last token:
+    /// equal digests mean equal tokens. (Models have padding rows; tokenizers do not.)
     #[must_use]
     pub fn digest(&self) -> &[u8; 32] {
         &self.digest

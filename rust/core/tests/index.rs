@@ -427,6 +427,7 @@ impl Batch {
             ids: self.sides[side as usize].ids(side),
             row_starts: &self.sides[side as usize].row_starts,
             stride: strides[side as usize],
+            mask: None,
         });
         build_index(&self.pair, &self.columns(), teacher, student, options)
     }
@@ -467,7 +468,8 @@ proptest! {
         batch in batches(), max_path in 0usize..4, first_ids in any::<bool>(),
     ) {
         let path = PathOptions { max_path, threads: Threads::AllCores };
-        let options = IndexOptions { first_ids, continuations: (max_path > 0).then_some(path) };
+        let continuations = (max_path > 0).then_some(path);
+        let options = IndexOptions { first_ids, continuations, text_events: None };
         let index = batch.index(&options, [None; 2]).unwrap();
         let (mut expected, read) = slow_index(&batch, &batch.units(), max_path);
         let mut groups = vec![Group::Units];
@@ -506,7 +508,7 @@ fn the_batches_hold_everything_that_an_index_speaks_of() {
     for _ in 0..256 {
         let batch = batches().new_tree(&mut runner).unwrap().current();
         let continuations = Some(PathOptions { max_path: 3, threads: Threads::AllCores });
-        let options = IndexOptions { first_ids: false, continuations };
+        let options = IndexOptions { continuations, ..IndexOptions::default() };
         let Index { packed, counts, .. } = batch.index(&options, [None; 2]).unwrap();
         let groups = [Group::Units, Group::Continuations];
         let sections: BTreeMap<_, _> = ranges(&SECTIONS, &groups, &counts).into_iter().collect();

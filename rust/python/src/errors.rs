@@ -1,4 +1,4 @@
-//! The core's error as Python exceptions.
+//! The conversion of core errors to Python exceptions.
 
 use pyo3::PyErr;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -11,7 +11,7 @@ pyo3::create_exception!(
     "The two sides of a row hold different text, where the caller asked for an error."
 );
 
-/// Every variant but a mismatch and a refusal of the system says that an argument is wrong.
+/// Every variant means that an argument is wrong, except a mismatch and an error of the system.
 pub(crate) fn to_py_err(error: Error) -> PyErr {
     let message = error.to_string();
     match error {

@@ -7,7 +7,7 @@ use pyo3::types::{PyList, PySequence, PyTuple};
 
 type Longs<'py> = Bound<'py, PyArray1<i64>>;
 
-/// A list of lists of integers as (values, offsets).
+/// Converts a list of lists of integers to (values, offsets).
 #[pyfunction]
 pub(crate) fn ids_from_lists<'py>(
     py: Python<'py>,
@@ -45,7 +45,7 @@ fn push_row<'py>(
         values.push(item.extract().map_err(|error: PyErr| {
             let place = format!("{name}: row {number}, position {position}");
             if error.is_instance_of::<PyOverflowError>(item.py()) {
-                PyValueError::new_err(format!("{place}: {item} does not fit 64 bits"))
+                PyValueError::new_err(format!("{place}: {item} does not fit int64"))
             } else {
                 let found = item.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string());
                 PyTypeError::new_err(format!("{place}: expected an integer, got {found}"))
@@ -55,8 +55,8 @@ fn push_row<'py>(
     Ok(())
 }
 
-/// For every position of a dense batch of `width` columns the number of the segment of its row
-/// that it lies in, −1 outside: segment `k` of row `i` covers `start[k]..end[k]`.
+/// Returns, for every position of a dense batch of `width` columns, the number of the segment of
+/// its row that covers the position, or −1: segment `k` of row `i` covers `start[k]..end[k]`.
 #[pyfunction]
 pub(crate) fn segment_numbers<'py>(
     py: Python<'py>,

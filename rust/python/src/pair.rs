@@ -108,6 +108,12 @@ impl Pair {
         self.core.known_spellings().is_some()
     }
 
+    /// Whether the joint tree of both sides' tokens has been made.
+    #[getter]
+    fn has_text_tree(&self) -> bool {
+        self.core.has_text_tree()
+    }
+
     /// What an alignment depends on, as a number of 32 bytes.
     #[getter]
     fn digest<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {

@@ -8,10 +8,36 @@ describes the objects that a back end exchanges with the engine.
 
 from __future__ import annotations
 
-from .protocol import Backend
+from .protocol import (
+    Backend,
+    Computation,
+    Head,
+    Logits,
+    Problem,
+    Scores,
+    Settings,
+    Side,
+    SideProblem,
+    StudentSide,
+)
 from .torch import TorchBackend
 
-__all__ = ["Backend", "TorchBackend", "backend_names", "choose_backend", "register_backend"]
+__all__ = [
+    "Backend",
+    "Computation",
+    "Head",
+    "Logits",
+    "Problem",
+    "Scores",
+    "Settings",
+    "Side",
+    "SideProblem",
+    "StudentSide",
+    "TorchBackend",
+    "backend_names",
+    "choose_backend",
+    "register_backend",
+]
 
 _REFERENCE = TorchBackend()
 _BY_NAME: dict[str, Backend] = {_REFERENCE.name: _REFERENCE}

@@ -198,8 +198,8 @@ class PathScores:
         self._weights = torch.zeros_like(taken)
         for b in range(depth - 1, 0, -1):
             alone = (self._ends_here[:, b] & ~units.continues[:, b]).to(taken.dtype)
-            behind = torch.where(self._is_node[:, b], alone, taken[:, b])
-            self._weights[:, b] = units.steps[:, b].exp() * behind
+            longer = torch.where(self._is_node[:, b], alone, taken[:, b])
+            self._weights[:, b] = units.steps[:, b].exp() * longer
             taken[:, b - 1] += self._weights[:, b]
         return taken
 
@@ -214,8 +214,8 @@ class PathScores:
             candidate that begins with another candidate adds 0.
         """
         taken = torch.where(self._ends_here[:, 0], 1.0, self._taken[:, 0])
-        beside = self._is_node[:, 0] & (self._node[:, 0] != self._slot)
-        return (first_log_prob.exp() * taken).masked_fill(beside, 0.0)
+        is_other = self._is_node[:, 0] & (self._node[:, 0] != self._slot)
+        return (first_log_prob.exp() * taken).masked_fill(is_other, 0.0)
 
     def insert(self, z: Tensor, part: slice, *, has_paths: bool) -> None:
         """Write all scores except those of the shared columns into the rows of a chunk.

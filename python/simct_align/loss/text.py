@@ -1,0 +1,302 @@
+"""Internal: `TextLoss` and `LinearTextLoss`, the losses over text events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..divergence import as_divergence
+from .backends import choose_backend
+from .contract import Loss, one_of, refuse_positional
+from .layout import IndexSizes
+from .linear_inputs import linear_inputs
+from .operator import BACKENDS, DIVERGENCES, FLOAT16_GRADIENT_SCALE, LogitsTensors
+from .text_columns import TextColumns
+from .text_metrics import TextLossOutput, make_text_metrics
+from .text_ops import TextNumbers, TextTensors, linear_text_loss, text_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simct_align.batch import AlignedBatch
+    from simct_align.index import AlignedIndex
+
+    from ..divergence import Divergence
+    from .backends import Backend
+    from .operator import OperatorOutput
+
+MEBIBYTE = 1 << 20
+
+
+class TextBase(Loss):
+    """Keywords of `TextLoss` and `LinearTextLoss`; documented there."""
+
+    default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
+
+    def __init__(
+        self,
+        aligner: Any,
+        *,
+        divergence: str | Divergence = "reverse_kl",
+        epsilon: float = 0.02,
+        floor: float = 1e-6,
+        straddled: str = "byte",
+        temperature: float = 1.0,
+        reduction: str = "token",
+        chunk_bytes: int | None = None,
+        backend: str | Backend = "auto",
+    ) -> None:
+        super().__init__(
+            aligner, temperature=temperature, reduction=reduction, chunk_bytes=chunk_bytes
+        )
+        if reduction in ("unit", "mean"):
+            raise ValueError(
+                f"reduction: text events have no units; expected 'token', 'sum' or 'none', got "
+                f"{reduction!r}"
+            )
+        for name, value in (("epsilon", epsilon), ("floor", floor)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}: expected a probability below 1, got {value}")
+        self.epsilon, self.floor = float(epsilon), float(floor)
+        self.straddled = one_of("straddled", straddled, ("byte", "tree"))
+        self.divergence = as_divergence(divergence)
+        self.backend = choose_backend(backend)
+        self.tree = TextColumns(aligner, self.columns.columns_needed)
+        self._keep_handles()
+
+    @property
+    def index_groups(self) -> tuple[str, ...]:
+        """The groups of index sections that the loss reads in addition to the units."""
+        return ("text_events",)
+
+    def normalizer(self, index: AlignedIndex) -> int:
+        """Return the student tokens of the stretches; see `Loss.normalizer`.
+
+        Args:
+            index: The index.
+        """
+        return index.normalizer(self.reduction, "text")
+
+    def _keep_handles(self) -> None:
+        self._divergence_handle = DIVERGENCES.handle(self.divergence)
+        self._backend_handle = BACKENDS.handle(self.backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled or copied: handles are valid in one process only."""
+        state = self.__dict__.copy()
+        del state["_divergence_handle"], state["_backend_handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled or copied loss."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._keep_handles()
+
+    def extra_repr(self) -> str:
+        """Return the keywords for `repr`."""
+        return (
+            f"divergence={self.divergence}, epsilon={self.epsilon}, floor={self.floor}, "
+            f"straddled={self.straddled!r}, temperature={self.temperature}, "
+            f"reduction={self.reduction!r}, backend={self.backend.name!r}"
+        )
+
+    def _numbers(self, index: AlignedIndex, student: Tensor, *, requires_grad: bool) -> TextNumbers:
+        is_half = student.dtype == torch.float16
+        return TextNumbers(
+            **IndexSizes.of(index)._asdict(),
+            teacher_needed=self.columns.columns_needed["teacher"],
+            student_needed=self.columns.columns_needed["student"],
+            divergence=self._divergence_handle.key,
+            backend=self._backend_handle.key,
+            gradient=self.reduction != "none" and torch.is_grad_enabled() and requires_grad,
+            chunk_bytes=self.workspace(student.device),
+            temperature=self.temperature,
+            epsilon=self.epsilon,
+            floor=self.floor,
+            straddled=self.straddled,
+            gradient_scale=FLOAT16_GRADIENT_SCALE if is_half else 1.0,
+        )
+
+    def _tensors(self, index: AlignedIndex, weight: Tensor) -> TextTensors:
+        assert index.host is not None
+        return TextTensors(
+            packed=index.packed,
+            weight=weight,
+            teacher_unused=self.columns.teacher_unused,
+            student_unused=self.columns.student_unused,
+            host=torch.from_numpy(index.host),
+            **self.tree.tensors(),
+        )
+
+    def _text_output(self, result: OperatorOutput, index: AlignedIndex) -> TextLossOutput:
+        metrics = make_text_metrics(result.per_unit, result.stats, index)
+        loss = result.per_unit if self.reduction == "none" else result.loss
+        return TextLossOutput(loss, result.per_unit, metrics)
+
+
+class TextLoss(TextBase):
+    """The divergence over text events, from ready-made logits of both models.
+
+    Use it where the tokenizers cut the text differently and both models may be right. At every
+    boundary of either tokenization the texts that can follow are divided into the finest events
+    whose probability both models give, tokens that began before the boundary included. Two models
+    that agree on the probability of every text have a divergence of 0, or nearly so; every
+    objective over tokens reports one.
+
+    A *stretch* is a run of text that both sides cover without anything unmatched and without
+    control tokens. At an offset of a stretch, the mass of "the text goes on with z" is a sum over
+    the tokens of that row and of earlier rows. A string z is *opened*, that is, divided by what
+    follows it, where at most `epsilon` of its mass on either side belongs to tokens that end
+    exactly behind z, since what follows those is in no row; or where both vocabularies have the
+    same tokens below z. An offset is left out where more than `epsilon` of a side's mass belongs to
+    tokens that end there off the realized path. Where one side has no row, and where tokens of
+    earlier rows hold more than `epsilon`, only the next bytes are compared.
+
+    Args:
+        aligner: The `Aligner` of the pair.
+        divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"`, or an object such as
+            `JSD(beta=0.1)`.
+        epsilon: The share of mass that may end unknown, in [0, 1).
+        floor: The least probability of an event under the teacher, in [0, 1). The events of least
+            probability decide much of a reverse KL.
+        straddled: `"byte"`, or `"tree"` to divide further than the next byte where tokens straddle.
+        temperature: The logits of both sides are divided by it.
+        reduction: `"token"` divides by the student tokens in stretches
+            (`index.normalizer("token", "text")`), `"sum"` by nothing, `"none"` returns `per_unit`.
+        chunk_bytes: Workspace to aim for, in bytes.
+        backend: As for `SimCTLoss`; text events are PyTorch operations in any case.
+
+    Raises:
+        TypeError: A divergence or a back end that is none.
+        ValueError: A keyword is out of its range.
+
+    Complexity:
+        O(offsets × (vocabularies + nodes of the joint tree)) time, O(`chunk_bytes`) memory in
+        addition to the student's gradient.
+
+    Example:
+        >>> import torch
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"1", b"2", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> batch = aligner.align_batch([[3, 0, 3]], [[2, 0, 1, 2]])
+        >>> student_logits = torch.zeros(4, 3, requires_grad=True)
+        >>> out = TextLoss(aligner)(
+        ...     teacher_logits=torch.zeros(3, 4), student_logits=student_logits, index=batch
+        ... )
+        >>> out.loss.backward()
+        >>> student_logits.grad.shape
+        torch.Size([4, 3])
+    """
+
+    def forward(
+        self,
+        *positional: object,
+        teacher_logits: Tensor,
+        student_logits: Tensor,
+        index: AlignedIndex | AlignedBatch,
+        normalizer: Tensor | float | None = None,
+    ) -> TextLossOutput:
+        """Compute the loss.
+
+        Args:
+            *positional: Refused.
+            teacher_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
+            student_logits: The same for the student.
+            index: An `AlignedIndex` made with `text_events=True`, or an `AlignedBatch`.
+            normalizer: What to divide the sum by instead of this index's own number.
+
+        Returns:
+            `loss`; `per_unit`, the divergences `[offsets]` in nats; and `metrics`, `TextMetrics`.
+
+        Raises:
+            TypeError: Positional arguments, or an index that is not one.
+            ValueError: As for `SimCTLoss`.
+        """
+        refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
+        index = self.check_logits(teacher_logits, student_logits, index)
+        result = text_loss(
+            LogitsTensors(teacher_logits.detach(), student_logits),
+            self._tensors(index, self.weight(index, normalizer, student_logits)),
+            self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
+        )
+        return self._text_output(result, index)
+
+
+class LinearTextLoss(TextBase):
+    """`TextLoss` from hidden states and output embeddings.
+
+    Use it where logits are not at hand. Keywords are those of `TextLoss`. A chunk's rows of logits
+    are made and dropped again; `LinearSimCTLoss` documents the dtypes.
+
+    Complexity:
+        O(tokens × vocabulary × width) time and that of `TextLoss`; O(`chunk_bytes`) memory in
+        addition to the gradients.
+    """
+
+    def forward(
+        self,
+        *positional: object,
+        teacher_hidden: Tensor,
+        teacher_weight: Tensor,
+        student_hidden: Tensor,
+        student_weight: Tensor,
+        index: AlignedIndex | AlignedBatch,
+        normalizer: Tensor | float | None = None,
+        teacher_bias: Tensor | None = None,
+        student_bias: Tensor | None = None,
+        teacher_softcap: float | None = None,
+        student_softcap: float | None = None,
+        teacher_scale: float = 1.0,
+        student_scale: float = 1.0,
+    ) -> TextLossOutput:
+        """Compute the loss with `z = softcap tanh(scale (h W^T + b) / softcap)`.
+
+        Args:
+            *positional: Refused.
+            teacher_hidden: As for `LinearSimCTLoss`, also for all others.
+            teacher_weight: The teacher's output embedding.
+            student_hidden: The student's hidden states.
+            student_weight: The student's output embedding.
+            index: An `AlignedIndex` made with `text_events=True`, or an `AlignedBatch`.
+            normalizer: What to divide the sum by instead of this index's own number.
+            teacher_bias: The teacher's bias.
+            student_bias: The student's bias.
+            teacher_softcap: The teacher's soft-cap.
+            student_softcap: The student's soft-cap.
+            teacher_scale: The teacher's scale.
+            student_scale: The student's scale.
+
+        Returns:
+            As `TextLoss`; gradients reach the student's hidden states, weight and bias.
+
+        Raises:
+            TypeError: Positional arguments, or an index that is not one.
+            ValueError: As for `LinearSimCTLoss`.
+        """
+        inputs = linear_inputs(
+            self,
+            positional,
+            teacher_hidden=teacher_hidden,
+            teacher_weight=teacher_weight,
+            student_hidden=student_hidden,
+            student_weight=student_weight,
+            teacher_bias=teacher_bias,
+            student_bias=student_bias,
+            teacher_softcap=teacher_softcap,
+            student_softcap=student_softcap,
+            teacher_scale=teacher_scale,
+            student_scale=student_scale,
+        )
+        index = self.take_index(
+            index, teacher=teacher_hidden, student=student_hidden, argument="hidden"
+        )
+        result = linear_text_loss(
+            inputs.tensors,
+            self._tensors(index, self.weight(index, normalizer, student_hidden)),
+            self._numbers(index, student_hidden, requires_grad=inputs.requires_grad),
+            inputs.numbers,
+        )
+        return self._text_output(result, index)

@@ -1,0 +1,108 @@
+"""Internal: the joint tree of a pair of vocabularies as buffers of a loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from .scores.on_path_plan import SIDES
+from .text_layout import TextSideTable, TreeTensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simct_align.index import Side
+    from simct_align.pair import SharedVocabulary
+    from simct_align.text_tree import TextTree, TextTreeSide
+
+
+class PairWithTree(Protocol):
+    """The part of an `Aligner` that text events read."""
+
+    @property
+    def shared(self) -> SharedVocabulary:
+        """The shared vocabulary, for its stops."""
+        ...
+
+    @property
+    def text_tree(self) -> TextTree:
+        """The joint tree of both vocabularies."""
+        ...
+
+
+def _slots(tree: TextTree, side: TextTreeSide, needed: int) -> Tensor:
+    """Return the slot of every column; see `TextSideTable`."""
+    n_nodes = len(tree)
+    counts = np.diff(side.node_tokens)
+    node = np.repeat(np.arange(n_nodes), counts)
+    within = np.arange(len(node)) - np.repeat(side.node_tokens[:-1], counts)
+    is_exact = within < side.node_exact[node]
+    slots = np.full(needed, 2 * n_nodes)
+    slots[side.token_ids] = node + n_nodes * is_exact
+    return torch.from_numpy(slots)
+
+
+class TextColumns(torch.nn.Module):
+    """The joint tree of a pair, and both vocabularies in it, as non-persistent buffers.
+
+    Args:
+        aligner: The pair.
+        needed: Columns of either side that are in use.
+
+    Complexity:
+        O(tokens of both vocabularies) time and memory; the aligner's first use of the tree makes
+        the tree.
+    """
+
+    parent: Tensor
+    subtree_end: Tensor
+    same: Tensor
+
+    def __init__(self, aligner: PairWithTree, needed: dict[Side, int]) -> None:
+        super().__init__()
+        tree = aligner.text_tree
+        self._keep("parent", torch.from_numpy(np.maximum(tree.parent, 0)))
+        self._keep("subtree_end", torch.from_numpy(tree.subtree_end))
+        self._keep("same", torch.from_numpy(tree.same != 0))
+        for side in SIDES:
+            of_side: TextTreeSide = getattr(tree, side)
+            stops = np.asarray(getattr(aligner.shared, f"{side}_stop_ids"), np.int64)
+            # One entry more: what no suffix is read of still needs a place.
+            suffixes = np.concatenate([of_side.suffixes, np.zeros(1, np.int32)])
+            self._keep(f"{side}_slot_of_column", _slots(tree, of_side, needed[side]))
+            self._keep(f"{side}_token_ids", torch.from_numpy(of_side.token_ids))
+            self._keep(f"{side}_suffixes", torch.from_numpy(suffixes))
+            self._keep(f"{side}_text_stops", torch.from_numpy(stops))
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(name, tensor, persistent=False)
+
+    def tensors(self) -> dict[str, Any]:
+        """Return the buffers by name."""
+        return dict(self.named_buffers())
+
+
+def tree_of(tensors: Any) -> TreeTensors:
+    """Return the tree among the tensors of an operator.
+
+    Args:
+        tensors: An object with the buffers of `TextColumns` as attributes.
+    """
+    return TreeTensors(tensors.parent, tensors.subtree_end, tensors.same)
+
+
+def table_of(tensors: Any, side: Side) -> TextSideTable:
+    """Return a side's tokens among the tensors of an operator.
+
+    Args:
+        tensors: An object with the buffers of `TextColumns` as attributes.
+        side: `"teacher"` or `"student"`.
+    """
+    return TextSideTable(
+        slot_of_column=getattr(tensors, f"{side}_slot_of_column"),
+        token_ids=getattr(tensors, f"{side}_token_ids"),
+        suffixes=getattr(tensors, f"{side}_suffixes"),
+        stops=getattr(tensors, f"{side}_text_stops"),
+    )

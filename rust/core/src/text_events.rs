@@ -1,0 +1,405 @@
+//! Text events of a batch: which rows, and which tokens of them, say how the text goes on at every
+//! boundary of either side.
+//!
+//! A *stretch* is a run of units that follow each other without a gap on either side, none of them
+//! a pair of control tokens or without its dummy prefix, from a unit on that has a prefix. A side's
+//! *text rows* in it are the row of the prefix, and those after each of the side's tokens; the row
+//! after the last token only where a token that takes part follows on both sides. *Offsets* are the
+//! bytes, from the start of the stretch, at which a text row of either side stands.
+//!
+//! At an offset, a side's *sources* are its earlier text rows of the stretch, up to [`MAX_REACH`]
+//! bytes back, of which tokens begin with the text since: those tokens are a run in
+//! [token order](crate::text_tree), of which the first ones may end at the offset.
+//!
+//! ```text
+//! text      t h e r e ␣ i s
+//! teacher   there | ␣is
+//! student   the | re | ␣is       offsets 0, 3, 5, ... : at 3 the teacher has no row of its own, and
+//!                                its row of offset 0 is a source with all tokens `the...`
+//! ```
+//!
+//! Where both sides have a row and take the same token after it, with the [same](TextTree::same)
+//! strings below, nothing that came before says more about what follows: a new stretch begins
+//! after the token.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::class::TRIMMED;
+use crate::columns::{UnitColumns, UnitKind};
+use crate::error::{Error, Result};
+use crate::ids::{NONE, Side, TokenId};
+use crate::index::IndexSide;
+use crate::pair::Pair;
+use crate::reach::Reach;
+use crate::sections::TextCounts;
+use crate::text_tree::{MAX_REACH, TextToken, TextTree, short};
+use crate::text_walk::{Place, Run};
+use crate::threads::{self, Threads};
+
+/// About how many units a worker takes at once.
+const CHUNK_UNITS: i64 = 4 * 1024;
+
+const SIDES: [Side; 2] = [Side::Teacher, Side::Student];
+
+/// A text row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TextRow {
+    /// The row of the logits.
+    pub(crate) flat: i64,
+    /// The token that the text takes, and its position in token order; [`NONE`] for a last row.
+    pub(crate) id: u32,
+    pub(crate) position: u32,
+    pub(crate) stretch: u32,
+}
+
+/// An offset.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offset {
+    /// The text row of either side that stands here, or [`NONE`].
+    pub(crate) own: [u32; 2],
+    pub(crate) stretch: u32,
+    /// The row of the batch.
+    pub(crate) batch_row: u32,
+    /// One past the sources of either side.
+    pub(crate) sources_end: [u32; 2],
+}
+
+/// A source of one side at an offset.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    /// The text row.
+    pub(crate) row: u32,
+    pub(crate) run: Run,
+    /// How many bytes back the row stands.
+    pub(crate) length: u32,
+    /// Where the suffixes of the tokens that are longer begin.
+    pub(crate) suffix: u32,
+}
+
+/// What some rows of a batch hold; all numbers count from the first of them.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) rows: [Vec<TextRow>; 2],
+    pub(crate) offsets: Vec<Offset>,
+    pub(crate) sources: [Vec<Source>; 2],
+    pub(crate) counts: TextCounts,
+    pub(crate) reach: [Reach; 2],
+}
+
+impl Found {
+    fn new(units: usize) -> Self {
+        Self {
+            rows: [(); 2].map(|()| Vec::with_capacity(units)),
+            offsets: Vec::with_capacity(units),
+            sources: [(); 2].map(|()| Vec::with_capacity(2 * units)),
+            counts: TextCounts::default(),
+            reach: [Reach::NOTHING; 2],
+        }
+    }
+}
+
+/// Finds the text events of a batch, in the order of its rows.
+pub(crate) fn find<I: TokenId>(
+    pair: &Pair,
+    units: &UnitColumns<'_>,
+    sides: [IndexSide<'_, I>; 2],
+    threads: Threads,
+) -> Result<Vec<Found>> {
+    let job = Job { tree: pair.text_tree()?, units, sides };
+    let chunks = chunks(units.row_offsets);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(chunks.len())));
+    threads::run(threads.count().min(chunks.len()), || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(rows) = chunks.get(number) else {
+                return;
+            };
+            let found = job.rows(rows.clone());
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, found));
+        }
+    })?;
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_unstable_by_key(|(number, _)| *number);
+    // Of several wrong rows, the first is named.
+    done.into_iter().map(|(_, found)| found).collect()
+}
+
+/// Rows in runs of about [`CHUNK_UNITS`] units.
+fn chunks(row_offsets: &[i64]) -> Vec<Range<usize>> {
+    let (mut chunks, mut start) = (Vec::new(), 0);
+    for end in 1..row_offsets.len() {
+        let is_full = row_offsets[end] - row_offsets[start] >= CHUNK_UNITS;
+        if is_full || end + 1 == row_offsets.len() {
+            chunks.push(start..end);
+            start = end;
+        }
+    }
+    chunks
+}
+
+struct Job<'a, I> {
+    tree: &'a TextTree,
+    units: &'a UnitColumns<'a>,
+    sides: [IndexSide<'a, I>; 2],
+}
+
+/// A stretch while its units are gathered: used again for all of them.
+struct Stretch {
+    row: usize,
+    /// Positions of its tokens in their rows.
+    ranges: [Range<usize>; 2],
+    tokens: [Vec<TextToken>; 2],
+    open: [Vec<Open>; 2],
+}
+
+/// A text row that may be a source of what follows.
+#[derive(Clone, Copy)]
+struct Open {
+    row: u32,
+    /// The offset at which it stands.
+    at: usize,
+    /// Its token, by number in the stretch.
+    token: usize,
+    /// Where the text since lies, once the token is over.
+    place: Option<Place>,
+    /// Up to how many bytes that is.
+    length: u32,
+}
+
+impl<I: TokenId> Job<'_, I> {
+    fn rows(&self, rows: Range<usize>) -> Result<Found> {
+        let units = self.units.of_row(rows.start).start..self.units.of_row(rows.end - 1).end;
+        let mut found = Found::new(units.len());
+        let mut stretch = Stretch {
+            row: 0,
+            ranges: [0..0, 0..0],
+            tokens: [Vec::new(), Vec::new()],
+            open: [Vec::new(), Vec::new()],
+        };
+        for row in rows {
+            stretch.row = row;
+            for unit in self.units.of_row(row) {
+                self.add_unit(unit, &mut stretch, &mut found)?;
+            }
+            self.close(&mut stretch, &mut found);
+        }
+        Ok(found)
+    }
+
+    /// Adds a unit to the stretch, or closes the stretch and begins another one, or none.
+    fn add_unit(&self, unit: usize, stretch: &mut Stretch, found: &mut Found) -> Result<()> {
+        let lengths = self.sides.map(|side| side.ids.row(stretch.row).len());
+        let (teacher, student) = self.units.ranges(stretch.row, unit, lengths.into())?;
+        let ranges = [teacher, student];
+        let follows = [0, 1].map(|side| stretch.ranges[side].end == ranges[side].start);
+        if follows != [true; 2] || stretch.tokens[0].is_empty() {
+            self.close(stretch, found);
+            stretch.ranges = ranges.each_ref().map(|range| range.start..range.start);
+        }
+        if self.units.kind[unit] == UnitKind::Special as u8 {
+            self.close(stretch, found);
+            return Ok(());
+        }
+        let known = stretch.tokens.each_ref().map(Vec::len);
+        let is_text =
+            self.units.unit_class[unit] & TRIMMED == 0 && self.push_tokens(&ranges, stretch)?;
+        let has_prefix = ranges.iter().all(|range| range.start > 0);
+        if is_text && has_prefix {
+            for (whole, range) in stretch.ranges.iter_mut().zip(ranges) {
+                whole.end = range.end;
+            }
+            return Ok(());
+        }
+        if is_text {
+            found.counts.units_without_prefix += 1;
+        } else {
+            found.counts.units_left_out += 1;
+        }
+        for (tokens, known) in stretch.tokens.iter_mut().zip(known) {
+            tokens.truncate(known);
+        }
+        self.close(stretch, found);
+        Ok(())
+    }
+
+    /// Adds the tokens of a unit; false where they are not the same number of bytes, none of them
+    /// without bytes. Alignment makes no such units.
+    fn push_tokens(&self, ranges: &[Range<usize>; 2], stretch: &mut Stretch) -> Result<bool> {
+        let mut bytes = [0u64; 2];
+        for (number, side) in SIDES.into_iter().enumerate() {
+            let (tree, ids) = (self.tree.side(side), self.sides[number].ids.row(stretch.row));
+            for position in ranges[number].clone() {
+                let id = ids[position];
+                match tree.token(id.index()) {
+                    Some(token) => {
+                        bytes[number] += u64::from(token.length);
+                        stretch.tokens[number].push(*token);
+                    }
+                    None if id.index() < tree.vocab_size() => return Ok(false),
+                    None => {
+                        return Err(Error::IdOutOfRange {
+                            row: stretch.row,
+                            position,
+                            side,
+                            id: id.value(),
+                            vocab_size: tree.vocab_size(),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(bytes[0] == bytes[1])
+    }
+
+    /// Whether a token that takes part comes at a position.
+    fn takes_part(&self, side: usize, row: usize, position: usize) -> bool {
+        let side = &self.sides[side];
+        let range = side.ids.range(row);
+        position < range.len()
+            && side.mask.is_none_or(|mask| mask.get(range.start + position) != Some(&0))
+    }
+
+    /// Writes the stretch down, if it has tokens, and empties it.
+    fn close(&self, stretch: &mut Stretch, found: &mut Found) {
+        if stretch.tokens[0].is_empty() {
+            return;
+        }
+        let ends = [0, 1].map(|side| stretch.ranges[side].end);
+        let has_end = [0, 1].iter().all(|&side| self.takes_part(side, stretch.row, ends[side]));
+        for side in [0, 1] {
+            let rows = stretch.tokens[side].len() + usize::from(has_end);
+            let before = long(stretch.ranges[side].start) - 1;
+            let flat = self.sides[side].row_starts[stretch.row].saturating_add(before);
+            found.reach[side].read(flat, before, long(rows) - 1);
+        }
+        found.counts.student_tokens += stretch.tokens[1].len();
+        self.walk(stretch, has_end, found);
+        for tokens in &mut stretch.tokens {
+            tokens.clear();
+        }
+    }
+
+    /// Goes through the offsets of a stretch.
+    fn walk(&self, stretch: &mut Stretch, has_end: bool, found: &mut Found) {
+        let Stretch { row, ranges, tokens, open } = stretch;
+        let starts = [0, 1].map(|side| self.sides[side].row_starts[*row]);
+        let (mut at, mut before, mut restarts) = (0, 0, true);
+        // Of either side: how many rows have been passed, where the last token began, and where it
+        // ends, which is where the next row stands.
+        let (mut passed, mut began, mut next) = ([0; 2], [0; 2], [0; 2]);
+        loop {
+            let own = next.map(|next| next == at);
+            let is_end = passed[0] == tokens[0].len() && own[0];
+            if is_end && !has_end {
+                return;
+            }
+            if restarts {
+                found.counts.stretches += 1;
+                open.iter_mut().for_each(Vec::clear);
+            }
+            let number = short(found.counts.stretches - 1);
+            for side in [0, 1] {
+                if !open[side].is_empty() {
+                    let read = tokens[1][passed[1] - 1];
+                    let text = (read.position, before - began[1]..at - began[1]);
+                    let out = &mut found.sources[side];
+                    self.go_on(SIDES[side], &mut open[side], &tokens[side], (at, text), out);
+                }
+            }
+            let mut offset = Offset {
+                own: [NONE; 2],
+                stretch: number,
+                batch_row: short(*row),
+                sources_end: found.sources.each_ref().map(|sources| short(sources.len())),
+            };
+            for side in [0, 1] {
+                if !own[side] {
+                    continue;
+                }
+                offset.own[side] = short(found.rows[side].len());
+                let position = ranges[side].start + passed[side];
+                let flat = starts[side].saturating_add(long(position) - 1);
+                let mut text_row = TextRow { flat, id: NONE, position: NONE, stretch: number };
+                if let Some(token) = tokens[side].get(passed[side]) {
+                    text_row.position = token.position;
+                    text_row.id = self.tree.side(SIDES[side]).ids()[token.position as usize];
+                    open[side].push(Open {
+                        row: offset.own[side],
+                        at,
+                        token: passed[side],
+                        place: None,
+                        length: 0,
+                    });
+                    began[side] = at;
+                    next[side] = at + token.length as usize;
+                }
+                found.rows[side].push(text_row);
+                passed[side] += 1;
+            }
+            found.offsets.push(offset);
+            if is_end {
+                return;
+            }
+            restarts =
+                restarts_after(self.tree, own, [0, 1].map(|side| tokens[side][passed[side] - 1]));
+            before = at;
+            at = next[0].min(next[1]);
+        }
+    }
+
+    /// Finds the sources of a side at an offset, and leaves out the rows that will be none again.
+    ///
+    /// `text` says where the bytes since the last offset lie: in a token of the student.
+    fn go_on(
+        &self,
+        side: Side,
+        open: &mut Vec<Open>,
+        tokens: &[TextToken],
+        (at, text): (usize, (u32, Range<usize>)),
+        out: &mut Vec<Source>,
+    ) {
+        let tree_side = self.tree.side(side);
+        open.retain_mut(|source| {
+            let reach = at - source.at;
+            if reach > MAX_REACH {
+                return false;
+            }
+            let length = short(reach);
+            let token = &tokens[source.token];
+            let (run, suffix) = if let Some(place) = source.place {
+                let bytes = self.tree.side(Side::Student).bytes(text.0);
+                let bytes = bytes.get(text.1.clone()).unwrap_or(&[]);
+                let Some(place) = self.tree.go_on(side, place, source.length, bytes) else {
+                    return false;
+                };
+                source.place = Some(place);
+                let run = self.tree.run_of(side, place, length);
+                (run, tree_side.suffix_start(run.start + run.exact, reach))
+            } else if length < token.length {
+                let run = self.tree.begin_with(side, token, length);
+                (run, tree_side.suffix_start(run.start + run.exact, reach))
+            } else {
+                source.place = Some(self.tree.place_of(token));
+                let run = Run { start: token.first, end: token.end, exact: token.exact };
+                (run, tree_side.suffix_of(token))
+            };
+            source.length = length;
+            out.push(Source { row: source.row, run, length, suffix: short(suffix) });
+            run.goes_on()
+        });
+    }
+}
+
+/// Whether both sides take the same token from here, with the same strings below.
+fn restarts_after(tree: &TextTree, own: [bool; 2], [teacher, student]: [TextToken; 2]) -> bool {
+    own == [true; 2]
+        && (teacher.length, teacher.node) == (student.length, student.node)
+        && tree.depths()[teacher.node as usize] == teacher.length
+        && tree.same()[teacher.node as usize] != 0
+}
+
+fn long(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,261 @@
+"""Text events from their definition, in float64: all tokens, all prefixes, no tree of a pair.
+
+Everything is found in byte strings: stretches in the units of a batch, offsets and sources in the
+tokens' bytes, the events in the strings of both vocabularies. Values are differentiable by the
+student's logits.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+MULTI_OR_SHARED, TRIMMED, REACH = (0, 1), 32, 64
+STOP = "stop"
+
+
+@dataclass(eq=False)
+class Side:
+    """A vocabulary, the ids and logits of a batch, and its rows' places in the logits."""
+
+    name: str
+    vocabulary: object
+    stops: list
+    ids: list
+    logits: torch.Tensor
+    starts: list
+    temperature: float = 1.0
+    strings: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        kinds = self.vocabulary.kinds
+        for token in range(len(self.vocabulary)):
+            text = self.vocabulary.token_bytes(token)
+            if kinds[token] in (0, 1) and text:
+                self.strings.setdefault(text, []).append(token)
+        self.beginnings = {text[:n] for text in self.strings for n in range(len(text) + 1)}
+        self.padding = torch.ones(self.logits.shape[-1], dtype=torch.bool)
+        self.padding[: len(kinds)] = torch.from_numpy(np.asarray(kinds) == 3)
+
+    @functools.cache  # noqa: B019
+    def below(self, beginning):
+        """The set of token strings that begin with a string."""
+        return frozenset(text for text in self.strings if text.startswith(beginning))
+
+    @functools.cache  # noqa: B019
+    def probs(self, row, position):
+        z = self.logits[self.starts[row] + position] / self.temperature
+        return z.masked_fill(self.padding, -torch.inf).double().softmax(-1)
+
+
+@dataclass
+class Stretch:
+    """Token ranges of both sides, and whether a token that takes part follows on both."""
+
+    row: int
+    ranges: dict
+    has_end: bool
+
+
+def stretches(batch, sides):
+    """Maximal runs of units that both sides cover without anything in between."""
+    found = []
+    for row in range(len(batch)):
+        run = None
+        for u in range(*batch.row_offsets[row : row + 2]):
+            at = {
+                s.name: (int(getattr(batch, f"{s.name}_start")[u]),
+                         int(getattr(batch, f"{s.name}_end")[u]))
+                for s in sides
+            }  # fmt: skip
+            usable = batch.kind[u] in MULTI_OR_SHARED and not batch.unit_class[u] & TRIMMED
+            if not usable or any(start == 0 for start, _ in at.values()):
+                run = None
+                continue
+            if run and all(run.ranges[name][1] == start for name, (start, _) in at.items()):
+                for name, (_, end) in at.items():
+                    run.ranges[name] = (run.ranges[name][0], end)
+            else:
+                run = Stretch(row, dict(at), has_end=False)
+                found.append(run)
+    for run in found:
+        run.has_end = all(
+            run.ranges[s.name][1] < len(s.ids[run.row])
+            and (
+                getattr(batch, s.name).mask is None
+                or getattr(batch, s.name).mask[
+                    getattr(batch, s.name).offsets[run.row] + run.ranges[s.name][1]
+                ]
+            )
+            for s in sides
+        )
+    return found
+
+
+class Walk:
+    """One side of a stretch."""
+
+    def __init__(self, side, stretch):
+        self.side = side
+        self.row = stretch.row
+        first, end = stretch.ranges[side.name]
+        self.first = first
+        self.ids = [int(i) for i in side.ids[stretch.row][first:end]]
+        self.texts = [side.vocabulary.token_bytes(i) for i in self.ids]
+        self.text = b"".join(self.texts)
+        self.at = [0]
+        for text in self.texts:
+            self.at.append(self.at[-1] + len(text))
+
+    def probs(self, slot):
+        return self.side.probs(self.row, self.first + slot - 1)
+
+    def token_from(self, offset):
+        slot = self.at.index(offset) if offset in self.at else len(self.ids)
+        return self.texts[slot] if slot < len(self.ids) else None
+
+    def items(self, offset, begin):
+        """(suffix or STOP, mass) of the sources; E(c, empty); the mass of straddling tokens."""
+        weight, items, ended = torch.ones((), dtype=torch.float64), [], []
+        for slot, at in enumerate(self.at):
+            if at > offset or slot > len(self.ids):
+                break
+            if at < begin:
+                continue
+            begun = self.text[at:offset]
+            if at == offset:
+                p = self.probs(slot)
+                stops = [p[s] for s in self.side.stops]
+                items += [(STOP, weight * sum(stops), True)] if stops else []
+            if at == offset or (offset - at <= REACH and begun in self.side.beginnings):
+                p = self.probs(slot)
+                for text in self.side.below(begun):
+                    for token in self.side.strings[text]:
+                        if at == offset or len(text) > len(begun):
+                            items.append((text[len(begun) :], weight * p[token], at == offset))
+                        elif not (self.at[slot + 1] == offset and token == self.ids[slot]):
+                            ended.append(weight * p[token])
+            if slot < len(self.ids):
+                weight = weight * self.probs(slot)[self.ids[slot]]
+        return items, ended
+
+
+@functools.cache
+def nodes(teacher, student):
+    """The two-sided strings at which something changes, of which the children are."""
+    two_sided = teacher.beginnings & student.beginnings
+    either = teacher.beginnings | student.beginnings
+    children = {}
+    for z in either:
+        if z:
+            children.setdefault(z[:-1], []).append(z in two_sided)
+    return {
+        z
+        for z in two_sided
+        if not z
+        or z in teacher.strings
+        or z in student.strings
+        or sum(children.get(z, [])) > 1
+        or not all(children.get(z, [True]))
+    }
+
+
+def total(values):
+    return sum(values, torch.zeros((), dtype=torch.float64))
+
+
+def leaves(teacher, student, offset, begin, epsilon, straddled):
+    """{leaf: (teacher's mass, student's mass)} at an offset, and what it is; {} if left out."""
+    found = {w.side.name: w.items(offset, begin) for w in (teacher, student)}
+    own = {w.side.name: offset in w.at for w in (teacher, student)}
+    both_own = all(own.values())
+    kind, reached = "tree" if both_own else "one row", {}
+    for w in (teacher, student):
+        items, ended = found[w.side.name]
+        mass, gone = total(m for _, m, _ in items), total(ended)
+        if mass + gone <= 0 or gone > epsilon * (mass + gone):
+            return {}, "left out"
+        straddling = total(m for _, m, is_own in items if not is_own)
+        if both_own and straddling > epsilon * (mass + gone):
+            kind = "next byte"
+        reached[w.side.name] = {
+            text[:n] for text, _, _ in items if text is not STOP for n in range(len(text) + 1)
+        }
+    deep = kind == "tree" or (straddled == "tree" and kind != "tree")
+    sides = (teacher.side, student.side)
+    out = {}
+
+    def add(leaf, name, mass):
+        pair = out.setdefault(leaf, {"teacher": [], "student": []})
+        pair[name].append(mass)
+
+    def child_of(z, text):
+        known = nodes(*sides)
+        child = next(
+            (text[:n] for n in range(len(z) + 1, len(text) + 1) if text[:n] in known), None
+        )
+        return child if child and all(child in reached[s.name] for s in sides) else None
+
+    def is_same(z):
+        return z and both_own and sides[0].below(z) == sides[1].below(z)
+
+    def visit(z, masses):
+        """Open or close a node, given the (suffix, mass) of either side that begin with it."""
+        all_of = {n: total(m for _, m in of) for n, of in masses.items()}
+        ends = {n: total(m for text, m in of if text == z) for n, of in masses.items()}
+        can = all(ends[n] <= epsilon * all_of[n] for n in masses) or is_same(z)
+        if z and not (deep and can):
+            for n, of in masses.items():
+                add(z, n, total(m for _, m in of))
+            return
+        by_child = {}
+        for n, of in masses.items():
+            for text, m in of:
+                if text == z:
+                    add((z, "exact") if is_same(z) else (z, "rest"), n, m)
+                elif child := child_of(z, text):
+                    by_child.setdefault(child, {"teacher": [], "student": []})[n].append((text, m))
+                else:
+                    add((z, "rest"), n, m)
+        for child, of_child in by_child.items():
+            visit(child, of_child)
+
+    masses = {}
+    for n, (items, ended) in found.items():
+        masses[n] = [(text, m) for text, m, _ in items if text is not STOP]
+        add((b"", "rest"), n, total(ended))
+        stop = total(m for text, m, _ in items if text is STOP)
+        add(STOP if both_own else (b"", "rest"), n, stop)
+    visit(b"", masses)
+    return {leaf: {n: total(ms) for n, ms in of.items()} for leaf, of in out.items()}, kind
+
+
+def text_twin(batch, teacher, student, divergence, *, epsilon=0.02, floor=1e-6, straddled="byte"):
+    """[(row, offset in the stretch, kind, divergence)] of every counted offset, in order."""
+    out = []
+    for stretch in stretches(batch, (teacher, student)):
+        walks = Walk(teacher, stretch), Walk(student, stretch)
+        assert walks[0].text == walks[1].text
+        begin = 0
+        for offset in sorted({*walks[0].at, *walks[1].at}):
+            if offset == walks[0].at[-1] and not stretch.has_end:
+                continue
+            value = torch.zeros((), dtype=torch.float64)
+            events, kind = leaves(*walks, offset, begin, epsilon, straddled)
+            if events:
+                q = torch.stack([of["student"] for of in events.values()])
+                p = torch.stack([of["teacher"] for of in events.values()])
+                some = (q > 0) | (p > 0)
+                q, p = q[some] / q.sum(), (p[some] / p.sum()).clamp_min(floor)
+                value = divergence(q, p)
+            out.append((stretch.row, offset, kind, value))
+            own = [w.token_from(offset) for w in walks if offset in w.at]
+            if len(own) == 2 and own[0] is not None and own[0] == own[1]:
+                z = own[0]
+                if teacher.below(z) == student.below(z):
+                    restart = offset + len(z)
+                    begin = restart if begin <= restart else begin
+    return out
