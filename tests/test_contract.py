@@ -12,7 +12,15 @@ from simct_align import index as index_module
 from simct_align.index import Section
 from simct_align.loss import LinearSimCTLoss, LossOutput, SimCTLoss, TorchBackend, register_backend
 from simct_align.loss.backends import backend_names
-from simct_align.loss.baselines import ALMLoss, Baseline, GOLDLoss, ULDLoss
+from simct_align.loss.baselines import (
+    ALMLoss,
+    Baseline,
+    BPMLoss,
+    ESCDLoss,
+    GOLDLoss,
+    StrictLoss,
+    ULDLoss,
+)
 from simct_align.loss.handles import Handles
 
 TEACHER = Vocabulary.from_token_bytes([b"12", b"+", b"13"])
@@ -27,6 +35,9 @@ LOSSES = {
     "uld": lambda aligner, **keywords: ULDLoss(aligner, **keywords),
     "alm": lambda aligner, **keywords: ALMLoss(aligner, **keywords),
     "gold": lambda aligner, **keywords: GOLDLoss(aligner, **keywords),
+    "bpm": lambda aligner, **keywords: BPMLoss(aligner, **keywords),
+    "strict": lambda aligner, **keywords: StrictLoss(aligner, **keywords),
+    "escd": lambda aligner, **keywords: ESCDLoss(aligner, **keywords),
 }
 
 
@@ -156,7 +167,10 @@ def test_what_is_no_index_and_no_logits_is_refused(make, aligner, batch, logits)
         loss_fn(**logits, index=batch.index(**loss_fn.index_options).to("meta"))
 
 
-@pytest.mark.parametrize(("name", "option"), [("on_path", "max_path=8"), ("alm", "first_ids=True")])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("on_path", "max_path=8"), ("alm", "first_ids=True"), ("bpm", "first_ids=True")],
+)
 def test_an_index_without_what_is_read_says_how_to_make_it(name, option, aligner, batch, logits):
     with pytest.raises(ValueError, match=option):
         LOSSES[name](aligner)(**logits, index=batch.index())

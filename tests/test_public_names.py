@@ -87,7 +87,16 @@ PUBLIC = {
         "choose_backend",
         "register_backend",
     ),
-    "simct_align.loss.baselines": ("ALMLoss", "Baseline", "GOLDLoss", "ULDLoss", "UnitRows"),
+    "simct_align.loss.baselines": (
+        "ALMLoss",
+        "BPMLoss",
+        "Baseline",
+        "ESCDLoss",
+        "GOLDLoss",
+        "StrictLoss",
+        "ULDLoss",
+        "UnitRows",
+    ),
     "simct_align.pipelines": ("AlignRows", "RetokenizeRows", "TokenizeRows"),
 }
 #: The optional dependency that a public module imports.

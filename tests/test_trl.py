@@ -144,6 +144,9 @@ def test_trains_on_policy_and_logs_what_was_compared(tmp_path, turned, rows):
         {"objective": "uld"},
         {"objective": "alm"},
         {"objective": "gold"},
+        {"objective": "bpm"},
+        {"objective": "strict"},
+        {"objective": "escd"},
     ],
     ids=str,
 )
@@ -479,6 +482,9 @@ def test_thinking_and_tool_calls_are_text_to_whom_they_are_no_tokens(tmp_path, n
         {"candidates": "on_path", "score": "event", "initial_kl_weight": 0.1},
         {"objective": "alm"},
         {"objective": "gold"},
+        {"objective": "bpm"},
+        {"objective": "strict"},
+        {"objective": "escd"},
     ],
     ids=str,
 )
@@ -533,8 +539,11 @@ def test_beta_is_that_of_the_divergence(tmp_path, beta):
     pair = demo_aligner(turned=False)
     config = SimCTConfig(str(tmp_path), divergence="jsd", beta=beta, use_cpu=True, bf16=False)
     assert repr(_make_loss(pair, config)) == repr(SimCTLoss(pair, divergence=JSD(beta)))
-    config = SimCTConfig(str(tmp_path), objective="gold", beta=beta, use_cpu=True, bf16=False)
-    assert _make_loss(pair, config).beta == beta
+    for objective in ("gold", "bpm") if 0.0 < beta < 1.0 else ("gold",):
+        config = SimCTConfig(
+            str(tmp_path), objective=objective, beta=beta, use_cpu=True, bf16=False
+        )
+        assert _make_loss(pair, config).beta == beta
 
 
 @pytest.mark.parametrize(
@@ -543,6 +552,7 @@ def test_beta_is_that_of_the_divergence(tmp_path, beta):
         ({"uld_use_hybrid_loss": True}, "uld_use_hybrid_loss"),
         ({"uld_student_temperature": 2.0}, "uld_student_temperature"),
         ({"beta": 0.1}, "beta"),
+        ({"beta": 0.1, "objective": "escd"}, "beta"),
         ({"beta": 0.1, "objective": "alm", "divergence": "jsd"}, "divergence"),
         ({"seq_kd": True}, "seq_kd"),
         ({"objective": "gold", "loss_temperature": 2.0}, "loss_temperature"),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from simct_align import Vocabulary
 from simct_align.index import SECTIONS, AlignedIndex
 
 SHARED, MULTI, SPECIAL = 0, 1, 2
@@ -110,6 +112,10 @@ class PlainSide:
     stop_column: int
     texts: list  # of the shared columns; None for stops and specials
 
+    def vocabulary(self) -> Vocabulary:
+        special, unused = (np.flatnonzero(self.kinds == kind).tolist() for kind in (2, 3))
+        return Vocabulary.from_token_bytes(self.token_bytes, special=special, unused=unused)
+
     def padding(self, columns: int) -> torch.Tensor:
         unused = torch.ones(columns, dtype=torch.bool)
         unused[: len(self.kinds)] = torch.tensor(self.kinds[:columns] == 3)
@@ -125,13 +131,13 @@ class PlainPair:
     column_of_text: dict = field(default_factory=dict)
     digest: str = TWIN_DIGEST
 
-    @property
+    @functools.cached_property
     def teacher(self):
-        return self.teacher_side
+        return self.teacher_side.vocabulary()
 
-    @property
+    @functools.cached_property
     def student(self):
-        return self.student_side
+        return self.student_side.vocabulary()
 
     @property
     def shared(self):
@@ -155,11 +161,19 @@ def _vocabulary(rng, tokens, stops, duplicates, unused):
     return [t for t, _ in entries], kinds, special[:stops], special[stops]
 
 
-def random_pair(seed=0, teacher_stops=2, student_stops=3, duplicates=3, identical=False, size=14):
-    """A small pair over the alphabet ab: duplicates, several stops, a mapped special, gaps."""
+def random_pair(
+    seed=0,
+    teacher_stops=2,
+    student_stops=3,
+    duplicates=3,
+    identical=False,
+    size=14,
+    alphabet=b"ab",
+):
+    """A small pair over an alphabet of two: duplicates, several stops, a mapped special, gaps."""
     rng = random.Random(seed)
-    texts = [b"a", b"b"] + [
-        bytes(rng.choice(b"ab") for _ in range(rng.randint(2, 4))) for _ in range(40)
+    texts = [alphabet[:1], alphabet[1:]] + [
+        bytes(rng.choice(alphabet) for _ in range(rng.randint(2, 4))) for _ in range(40)
     ]
     texts = list(dict.fromkeys(texts))
     sides = []
@@ -208,7 +222,9 @@ def _append(batch, values):
         getattr(batch, name).append(value)
 
 
-def random_batch(pair, seed=0, rows=3, length=12, only=None, empty_row=False, stop=True):
+def random_batch(
+    pair, seed=0, rows=3, length=12, only=None, empty_row=False, stop=True, alphabet=b"ab"
+):
     """Rows of random text in random spellings, a stop behind each; units by common boundaries.
 
     `only` keeps units of one kind. Returns the batch and the ids of both sides.
@@ -220,7 +236,7 @@ def random_batch(pair, seed=0, rows=3, length=12, only=None, empty_row=False, st
     )  # fmt: skip
     ids = ([], [])
     for row in range(rows):
-        text = b"" if empty_row and row == 1 else bytes(rng.choice(b"ab") for _ in range(length))
+        text = b"" if empty_row and row == 1 else bytes(rng.choice(alphabet) for _ in range(length))
         sides = (pair.teacher_side, pair.student_side)
         row_ids = [_spell(rng, side, text) for side in sides]
         places = [{0: 0}, {0: 0}]

@@ -177,3 +177,145 @@ def gold_twin(student, teacher, pair, units, *, beta=0.5, weights=None, temperat
         w = weights or (share, 1 - share)
         out.append(w[0] * jsd + w[1] * sum(abs(a - b) for a, b in zip(p, q, strict=True)))
     return torch.stack(out)
+
+
+def strict_twin(student, teacher, pair, units, *, top_k=None, temperature=1.0):
+    """Reverse KL at units of one token on both sides, over shared tokens only."""
+    s = _flat_log_probs(student, pair.student_side, temperature).exp()
+    t = _flat_log_probs(teacher, pair.teacher_side, temperature).exp()
+    out = []
+    for unit in (u for u in units if u.kind != 1):
+        both = []
+        for probs, side, row in (
+            (s, pair.student_side, unit.student_row),
+            (t, pair.teacher_side, unit.teacher_row),
+        ):
+            kept = [probs[row][i] for i in side.shared_ids]
+            if side.stop_column >= 0:
+                kept[side.stop_column] = sum(probs[row][i] for i in side.stop_ids)
+            both.append(kept)
+        p, q = both
+        kept = sorted(range(len(p)), key=lambda i: -p[i].item())[:top_k]
+        p_sum, q_sum = sum(p[i] for i in kept), sum(q[i] for i in kept)
+        out.append(sum(p[i] / p_sum * (p[i] / p_sum / (q[i] / q_sum)).log() for i in kept))
+    return torch.stack(out)
+
+
+def _names(pair):
+    """What every student id says, and every teacher id at the start of a unit."""
+    own = pair.student_side
+    texts = {text for i, text in enumerate(own.token_bytes) if own.kinds[i] == 0}
+    student = []
+    for i, text in enumerate(own.token_bytes):
+        is_stop = own.stop_column >= 0 and i in own.stop_ids
+        student.append(text if own.kinds[i] == 0 else "stop" if is_stop else ("special", i))
+    side = pair.teacher_side
+    mapped = {
+        v: ("special", u)
+        for v, u, text in zip(side.shared_ids, own.shared_ids, side.texts, strict=True)
+        if text is None
+    }
+    teacher = []
+    for v, text in enumerate(side.token_bytes):
+        if side.kinds[v] == 0:
+            teacher.append(_longest(texts, text))
+        elif side.stop_column >= 0 and v in side.stop_ids:
+            teacher.append("stop")
+        else:
+            teacher.append(mapped.get(v, "residual"))
+    return texts, student, teacher
+
+
+def _longest(texts, data):
+    return next((data[:n] for n in range(len(data), 0, -1) if data[:n] in texts), "residual")
+
+
+def _by_name(names, probs):
+    found = {}
+    for name, p in zip(names, probs, strict=False):
+        found[name] = found.get(name, 0.0) + p
+    return found
+
+
+def bpm_twin(student, teacher, pair, units, *, beta=0.5, skip_whitespace=False, temperature=1.0):
+    """JSD of the student and the teacher's tokens by their longest student tokens."""
+    s = _flat_log_probs(student, pair.student_side, temperature).exp()
+    t = _flat_log_probs(teacher, pair.teacher_side, temperature).exp()
+    texts, own_names, names = _names(pair)
+    own_bytes, token_bytes = pair.student_side.token_bytes, pair.teacher_side.token_bytes
+
+    def beginning(row, text):
+        return [v for v in range(len(token_bytes)) if token_bytes[v].startswith(text)], t[row]
+
+    out = []
+    for unit in units:
+        total = 0.0 * s[unit.student_row].sum()
+        spans, at = [], 0
+        for v in unit.teacher_path:
+            spans.append((at, at + len(token_bytes[v])))
+            at = spans[-1][1]
+        start = 0
+        for j, u in enumerate(unit.student_path):
+            end = start + len(own_bytes[u])
+            k = next((k for k, span in enumerate(spans) if span[0] <= start < span[1]), 0)
+            c = unit.text[spans[k][0] : start]
+            row = t[unit.teacher_row + k]
+            if not c:
+                mass, found = 1.0, _by_name(names, row)
+            else:
+                tokens, _ = beginning(unit.teacher_row + k, c)
+                mass, found = sum(row[v] for v in tokens), {}
+                for v in tokens:
+                    name = _longest(texts, token_bytes[v][len(c) :])
+                    found[name] = found.get(name, 0.0) + row[v] / mass
+            if end > spans[k][1]:
+                path, m = row[unit.teacher_path[k]] / mass, k + 1
+                while spans[m][1] < end:
+                    path = path * t[unit.teacher_row + m][unit.teacher_path[m]]
+                    m += 1
+                rest, last = beginning(unit.teacher_row + m, unit.text[spans[m][0] : end])
+                path = path * sum(last[v] for v in rest)
+                found[own_names[u]] = found.get(own_names[u], 0.0) + path
+            p = _by_name(own_names, s[unit.student_row + j])
+            if not (skip_whitespace and own_bytes[u].isspace()):
+                for name in {*p, *found}:
+                    x, y = p.get(name, 0.0), found.get(name, 0.0)
+                    m = (1 - beta) * x + beta * y
+                    total = total + (beta * y * (y / m).log() if y > 0 else 0.0)
+                    total = total + ((1 - beta) * x * (x / m).log() if x > 0 else 0.0)
+            start = end
+        out.append(total)
+    return torch.stack(out)
+
+
+def escd_twin(student, teacher, pair, units, *, temperature=1.0):
+    """KL to the projected teacher, and the rest of the teacher's one-sided tokens."""
+    s = _flat_log_probs(student, pair.student_side, temperature).exp()
+    t = _flat_log_probs(teacher, pair.teacher_side, temperature).exp()
+    texts, own_names, names = _names(pair)
+    own_bytes, side = pair.student_side.token_bytes, pair.teacher_side
+    one_sided = [
+        v for v, text in enumerate(side.token_bytes) if side.kinds[v] == 0 and text not in texts
+    ]
+    groups = {}
+    for v in one_sided:
+        begins = [b for w in one_sided if side.token_bytes[v].startswith(b := side.token_bytes[w])]
+        groups.setdefault(min(begins, key=len), []).append(v)
+    read = {unit.student_row for unit in units}
+    out = []
+    for unit in units:
+        p = _by_name(own_names, s[unit.student_row])
+        q = _by_name(names, t[unit.teacher_row])
+        total = 0.0
+        for name, y in q.items():
+            if name != "residual" and y > 0:
+                total = total + y * (y / p[name]).log()
+        a, after = own_bytes[unit.student_path[0]], unit.student_row + 1
+        if a and (len(unit.student_path) > 1 or after in read):
+            for y, members in groups.items():
+                rest = [i for i, text in enumerate(own_bytes) if text.startswith(y[len(a) :])]
+                if y.startswith(a) and rest:
+                    weight = sum(t[unit.teacher_row][v] for v in members)
+                    total = total - weight * sum(s[after][i] for i in rest).log()
+        out.append(total)
+    return torch.stack(out)

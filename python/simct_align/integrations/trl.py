@@ -24,7 +24,14 @@ from simct_align.divergence import JSD
 from simct_align.integrations._trl_metrics import MetricSums
 from simct_align.integrations._trl_side import Side, log_likelihood
 from simct_align.loss import Loss, SimCTLoss
-from simct_align.loss.baselines import ALMLoss, GOLDLoss, ULDLoss
+from simct_align.loss.baselines import (
+    ALMLoss,
+    BPMLoss,
+    ESCDLoss,
+    GOLDLoss,
+    StrictLoss,
+    ULDLoss,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +71,9 @@ _OBJECTIVES: dict[str, Any] = {
     "uld": ULDLoss,
     "alm": ALMLoss,
     "gold": GOLDLoss,
+    "bpm": BPMLoss,
+    "strict": StrictLoss,
+    "escd": ESCDLoss,
 }
 
 
@@ -78,11 +88,12 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
     Args:
         learning_rate: The learning rate of AdamW.
         lmbda: The share of slices whose completions are sampled from the student.
-        objective: The loss: `"simct"`, or a baseline: `"shared"`, `"uld"`, `"alm"`, `"gold"`.
+        objective: The loss: `"simct"`, or a baseline: `"shared"`, `"uld"`, `"alm"`, `"gold"`,
+            `"bpm"`, `"strict"`, `"escd"`.
         candidates: The candidate set of `"simct"`: `"shared"`, `"realized"` or `"on_path"`.
         score: The score of `"simct"`: `"mean"`, `"sum"`, `"event"` or `"mean_logit"`.
         divergence: The divergence of `"simct"` and `"shared"`: a name that `SimCTLoss` takes.
-            `"jsd"` reads `beta`, as the objective `"gold"` does.
+            `"jsd"` reads `beta`, as the objectives `"gold"` and `"bpm"` do.
         loss_temperature: The number that the logits of both sides are divided by, for `"simct"`
             and `"shared"`.
         initial_kl_weight: The weight of KL(student ‖ student before training) over the student's
@@ -108,7 +119,7 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
     lmbda: float = field(default=1.0, metadata={"help": "Share of on-policy slices."})
     use_uld_loss: bool = field(default=True, metadata={"help": "Fixed."})
     use_extended_uld: bool = field(default=False, metadata={"help": "Fixed."})
-    objective: str = field(default="simct", metadata={"help": "simct, shared, uld, alm or gold."})
+    objective: str = field(default="simct", metadata={"help": "simct, or a baseline by its name."})
     candidates: str = field(default="realized", metadata={"help": "Candidate set of simct."})
     score: str = field(default="mean", metadata={"help": "Score of a path, of simct."})
     divergence: str = field(default="reverse_kl", metadata={"help": "Divergence to minimize."})
@@ -133,7 +144,8 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
             "score": self.objective == "simct",
             "divergence": compares_candidates,
             "loss_temperature": compares_candidates,
-            "beta": self.objective == "gold" or (compares_candidates and self.divergence == "jsd"),
+            "beta": self.objective in ("gold", "bpm")
+            or (compares_candidates and self.divergence == "jsd"),
         }
         for each in fields(self):
             never = each.name.startswith("uld_") or each.name == "seq_kd"
@@ -471,7 +483,7 @@ def _make_loss(aligner: Aligner, args: SimCTConfig) -> Loss:
         keywords: dict[str, Any] = {"divergence": divergence, "temperature": args.loss_temperature}
         if args.objective == "simct":
             keywords |= {"candidates": args.candidates, "score": args.score}
-    elif args.objective == "gold":
+    elif args.objective in ("gold", "bpm"):
         keywords = {"beta": args.beta}
     else:
         keywords = {}

@@ -89,6 +89,20 @@ class IndexSizes(NamedTuple):
         return slices
 
 
+class PathSteps(NamedTuple):
+    """One side's S steps, the tokens of its MULTI units, unit after unit.
+
+    Attributes:
+        unit: `[S]` number of the step's unit among the MULTI units.
+        row: `[S]` flat logit row that predicts the step's token.
+        id: `[S]` the step's token.
+    """
+
+    unit: Tensor
+    row: Tensor
+    id: Tensor
+
+
 @dataclass(frozen=True)
 class RealizedPaths:
     """One side's realized paths of the M MULTI units.
@@ -97,6 +111,9 @@ class RealizedPaths:
     `R = steps - M` later steps have rows of their own.
 
     Attributes:
+        steps: All steps.
+        first: `[M]` number of the path's first step among all steps.
+        rest: `[R]` numbers of the later steps among all steps.
         first_id: `[M]` first token of the path.
         length: `[M]` number of tokens of the path.
         rest_unit: `[R]` number of a later step's unit among the MULTI units.
@@ -104,6 +121,9 @@ class RealizedPaths:
         rest_id: `[R]` the step's token.
     """
 
+    steps: PathSteps
+    first: Tensor
+    rest: Tensor
     first_id: Tensor
     length: Tensor
     rest_unit: Tensor
@@ -169,9 +189,7 @@ def view_index(packed: Tensor, sizes: IndexSizes) -> IndexView:
         first_id = at.get(f"{name}_first_id")
         paths = _paths(
             offsets=packed[at[f"{name}_offsets"]],
-            unit=packed[at[f"{name}_step_unit"]],
-            row=packed[at[f"{name}_step_row"]],
-            token=packed[at[f"{name}_step_id"]],
+            steps=PathSteps(*(packed[at[f"{name}_step_{what}"]] for what in PathSteps._fields)),
             n_multi=sizes.n_multi,
         )
         row = packed[at[f"{name}_row"]]
@@ -187,18 +205,19 @@ def view_index(packed: Tensor, sizes: IndexSizes) -> IndexView:
     )
 
 
-def _paths(
-    offsets: Tensor, unit: Tensor, row: Tensor, token: Tensor, n_multi: int
-) -> RealizedPaths:
+def _paths(offsets: Tensor, steps: PathSteps, n_multi: int) -> RealizedPaths:
     first = offsets[:-1]
     # The later steps, in order, without reading their number from the device: a stable sort moves
     # the first steps, whose number is known, to the end.
-    is_first = torch.zeros_like(unit).index_fill_(0, first, 1)
-    rest = torch.argsort(is_first, stable=True)[: unit.shape[0] - n_multi]
+    is_first = torch.zeros_like(steps.unit).index_fill_(0, first, 1)
+    rest = torch.argsort(is_first, stable=True)[: steps.unit.shape[0] - n_multi]
     return RealizedPaths(
-        first_id=token.index_select(0, first),
+        steps=steps,
+        first=first,
+        rest=rest,
+        first_id=steps.id.index_select(0, first),
         length=offsets.diff(),
-        rest_unit=unit.index_select(0, rest),
-        rest_row=row.index_select(0, rest),
-        rest_id=token.index_select(0, rest),
+        rest_unit=steps.unit.index_select(0, rest),
+        rest_row=steps.row.index_select(0, rest),
+        rest_id=steps.id.index_select(0, rest),
     )

@@ -55,6 +55,18 @@ pub enum Error {
         /// Where the expectation comes from.
         why: &'static str,
     },
+    /// A part of a text that the text does not have.
+    #[error("part {part}: bytes {start} to {end} are not in a text of {bytes} bytes")]
+    PartOutsideText {
+        /// Number of the part.
+        part: usize,
+        /// Its first byte.
+        start: i64,
+        /// The byte after its last.
+        end: i64,
+        /// Bytes of the text.
+        bytes: usize,
+    },
     /// A token kind that does not exist.
     #[error("token {id} has kind {kind}: kinds are 0 (normal), 1 (byte), 2 (special), 3 (unused)")]
     BadKind {

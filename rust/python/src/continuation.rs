@@ -10,7 +10,7 @@ use simct_align::ids::{RaggedIds, Side};
 use simct_align::pair::Pair as CorePair;
 use simct_align::spelling::SpellingTable;
 use simct_align::threads::Threads;
-use simct_align::trie::ByteTrie as CoreTrie;
+use simct_align::trie::{ByteTrie as CoreTrie, TextParts};
 
 use crate::arrays::{SideArrays, UnitArrays, widen, with_both_ids};
 use crate::errors::to_py_err;
@@ -48,6 +48,40 @@ impl ByteTrie {
     /// The tokens that begin with a prefix, sorted by their bytes.
     fn with_prefix<'py>(&self, py: Python<'py>, prefix: &[u8]) -> Longs<'py> {
         widen(py, self.core.with_prefix(prefix))
+    }
+
+    /// The longest token that every part of a text begins with, or −1.
+    fn longest_prefixes<'py>(
+        &self,
+        py: Python<'py>,
+        text: &[u8],
+        starts: PyReadonlyArray1<'py, i64>,
+        ends: PyReadonlyArray1<'py, i64>,
+    ) -> PyResult<Longs<'py>> {
+        let parts =
+            TextParts::new(text, starts.as_slice()?, ends.as_slice()?).map_err(to_py_err)?;
+        let longest = |part| self.core.longest_prefix(part).map_or(-1, i64::from);
+        let found: Vec<i64> = py.detach(|| parts.iter().map(longest).collect());
+        Ok(found.into_pyarray(py))
+    }
+
+    /// The ranges of the tokens that begin with every part of a text, among all tokens sorted by
+    /// their bytes: (first, stop).
+    fn ranges<'py>(
+        &self,
+        py: Python<'py>,
+        text: &[u8],
+        starts: PyReadonlyArray1<'py, i64>,
+        ends: PyReadonlyArray1<'py, i64>,
+    ) -> PyResult<(Longs<'py>, Longs<'py>)> {
+        let parts =
+            TextParts::new(text, starts.as_slice()?, ends.as_slice()?).map_err(to_py_err)?;
+        // A vocabulary has fewer than 2^24 tokens.
+        let wide = |place| i64::try_from(place).unwrap_or(i64::MAX);
+        let ranges = parts.iter().map(|part| self.core.range(part));
+        let (first, stop): (Vec<i64>, Vec<i64>) =
+            py.detach(|| ranges.map(|range| (wide(range.start), wide(range.end))).unzip());
+        Ok((first.into_pyarray(py), stop.into_pyarray(py)))
     }
 
     /// The fewest tokens that spell a text.

@@ -5,8 +5,20 @@ own alignment. A new baseline is a subclass of `Baseline` that implements `Basel
 """
 
 from .alm import ALMLoss
+from .bpm import BPMLoss
 from .common import Baseline, UnitRows
+from .escd import ESCDLoss
 from .gold import GOLDLoss
+from .strict import StrictLoss
 from .uld import ULDLoss
 
-__all__ = ["ALMLoss", "Baseline", "GOLDLoss", "ULDLoss", "UnitRows"]
+__all__ = [
+    "ALMLoss",
+    "BPMLoss",
+    "Baseline",
+    "ESCDLoss",
+    "GOLDLoss",
+    "StrictLoss",
+    "ULDLoss",
+    "UnitRows",
+]

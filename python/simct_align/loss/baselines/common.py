@@ -1,9 +1,9 @@
-"""Internal: the base class of the baselines, and their chunk loop.
+"""Internal: the base classes of the baselines, and the chunk loop over units.
 
 A baseline computes the values of a chunk of units from the log-probabilities at the units' prefixes
 and along the units' paths. The gradient comes from autograd, one chunk at a time, in the forward
 pass. Memory is therefore O(chunk x vocabulary), as for the SimCT losses. There is no loop over
-units.
+units. `row_pairs` has the chunk loop of the baselines that compare other rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from simct_align.batch import AlignedBatch
     from simct_align.index import AlignedIndex
 
-    from ..columns import PairOfVocabularies, SideColumns
+    from ..columns import PairColumns, PairOfVocabularies, SideColumns
     from ..contract import LossOutput
     from ..layout import IndexView, SideUnits
 
@@ -112,38 +112,67 @@ class _Side:
         )
 
 
-class _Computed(NamedTuple):
+class Computed(NamedTuple):
+    """The values of all units, and the gradient by the student's logits if it is wanted."""
+
     per_unit: Tensor
     gradient: Tensor | None
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One call of a baseline."""
+class Job(ABC):
+    """One call of a baseline.
 
-    baseline: Baseline
+    Attributes:
+        columns: The logit columns of both sides.
+        teacher_logits: The teacher's logits.
+        student_logits: The student's logits.
+        index: The units.
+        settings: The temperature, the workspace, the dtype, and whether the gradient is wanted.
+    """
+
+    columns: PairColumns
     teacher_logits: Tensor
     student_logits: Tensor
     index: IndexView
     settings: RowSettings
 
-    def run(self, weight: Tensor) -> _Computed:
+    @abstractmethod
+    def run(self, weight: Tensor) -> Computed:
         """Compute all units.
 
         Args:
             weight: `[]` or `[units]` factor of every unit's gradient.
         """
-        gradient = self.settings.gradient
-        columns, index, dtype = self.baseline.columns, self.index, self.settings.dtype
-        work = Workspace(weight.device)
-        teacher_columns, student_columns = columns.side("teacher"), columns.side("student")
-        teacher_rows = LogitsRows(self.teacher_logits, teacher_columns, work, self.settings)
-        rows = StudentLogitsRows(self.student_logits, student_columns, work, self.settings)
-        teacher = _Side(teacher_rows, teacher_columns, index.teacher)
-        student = _Side(rows, student_columns, index.student)
+
+    def open_rows(self) -> tuple[LogitsRows, StudentLogitsRows]:
+        """Return readers of the teacher's and of the student's rows, with shared buffers."""
+        columns, work = self.columns, Workspace(self.student_logits.device)
+        teacher = LogitsRows(self.teacher_logits, columns.side("teacher"), work, self.settings)
+        return teacher, StudentLogitsRows(
+            self.student_logits, columns.side("student"), work, self.settings
+        )
+
+    def chunk_size(self) -> int:
+        """Return the number of rows whose autograd graph fits into the workspace."""
         widest = max(self.teacher_logits.shape[-1], self.student_logits.shape[-1])
-        itemsize = torch.finfo(dtype).bits // 8
-        size = max(1, self.settings.chunk_bytes // (itemsize * _ARRAYS * widest))
+        itemsize = torch.finfo(self.settings.dtype).bits // 8
+        return max(1, self.settings.chunk_bytes // (itemsize * _ARRAYS * widest))
+
+
+@dataclass(frozen=True)
+class _UnitJob(Job):
+    """The chunk loop over units."""
+
+    baseline: Baseline
+
+    def run(self, weight: Tensor) -> Computed:
+        """See `Job`."""
+        gradient = self.settings.gradient
+        index, dtype, size = self.index, self.settings.dtype, self.chunk_size()
+        teacher_rows, rows = self.open_rows()
+        teacher = _Side(teacher_rows, self.columns.side("teacher"), index.teacher)
+        student = _Side(rows, self.columns.side("student"), index.student)
 
         n_multi = index.n_multi if self.baseline.uses_multi else 0
         n_units = index.n_shared + n_multi
@@ -172,10 +201,10 @@ class _Job:
                 rows.write_full(index.student.row[units], by_z)
                 d_rest[units] = by_rest
         if not gradient:
-            return _Computed(per_unit, None)
+            return Computed(per_unit, None)
         if n_multi:
             self._write_rest(rows, d_rest[index.n_shared :], size)
-        return _Computed(per_unit, rows.gradients()[0])
+        return Computed(per_unit, rows.gradients()[0])
 
     def _write_rest(self, rows: StudentLogitsRows, d_rest: Tensor, size: int) -> None:
         paths = self.index.student.paths
@@ -193,7 +222,7 @@ class _ChunkedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student_logits: Tensor, weight: Tensor, job: _Job
+        ctx: Any, student_logits: Tensor, weight: Tensor, job: Job
     ) -> tuple[Tensor, Tensor]:
         del student_logits  # the job has it
         computed = job.run(weight)
@@ -219,12 +248,8 @@ class _ChunkedSum(torch.autograd.Function):
         return job.run(weight).gradient, None, None
 
 
-class Baseline(Loss, ABC):
-    """The base class of the baselines, over the units of an `AlignedIndex`.
-
-    Use a subclass. A new baseline implements `per_unit` with differentiable operations. It sets
-    `uses_multi` to False if it reads no MULTI units, and `reads_first_ids` to True if it reads
-    the first tokens of the units.
+class ChunkedLoss(Loss, ABC):
+    """The call that all baselines have in common; a subclass makes the job of a call.
 
     Args:
         aligner: The pair of vocabularies.
@@ -238,24 +263,9 @@ class Baseline(Loss, ABC):
 
     Complexity:
         O(chunk_bytes) memory in addition to the student's gradient.
-
-    Example:
-        >>> from simct_align import Aligner, Vocabulary
-        >>> class FirstTokenGap(Baseline):
-        ...     reads_first_ids = True
-        ...
-        ...     def per_unit(self, *, teacher, student):
-        ...         return (teacher.realized() - student.realized()).square()
-        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
-        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
-        >>> aligner = Aligner(teacher, student)
-        >>> batch = aligner.align_batch([[1, 0, 1]], [[2, 0, 1, 2]])
-        >>> logits = {"teacher_logits": torch.zeros(3, 2), "student_logits": torch.zeros(4, 3)}
-        >>> FirstTokenGap(aligner)(**logits, index=batch).per_unit.shape
-        torch.Size([2])
     """
 
-    #: Whether `per_unit` reads every unit's first token; the index then needs `first_ids=True`.
+    #: Whether the loss reads every unit's first token; the index then needs `first_ids=True`.
     reads_first_ids: bool = False
 
     default_chunk_bytes = {"other": 1 << 26}  # noqa: RUF012
@@ -278,15 +288,11 @@ class Baseline(Loss, ABC):
         return ("first_ids",) if self.reads_first_ids else ()
 
     @abstractmethod
-    def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
-        """Return the values of a chunk of units, differentiable by the student's side.
+    def make_job(self, **inputs: Any) -> Job:
+        """Return the job of a call.
 
         Args:
-            teacher: The teacher's side.
-            student: The student's side; gradients reach `log_probs` and `rest`.
-
-        Returns:
-            `[c]` values.
+            **inputs: The attributes of `Job`.
         """
 
     def forward(
@@ -322,8 +328,8 @@ class Baseline(Loss, ABC):
         wants_gradient = (
             self.reduction != "none" and torch.is_grad_enabled() and student_logits.requires_grad
         )
-        job = _Job(
-            baseline=self,
+        job = self.make_job(
+            columns=self.columns,
             teacher_logits=teacher_logits.detach(),
             student_logits=student_logits.detach(),
             index=view_index(index.packed, IndexSizes.of(index)),
@@ -339,3 +345,56 @@ class Baseline(Loss, ABC):
         stats[UnitStat.KEPT] = 1.0
         count_special(stats, job.index.kind)
         return self.output(loss, per_unit, stats, index)
+
+
+class Baseline(ChunkedLoss):
+    """The base class of the baselines, over the units of an `AlignedIndex`.
+
+    Use a subclass. A new baseline implements `per_unit` with differentiable operations. It sets
+    `uses_multi` to False if it reads no MULTI units, and `reads_first_ids` to True if it reads
+    the first tokens of the units.
+
+    Args:
+        aligner: The pair of vocabularies.
+        temperature: The number that the logits of both sides are divided by.
+        reduction: What the sum over units is divided by; see `Loss`.
+        chunk_bytes: The workspace to aim for, in bytes; None takes the device's default.
+
+    Raises:
+        ValueError: A keyword is out of its range, or the shared vocabulary of the aligner
+            contradicts its stops.
+
+    Complexity:
+        O(chunk_bytes) memory in addition to the student's gradient.
+
+    Example:
+        >>> from simct_align import Aligner, Vocabulary
+        >>> class FirstTokenGap(Baseline):
+        ...     reads_first_ids = True
+        ...
+        ...     def per_unit(self, *, teacher, student):
+        ...         return (teacher.realized() - student.realized()).square()
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> batch = aligner.align_batch([[1, 0, 1]], [[2, 0, 1, 2]])
+        >>> logits = {"teacher_logits": torch.zeros(3, 2), "student_logits": torch.zeros(4, 3)}
+        >>> FirstTokenGap(aligner)(**logits, index=batch).per_unit.shape
+        torch.Size([2])
+    """
+
+    @abstractmethod
+    def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
+        """Return the values of a chunk of units, differentiable by the student's side.
+
+        Args:
+            teacher: The teacher's side.
+            student: The student's side; gradients reach `log_probs` and `rest`.
+
+        Returns:
+            `[c]` values.
+        """
+
+    def make_job(self, **inputs: Any) -> Job:
+        """Return the job of a call: see `ChunkedLoss`."""
+        return _UnitJob(baseline=self, **inputs)
