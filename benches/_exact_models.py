@@ -237,9 +237,7 @@ class Pair:
                     z[entries.row, entries.token] = values
                 for name, loss in objectives.items():
                     with torch.no_grad():
-                        out = loss(
-                            teacher_logits=logits[0], student_logits=logits[1], index=index
-                        )
+                        out = loss(teacher_logits=logits[0], student_logits=logits[1], index=index)
                     sums = np.zeros(len(self.texts))
                     np.add.at(sums, text_of_unit, out.per_unit.double().numpy())
                     yield name, number, sums
@@ -266,9 +264,7 @@ class Pair:
         start, size = 0, 0
         for text in range(len(self.texts)):
             models = (self.teacher, self.student)
-            needed = sum(
-                n * len(m.nodes[text]) for n, m in zip(row_bytes, models, strict=True)
-            )
+            needed = sum(n * len(m.nodes[text]) for n, m in zip(row_bytes, models, strict=True))
             if size and size + needed > LOGIT_BYTES:
                 yield range(start, text)
                 start, size = text, 0
@@ -305,9 +301,7 @@ def whole_aligner(teacher: Vocabulary, student: Vocabulary) -> Aligner:
 
 def _aligner(teacher: Vocabulary, student: Vocabulary) -> Aligner:
     """Pair two vocabularies whose texts end with the canonical stop of either side."""
-    return Aligner(
-        teacher, student, stop_tokens=([teacher.stop_ids[0]], [student.stop_ids[0]])
-    )
+    return Aligner(teacher, student, stop_tokens=([teacher.stop_ids[0]], [student.stop_ids[0]]))
 
 
 def restricted(
