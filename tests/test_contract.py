@@ -10,7 +10,15 @@ import torch
 from simct_align import Aligner, Vocabulary
 from simct_align import index as index_module
 from simct_align.index import Section
-from simct_align.loss import LinearSimCTLoss, LossOutput, SimCTLoss, TorchBackend, register_backend
+from simct_align.loss import (
+    LinearSimCTLoss,
+    LossOutput,
+    SimCTLoss,
+    TextLoss,
+    TextLossOutput,
+    TorchBackend,
+    register_backend,
+)
 from simct_align.loss.backends import backend_names
 from simct_align.loss.baselines import (
     ALMLoss,
@@ -32,6 +40,7 @@ LOSSES = {
     "shared": lambda aligner, **keywords: SimCTLoss(aligner, candidates="shared", **keywords),
     "on_path": lambda aligner, **keywords: SimCTLoss(aligner, candidates="on_path", **keywords),
     "linear": lambda aligner, **keywords: Linear(aligner, **keywords),
+    "text": lambda aligner, **keywords: TextLoss(aligner, **keywords),
     "uld": lambda aligner, **keywords: ULDLoss(aligner, **keywords),
     "alm": lambda aligner, **keywords: ALMLoss(aligner, **keywords),
     "gold": lambda aligner, **keywords: GOLDLoss(aligner, **keywords),
@@ -80,26 +89,36 @@ def test_index_and_batch_give_the_same(make, aligner, batch, logits):
     loss_fn = make(aligner)
     index = batch.index(**loss_fn.index_options)
     outs = [loss_fn(**logits, index=each) for each in (batch, index, index.to("cpu"))]
-    assert all(isinstance(out, LossOutput) for out in outs)
+    is_text = isinstance(loss_fn, TextLoss)
+    assert all(isinstance(out, TextLossOutput if is_text else LossOutput) for out in outs)
     for out in outs:
-        assert out.per_unit.shape == (len(index),)
         torch.testing.assert_close(out.per_unit, outs[0].per_unit, rtol=0, atol=0)
+        if is_text:
+            assert out.per_unit.shape == (index.n_text_offsets,)
+            assert out.metrics.units_without_prefix == index.text_units_without_prefix
+            continue
+        assert out.per_unit.shape == (len(index),)
         assert out.metrics.units_shared == index.n_shared
         assert out.metrics.dropped_no_prefix == index.dropped_no_prefix
 
 
 def test_reductions(make, aligner, batch, logits):
-    per_unit = make(aligner)(**logits, index=batch).per_unit
     loss_fn = make(aligner, reduction="token")
+    per_unit = loss_fn(**logits, index=batch).per_unit
     index = batch.index(**loss_fn.index_options)
-    uses = "realized" if loss_fn.uses_multi else "shared"
+    is_text = isinstance(loss_fn, TextLoss)
+    uses = "text" if is_text else "realized" if loss_fn.uses_multi else "shared"
     expected = {
-        "unit": per_unit.sum() / index.normalizer("unit", uses),
-        "mean": per_unit.sum() / index.normalizer("unit", uses),
         "token": per_unit.sum() / index.normalizer("token", uses),
         "sum": per_unit.sum(),
         "none": per_unit,
     }
+    for reduction in ("unit", "mean"):
+        if is_text:
+            with pytest.raises(ValueError, match="reduction: text events have no units"):
+                make(aligner, reduction=reduction)
+        else:
+            expected[reduction] = per_unit.sum() / index.normalizer("unit", uses)
     for reduction, value in expected.items():
         loss_fn = make(aligner, reduction=reduction)
         torch.testing.assert_close(loss_fn(**logits, index=index).loss, value)
@@ -125,7 +144,7 @@ def test_swapped_logits_are_refused(make, aligner, batch, logits):
     """By their widths; by their rows where both vocabularies are padded to one width."""
     loss_fn = make(aligner)
     teacher, student = logits["teacher_logits"], logits["student_logits"]
-    with pytest.raises(ValueError, match=r"student_(logits|weight) has 3 vocabulary entries"):
+    with pytest.raises(ValueError, match=r"student_(logits|weight): expected at least 4 vocabulary entries.*got 3"):
         loss_fn(teacher_logits=student, student_logits=teacher, index=batch)
     padded = [torch.nn.functional.pad(z, (0, 8 - z.shape[1])) for z in (teacher, student)]
     with pytest.raises(ValueError, match=r"student_(logits|hidden) has 6 rows .* reads"):
@@ -149,7 +168,7 @@ def test_another_pair_is_refused(make, batch, logits):
         loss_fn = make(other)
         wide = {name: torch.nn.functional.pad(z, (0, 3)) for name, z in logits.items()}
         for index in (batch, batch.index(**loss_fn.index_options)):
-            with pytest.raises(ValueError, match="another pair of vocabularies"):
+            with pytest.raises(ValueError, match="got one of another pair"):
                 loss_fn(**wide, index=index)
 
 
@@ -180,7 +199,7 @@ def test_sections_in_any_order(monkeypatch, make, aligner, batch, logits):
     """Nothing reads the packed buffer by position: a permuted table and buffer give the same."""
     loss_fn = make(aligner)
     leaf = logits["student_logits"].requires_grad_()
-    index = batch.index(max_path=8, first_ids=True)
+    index = batch.index(max_path=8, first_ids=True, text_events=True)
     expected = loss_fn(**logits, index=index)
     (expected_grad,) = torch.autograd.grad(expected.loss, leaf)
     parts = {name: index.packed[place] for name, place in index.sections().items()}
@@ -278,7 +297,7 @@ def test_a_back_end_of_ones_own(aligner, batch, logits, caplog):
         torch.testing.assert_close(out.loss, expected, rtol=0, atol=0)
     assert refusing.started == 0
     assert [record.message for record in caplog.records] == [
-        "backend='refusing' computes with torch: it refuses 4 units"
+        "backend='refusing': computing with the back end 'torch' instead: it refuses 4 units"
     ]
     SimCTLoss(aligner, candidates="on_path", backend=counting)(**logits, index=batch)
     assert counting.started == 2
@@ -290,7 +309,7 @@ def test_back_ends_that_are_none(aligner):
         SimCTLoss(aligner, backend="fast")
     with pytest.raises(TypeError, match="backend: expected a name or a Backend, got object"):
         SimCTLoss(aligner, backend=object())
-    with pytest.raises(ValueError, match="'torch' is taken"):
+    with pytest.raises(ValueError, match="'torch' is reserved"):
         register_backend(TorchBackend())
     with pytest.raises(TypeError, match="expected a Backend"):
         register_backend("torch")
@@ -316,7 +335,7 @@ def test_handles_keep_no_object_alive_and_tell_equal_names_apart():
     assert handles[two.key].value.value == 2
     key = one.key
     del one
-    with pytest.raises(RuntimeError, match=r"the thing Named\(\) is gone"):
+    with pytest.raises(RuntimeError, match=r"the thing Named\(\) no longer exists"):
         handles[key]
 
 

@@ -1,4 +1,4 @@
-"""The strings that the tokens of both sides begin with: what text events are summed over.
+"""Internal: the strings that the tokens of both sides begin with, as one tree.
 
 A *text token* is an id of kind `NORMAL` or `BYTE` with at least one byte. A string is *two-sided*
 if both sides have a text token that begins with it. The *nodes* are the two-sided strings at which
@@ -79,7 +79,7 @@ class TextTreeSide:
     def rests(
         self, start: int, end: int, length: int
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """The nodes to which the rests of a run of tokens are attached.
+        """Return the nodes to which the rests of a run of tokens are attached.
 
         Args:
             start: The first token, a position in token order.
