@@ -8,7 +8,7 @@ from simct_align import AlignedIndex, Aligner
 from simct_align.demo import demo_tokenizers
 from simct_align.index import SECTIONS, section_slices
 
-GROUPS = {"units", "first_ids", "continuations"}
+GROUPS = {"units", "first_ids", "continuations", "text_events"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def permuted(index, table):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_but_the_table_says_where_a_section_lies(batch, seed, monkeypatch):
-    index = batch.index(max_path=8, first_ids=True)
+    index = batch.index(max_path=8, first_ids=True, text_events=True)
     names = list(index.sections())
     expected = {name: getattr(index, name).copy() for name in names}
     read = {side: index.rows_read(side) for side in ("teacher", "student")}
@@ -47,7 +47,7 @@ def test_nothing_but_the_table_says_where_a_section_lies(batch, seed, monkeypatc
 
 
 def test_every_section_is_a_property_and_fills_the_buffer(batch):
-    index = batch.index(max_path=8, first_ids=True)
+    index = batch.index(max_path=8, first_ids=True, text_events=True)
     assert {section.group for section in SECTIONS} == set(index.groups) == GROUPS
     assert sum(index.sizes().values()) == len(index.packed)
     for section in SECTIONS:

@@ -187,7 +187,7 @@ impl Batch {
                         assert!(named == side && needed > stride);
                         continue;
                     }
-                    Err(error) => panic!("{error}"),
+                    Err(error) => unreachable!("{error}"),
                 }
                 let rows = &self.sides[side as usize];
                 let in_row = |flat: &i64| {
