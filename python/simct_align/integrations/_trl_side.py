@@ -1,4 +1,4 @@
-"""One model's rows in the TRL trainer, and the positions whose logits are computed."""
+"""Rows of the data set and of one model in the TRL trainer, and the positions with logits."""
 
 from __future__ import annotations
 
@@ -92,3 +92,23 @@ def log_likelihood(logits: Tensor, side: Side) -> Tensor:
         target = targets.index_select(0, part + 1)
         total += (chosen.gather(1, target[:, None])[:, 0] - chosen.logsumexp(dim=1)).sum()
     return total
+
+
+def read_row(number: int, example: dict[str, Any]) -> dict[str, Any]:
+    """Return a row in the collator's form, without the None values of mixed data sets."""
+    row = {name: value for name, value in example.items() if value is not None}
+    if "messages" in row:
+        messages = list(row["messages"])
+        while messages and messages[-1]["role"] != "assistant":
+            messages.pop()
+        if messages:
+            return row | {"messages": messages}
+        # The conversation has no assistant turn yet.
+        return row | {"completion_ids": [], "truncated": True}
+    if "prompt" in row and "completion" not in row:
+        return row | {"completion_ids": [], "truncated": True}
+    if "prompt" not in row:
+        raise ValueError(
+            f"row {number} has the keys {sorted(row)}; expected 'messages' or 'prompt'"
+        )
+    return row

@@ -22,16 +22,8 @@ from simct_align.aligner import Aligner
 from simct_align.collator import SimCTCollator, pad_id
 from simct_align.divergence import JSD
 from simct_align.integrations._trl_metrics import MetricSums
-from simct_align.integrations._trl_side import Side, log_likelihood
-from simct_align.loss import Loss, SimCTLoss
-from simct_align.loss.baselines import (
-    ALMLoss,
-    BPMLoss,
-    ESCDLoss,
-    GOLDLoss,
-    StrictLoss,
-    ULDLoss,
-)
+from simct_align.integrations._trl_side import Side, log_likelihood, read_row
+from simct_align.loss import Loss, SimCTLoss, baselines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,12 +60,12 @@ from trl.experimental.gold import GOLDConfig, GOLDTrainer  # noqa: E402
 _OBJECTIVES: dict[str, Any] = {
     "simct": SimCTLoss,
     "shared": functools.partial(SimCTLoss, candidates="shared"),
-    "uld": ULDLoss,
-    "alm": ALMLoss,
-    "gold": GOLDLoss,
-    "bpm": BPMLoss,
-    "strict": StrictLoss,
-    "escd": ESCDLoss,
+    "uld": baselines.ULDLoss,
+    "alm": baselines.ALMLoss,
+    "gold": baselines.GOLDLoss,
+    "bpm": baselines.BPMLoss,
+    "strict": baselines.StrictLoss,
+    "escd": baselines.ESCDLoss,
 }
 
 
@@ -188,7 +180,7 @@ class _Collator:
         self.collator = collator
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        rows = [_row(number, example) for number, example in enumerate(examples)]
+        rows = [read_row(number, example) for number, example in enumerate(examples)]
         student = self.collator.prepare(rows).student
         teacher_prompts, student_prompts = self.collator.prompts(rows)
         prompts = [row[-1] for row in student_prompts]
@@ -493,23 +485,3 @@ def _make_loss(aligner: Aligner, args: SimCTConfig) -> Loss:
 
 def _has_adapters(model: Any) -> bool:
     return hasattr(model, "disable_adapter")
-
-
-def _row(number: int, example: dict[str, Any]) -> dict[str, Any]:
-    """Return a row in the collator's form, without the None values of mixed data sets."""
-    row = {name: value for name, value in example.items() if value is not None}
-    if "messages" in row:
-        messages = list(row["messages"])
-        while messages and messages[-1]["role"] != "assistant":
-            messages.pop()
-        if messages:
-            return row | {"messages": messages}
-        # The conversation has no assistant turn yet.
-        return row | {"completion_ids": [], "truncated": True}
-    if "prompt" in row and "completion" not in row:
-        return row | {"completion_ids": [], "truncated": True}
-    if "prompt" not in row:
-        raise ValueError(
-            f"row {number} has the keys {sorted(row)}; expected 'messages' or 'prompt'"
-        )
-    return row

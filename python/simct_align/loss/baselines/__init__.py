@@ -1,7 +1,8 @@
 """Baselines: the published objectives that SimCT is compared with, over the same index.
 
 Every baseline has its authors' definition, over the units of this package instead of the authors'
-own alignment. A new baseline is a subclass of `Baseline` that implements `Baseline.per_unit`.
+own alignment. A new baseline is a subclass of `Baseline` that implements `Baseline.per_unit`. BPM
+and ESCD compare more rows than `per_unit` gets: their base class is `RowBaseline`, in `row_pairs`.
 """
 
 from .alm import ALMLoss

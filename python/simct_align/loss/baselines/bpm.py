@@ -66,7 +66,8 @@ class BPMLoss(RowBaseline):
 
     Complexity:
         O((student tokens + teacher tokens) x vocabulary) time; memory as for `Baseline`, and 24
-        bytes for each byte of the teacher's vocabulary. About two seconds to make.
+        bytes for each byte of the teacher's vocabulary. About 1.5 seconds to make for Gemma 2 and
+        GPT-4o.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary

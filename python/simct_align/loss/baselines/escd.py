@@ -61,8 +61,8 @@ class ESCDLoss(RowBaseline):
         ValueError: A keyword is out of its range.
 
     Complexity:
-        O(units x (vocabulary x log groups)) time; memory as for `Baseline`, and 16 bytes for each
-        byte of the teacher's one-sided tokens. About two seconds to make.
+        O(units x vocabulary x log groups) time; memory as for `Baseline`, and 16 bytes for each
+        byte of the tokens y_g. About 0.8 seconds to make for Gemma 2 and GPT-4o.
 
     Example:
         >>> from simct_align import Aligner, Vocabulary
