@@ -7,20 +7,20 @@
 //! All integers lie in one buffer, in [sections](crate::sections), so that one transfer moves them
 //! to a device.
 //!
-//! With continuations, the entries of [`on_path`] are put in the order of the units here, so that
-//! the entries of a run of units, and the leaves of those, are runs as well.
+//! `index_side` writes the sections of one side, `index_continuations` those of the continuations,
+//! and `text_sections` those of the text events.
 
 use std::ops::Range;
 
 use crate::class::TRIMMED;
 use crate::columns::{UnitColumns, UnitKind, check_lengths};
-use crate::continuation::{Entries, PathOptions, on_path};
+use crate::continuation::PathOptions;
 use crate::error::{Error, Result};
 use crate::ids::{NONE, RaggedIds, Side, TokenId};
+use crate::index_continuations::Reached;
+use crate::index_side::{SideWriter, long};
 use crate::pair::Pair;
-use crate::reach::Reach;
-use crate::sections::{Counts, EntryCounts, Group, SECTIONS, Section, Sections, ranges};
-use crate::spelling::{SpellingTable, Spellings};
+use crate::sections::{Counts, Group, SECTIONS, Section, Sections, ranges};
 use crate::threads::Threads;
 use crate::vocabulary::Vocabulary;
 use crate::{text_events, text_sections};
@@ -67,9 +67,10 @@ pub struct Index {
 ///
 /// # Complexity
 ///
-/// O(units + tokens in MULTI units) time, and that of [`on_path`] for continuations; with text
-/// events O(tokens + sources), divided over the threads, and the pair's tree on the first call;
-/// memory of the result.
+/// O(units + tokens in MULTI units) time, and that of
+/// [`on_path`](crate::continuation::on_path) for continuations; with text events
+/// O(tokens + sources), divided over the threads, and the pair's tree on the first call; memory of
+/// the result.
 ///
 /// # Errors
 ///
@@ -190,177 +191,6 @@ impl IndexOptions {
     }
 }
 
-/// The sections of one side, as they are written.
-struct SideWriter<'a, I> {
-    side: IndexSide<'a, I>,
-    /// Of the row of the batch that is being written.
-    row_start: i64,
-    row_ids: &'a [I],
-    row: &'a mut [i64],
-    first_id: &'a mut [i64],
-    offsets: &'a mut [i64],
-    step_unit: &'a mut [i64],
-    step_row: &'a mut [i64],
-    step_id: &'a mut [i64],
-    /// Of the direction whose single tokens are this side's.
-    entry_unit: &'a mut [i64],
-    entry_node: &'a mut [i64],
-    entry_depth: &'a mut [i64],
-    realized_leaf: &'a mut [i64],
-    next_step: usize,
-    reach: Reach,
-}
-
-impl<'a, I: TokenId> SideWriter<'a, I> {
-    fn new(sections: &mut Sections<'a>, name: Side, side: IndexSide<'a, I>) -> Self {
-        let mut take = |what: &str| sections.take(&format!("{name}_{what}"));
-        Self {
-            side,
-            row_start: 0,
-            row_ids: &[],
-            row: take("row"),
-            first_id: take("first_id"),
-            offsets: take("offsets"),
-            step_unit: take("step_unit"),
-            step_row: take("step_row"),
-            step_id: take("step_id"),
-            entry_unit: take("entry_unit"),
-            entry_node: take("entry_node"),
-            entry_depth: take("entry_depth"),
-            realized_leaf: sections.take(&format!("realized_{name}_leaf")),
-            next_step: 0,
-            reach: Reach::NOTHING,
-        }
-    }
-
-    /// Goes on with a row of the batch; returns how many tokens it has.
-    fn begin_row(&mut self, row: usize) -> usize {
-        self.row_start = self.side.row_starts[row];
-        self.row_ids = self.side.ids.row(row);
-        self.row_ids.len()
-    }
-
-    /// Writes a unit at its place, and its steps if it is a MULTI unit.
-    #[inline]
-    fn push(&mut self, positions: Range<usize>, place: usize, multi: Option<usize>) -> &'a [I] {
-        let before = long(positions.start) - 1;
-        let prefix = self.row_start.saturating_add(before);
-        let ids = &self.row_ids[positions];
-        self.row[place] = prefix;
-        if let (Some(first), Some(id)) = (self.first_id.get_mut(place), ids.first()) {
-            *first = id.value();
-        }
-        let mut last = 0;
-        if let Some(multi) = multi {
-            for (step, id) in (0..).zip(ids) {
-                self.step_unit[self.next_step] = long(multi);
-                self.step_row[self.next_step] = prefix.saturating_add(step);
-                self.step_id[self.next_step] = id.value();
-                self.next_step += 1;
-            }
-            self.offsets[multi + 1] = long(self.next_step);
-            last = long(ids.len()) - 1;
-        }
-        self.reach.read(prefix, before, last);
-        ids
-    }
-}
-
-/// The continuations of a batch, to be packed.
-struct Reached<'a> {
-    teacher: Direction<'a>,
-    student: Direction<'a>,
-}
-
-/// Those of one direction.
-struct Direction<'a> {
-    entries: Entries,
-    spellings: &'a SpellingTable,
-    max_path: usize,
-}
-
-impl<'a> Reached<'a> {
-    fn new<I: TokenId>(
-        pair: &'a Pair,
-        units: &UnitColumns<'_>,
-        teacher: IndexSide<'_, I>,
-        student: IndexSide<'_, I>,
-        options: &PathOptions,
-    ) -> Result<Self> {
-        let found = on_path(pair, units, teacher.ids, student.ids, options)?;
-        let Spellings { teacher, student } = pair.spellings()?;
-        let max_path = options.max_path;
-        Ok(Self {
-            teacher: Direction { entries: found.teacher, spellings: teacher, max_path },
-            student: Direction { entries: found.student, spellings: student, max_path },
-        })
-    }
-
-    /// The leaves of both directions, at most one of them, whose text a unit's is.
-    fn realized_leaves<I: TokenId>(
-        &self,
-        single: Option<(Side, u32)>,
-        teacher: &[I],
-        student: &[I],
-    ) -> [i64; 2] {
-        let (direction, realized) = match single {
-            Some((Side::Teacher, _)) => (&self.teacher, student),
-            Some((Side::Student, _)) => (&self.student, teacher),
-            None => return [-1; 2],
-        };
-        let leaf = single.and_then(|(_, token)| {
-            let realized = realized.iter().map(|id| id.index());
-            direction.spellings.leaf_on_path(token, direction.max_path, realized)
-        });
-        match (single, leaf.map_or(-1, i64::from)) {
-            (Some((Side::Teacher, _)), leaf) => [leaf, -1],
-            (_, leaf) => [-1, leaf],
-        }
-    }
-}
-
-impl Direction<'_> {
-    fn counts(&self) -> EntryCounts {
-        let nodes = self.entries.node.iter();
-        EntryCounts {
-            entries: self.entries.len(),
-            leaves: nodes.map(|&node| self.spellings.leaves_of(node)).sum(),
-            cut_off: self.spellings.cut_off(self.max_path),
-        }
-    }
-
-    /// Writes the entries in the order of the index: of its first units, then of the others.
-    /// `starts` are the positions at which the units of the batch begin on the side that spells.
-    fn pack<I>(
-        &self,
-        (unit_of, shared): (&[i64], usize),
-        single: &mut SideWriter<'_, I>,
-        spelled: &mut SideWriter<'_, I>,
-        starts: &[i32],
-    ) {
-        let mut next = 0;
-        for block in [0..shared, shared..unit_of.len()] {
-            // Both ascend, and every entry's unit is in one of the blocks.
-            let mut place = block.start;
-            for (entry, &number) in self.entries.unit.iter().enumerate() {
-                let number = i64::from(number);
-                while place < block.end && unit_of[place] < number {
-                    place += 1;
-                }
-                if place < block.end && unit_of[place] == number {
-                    let depth = i64::from(self.entries.depth[entry]);
-                    single.entry_unit[next] = long(place);
-                    single.entry_node[next] = i64::from(self.entries.node[entry]);
-                    single.entry_depth[next] = depth;
-                    let before = i64::from(starts[self.entries.unit[entry].index()]) - 1;
-                    spelled.reach.read(spelled.row[place], before, depth);
-                    next += 1;
-                }
-            }
-        }
-    }
-}
-
 /// Where a unit goes.
 enum Place {
     Shared,
@@ -458,10 +288,6 @@ fn column_of(pair: &Pair, single: (Side, u32)) -> i64 {
         (Side::Student, id) => pair.student_column(id),
     };
     if column == NONE { -1 } else { i64::from(column) }
-}
-
-fn long(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

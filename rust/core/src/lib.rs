@@ -51,6 +51,8 @@ pub mod threads;
 pub mod trie;
 pub mod vocabulary;
 
+mod index_continuations;
+mod index_side;
 mod path_trie;
 mod reach;
 mod resync;
