@@ -391,7 +391,7 @@ mod tests {
         let error = build(&SECTIONS, &plain, [3, 6]).unwrap_err();
         assert_eq!(error, Error::StrideTooShort { side: Side::Teacher, stride: 3, needed: 4 });
         assert!(build(&SECTIONS, &plain, [4, 5]).unwrap_err().to_string().starts_with(
-            "student_stride: expected at least 6, so many rows of logits are read for one row of"
+            "student_stride: expected at least 6, the rows of logits that are read for one row of"
         ));
     }
 }

@@ -53,9 +53,11 @@ pub mod vocabulary;
 
 mod index_continuations;
 mod index_side;
+mod pair_columns;
 mod path_trie;
 mod reach;
 mod resync;
+mod retokenize_repair;
 mod speller;
 mod text_sections;
 mod text_tree_build;

@@ -13,7 +13,7 @@
 //! The encoder is the teacher's own tokenizer, so the texts leave this crate and come back as ids.
 //! The encoder may change a text: it composes characters, reads a `▁` as a space, or puts a space
 //! before the text. Alignment of the result with the sampled ids shows these stretches.
-//! [`Retokenizer::repair`] spells them, and only them, with the fewest tokens that have exactly
+//! [`Retokenizer::repair`] (in `retokenize_repair.rs`) spells them, and only them, with the fewest tokens that have exactly
 //! their bytes.
 
 use std::ops::Range;
@@ -22,6 +22,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::ids::{NONE, RaggedIds, Side, TokenId};
 use crate::pair::Pair;
+pub use crate::retokenize_repair::Stretch;
 use crate::speller::Speller;
 use crate::vocabulary::Vocabulary;
 
@@ -93,33 +94,22 @@ pub struct Retokenized {
 }
 
 impl Retokenized {
-    fn new(regions: usize) -> Self {
+    pub(crate) fn new(regions: usize) -> Self {
         let mut offsets = Vec::with_capacity(regions + 1);
         offsets.push(0);
         Self { values: Vec::new(), offsets, replacement: Vec::new(), counts: Counts::default() }
     }
 
-    fn end_region(&mut self) {
+    pub(crate) fn end_region(&mut self) {
         self.offsets.push(i64::try_from(self.values.len()).unwrap_or(i64::MAX));
     }
-}
-
-/// A stretch of a region whose bytes are not the same on both sides, as positions in the region.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stretch {
-    /// Number of the region.
-    pub region: usize,
-    /// The teacher's tokens of the stretch, which are replaced.
-    pub teacher: Range<usize>,
-    /// The student's tokens of the stretch, which have the right bytes.
-    pub student: Range<usize>,
 }
 
 /// Makes teacher's ids of a student's: what that needs beside the pair, made on first use.
 #[derive(Debug)]
 pub struct Retokenizer {
-    pair: Arc<Pair>,
-    speller: Speller,
+    pub(crate) pair: Arc<Pair>,
+    pub(crate) speller: Speller,
 }
 
 impl Retokenizer {
@@ -215,84 +205,6 @@ impl Retokenizer {
         Ok(out)
     }
 
-    /// Replaces the teacher's tokens of stretches, so that they have exactly the student's bytes.
-    /// `stretches` are in order.
-    ///
-    /// Of several spellings, the one that loses the fewest bytes is used, then the one with the
-    /// fewest tokens, then the one with the longest first token.
-    ///
-    /// # Complexity
-    ///
-    /// O(tokens), and for each byte of a stretch the cost of
-    /// [`ByteTrie::prefixes`](crate::trie::ByteTrie::prefixes).
-    ///
-    /// # Errors
-    ///
-    /// Stretches that do not lie in their regions, or overlap.
-    pub fn repair<I: TokenId>(
-        &self,
-        mut draft: Retokenized,
-        student: RaggedIds<'_, I>,
-        stretches: &[Stretch],
-    ) -> Result<Retokenized> {
-        let mut out = Retokenized::new(student.rows());
-        out.replacement = std::mem::take(&mut draft.replacement);
-        // What was lost is in some stretch, and will be counted there.
-        out.counts = Counts { replaced_bytes: 0, ..draft.counts };
-        let teacher = RaggedIds::new(Side::Teacher, &draft.values, &draft.offsets)?;
-        let mut stretches = stretches.iter().peekable();
-        let mut bytes = Vec::new();
-        for region in 0..student.rows() {
-            let (teacher, student) = (teacher.row(region), student.row(region));
-            let mut at = 0;
-            while let Some(stretch) = stretches.next_if(|stretch| stretch.region == region) {
-                let kept = teacher.get(at..stretch.teacher.start);
-                let sampled = student.get(stretch.student.clone());
-                let (Some(kept), Some(sampled)) = (kept, sampled) else {
-                    return Err(outside(stretch));
-                };
-                out.values.extend_from_slice(kept);
-                self.respell(sampled, &mut bytes, &mut out);
-                at = stretch.teacher.end;
-            }
-            let Some(kept) = teacher.get(at..) else {
-                return Err(Error::BadOption {
-                    name: "end of a stretch",
-                    found: at,
-                    expected: "at most the length of its region",
-                });
-            };
-            out.values.extend_from_slice(kept);
-            out.end_region();
-        }
-        match stretches.next() {
-            Some(stretch) => Err(outside(stretch)),
-            None => Ok(out),
-        }
-    }
-
-    /// Spells sampled tokens, special ones between them included.
-    fn respell<I: TokenId>(&self, sampled: &[I], bytes: &mut Vec<u8>, out: &mut Retokenized) {
-        for &id in sampled {
-            // `split` has seen that all ids are tokens.
-            let token = u32::try_from(id.index()).unwrap_or(NONE);
-            let here = self.pair.student().token_bytes(token);
-            bytes.extend_from_slice(here);
-            if here.is_empty() {
-                self.respell_bytes(bytes, out);
-                out.values.extend(self.partner(token).map(i64::from));
-            }
-        }
-        self.respell_bytes(bytes, out);
-    }
-
-    fn respell_bytes(&self, bytes: &mut Vec<u8>, out: &mut Retokenized) {
-        let replaced = self.speller.append(bytes, &out.replacement, &mut out.values);
-        out.counts.replaced_bytes += replaced;
-        out.counts.respelled_bytes += bytes.len() - replaced;
-        bytes.clear();
-    }
-
     /// Ends a text: what is pending becomes parts.
     fn flush(&self, pending: &mut Vec<u8>, plan: &mut Plan) {
         let start = plan.parts.len();
@@ -330,7 +242,7 @@ impl Retokenizer {
     }
 
     /// The teacher's token that a token without bytes is mapped to.
-    fn partner(&self, token: u32) -> Option<u32> {
+    pub(crate) fn partner(&self, token: u32) -> Option<u32> {
         match self.pair.student_column(token) {
             NONE => None,
             column => self.pair.shared_teacher_ids().get(column as usize).copied(),
@@ -411,26 +323,18 @@ fn known_id<I: TokenId>(
     }
 }
 
-fn outside(stretch: &Stretch) -> Error {
-    Error::BadOption {
-        name: "start of a stretch",
-        found: stretch.teacher.start,
-        expected: "a place in its region, behind the stretch before",
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::pair::PairOptions;
     use crate::vocabulary::{Settings, Token};
 
     /// Ids of the student below.
-    const UNMAPPED: i64 = 1;
-    const STOP: i64 = 2;
+    pub(crate) const UNMAPPED: i64 = 1;
+    pub(crate) const STOP: i64 = 2;
     const UNUSED: i64 = 3;
 
-    fn retokenizer(teacher: Vec<Token>, dummy_prefix: bool) -> Result<Retokenizer> {
+    pub(crate) fn retokenizer(teacher: Vec<Token>, dummy_prefix: bool) -> Result<Retokenizer> {
         let teacher =
             Vocabulary::from_tokens([Token::special("<end>")].into_iter().chain(teacher))?;
         let settings = Settings { dummy_prefix, ..teacher.settings.clone() };
@@ -454,11 +358,11 @@ mod tests {
         Ok(Retokenizer::new(Arc::new(Pair::new(teacher.into(), student.into(), &options)?)))
     }
 
-    fn bytes() -> impl Iterator<Item = Token> {
+    pub(crate) fn bytes() -> impl Iterator<Item = Token> {
         (0..=u8::MAX).map(Token::byte)
     }
 
-    fn rows<'a>(values: &'a [i64], offsets: &'a [i64]) -> Result<RaggedIds<'a, i64>> {
+    pub(crate) fn rows<'a>(values: &'a [i64], offsets: &'a [i64]) -> Result<RaggedIds<'a, i64>> {
         Ok(RaggedIds::new(Side::Student, values, offsets)?)
     }
 
@@ -506,34 +410,6 @@ mod tests {
         let plan = retokenizer.split(rows(&[0], &[0, 1])?)?;
         let made = retokenizer.assemble(&plan, rows(&[2, 1], &[0, 2])?)?;
         assert_eq!(made.values, [2, 1]);
-        Ok(())
-    }
-
-    #[test]
-    fn repairs_only_the_stretches_with_the_fewest_tokens() -> Result<()> {
-        let teacher = ["ab", "a", "b", " c", "b c"].map(Token::normal).into_iter();
-        let retokenizer = retokenizer(teacher.chain(bytes()).collect(), false)?;
-        let student = [0, STOP, 0, 6, UNMAPPED, 0];
-        let draft = Retokenized {
-            values: vec![1, 0, 2, 1],
-            offsets: vec![0, 4],
-            replacement: vec![],
-            counts: Counts { replaced_bytes: 7, ..Counts::default() },
-        };
-        let stretch = |teacher, student| Stretch { region: 0, teacher, student };
-        let made = retokenizer.repair(
-            draft.clone(),
-            rows(&student, &[0, 6])?,
-            &[stretch(1..1, 1..2), stretch(2..3, 2..5)],
-        )?;
-        // ab | <end> | <end> | `ab`,` c` rather than `a`,`b c`: the longest first | ab
-        assert_eq!(made.values, [1, 0, 0, 1, 4, 1]);
-        assert_eq!(made.counts, Counts { respelled_bytes: 4, ..Counts::default() });
-        for wrong in [stretch(3..9, 0..1), stretch(0..1, 5..9)] {
-            assert!(retokenizer.repair(draft.clone(), rows(&student, &[0, 6])?, &[wrong]).is_err());
-        }
-        let elsewhere = Stretch { region: 3, teacher: 0..0, student: 0..0 };
-        assert!(retokenizer.repair(draft, rows(&student, &[0, 6])?, &[elsewhere]).is_err());
         Ok(())
     }
 
