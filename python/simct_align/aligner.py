@@ -149,80 +149,6 @@ class Aligner(VocabularyPair):
             threads=threads,
         )
 
-    def spelling(
-        self, token_id: int, *, side: Literal["teacher", "student"] = "teacher"
-    ) -> tuple[int, ...] | None:
-        """Return the tokens with which the other side writes one token.
-
-        Args:
-            token_id: An id of `side`.
-            side: The side that has the token, `"teacher"` or `"student"`.
-
-        Returns:
-            Ids of the other side: one id for a shared token, and the spelling for a one-sided
-            token. `None` for a special token, an unused id, a token without bytes, and a token
-            that the other side cannot write.
-
-        Raises:
-            IndexError: `token_id` is out of range.
-            ValueError: `side` is not `"teacher"` or `"student"`.
-
-        Complexity:
-            O(spelling). The first call for a one-sided token computes all spellings of the pair.
-
-        Example:
-            >>> from simct_align import Aligner, Vocabulary
-            >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
-            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
-            >>> aligner = Aligner(teacher, student)
-            >>> aligner.spelling(0), aligner.spelling(1), aligner.spelling(0, side="student")
-            ((0, 1), (2,), None)
-        """
-        own, other = self._sides(side)
-        text = own.token_bytes(token_id)
-        if not text:
-            return None
-        shared = other._native.find(text)
-        if shared is not None:
-            return (shared,)
-        canonical = own._native.find(text)
-        assert canonical is not None  # it is a token with bytes
-        teacher, student = self.spellings
-        return (teacher if side == "teacher" else student).spelling(canonical)
-
-    def continuations_after(
-        self, path: Sequence[int], *, side: Literal["teacher", "student"] = "student"
-    ) -> list[tuple[str, tuple[int, ...], int]]:
-        """Return the one-sided tokens of the other side that extend a path by one token.
-
-        These are the texts that are a single token on the other side, and whose spelling on
-        `side` is `path` and one more token.
-
-        Args:
-            path: Ids of `side`, at least one.
-            side: The side that spells, `"teacher"` or `"student"`.
-
-        Returns:
-            One tuple `(text, ids of side, id of the other side)` per text. The ids of `side` begin
-            with `path`. The list is empty if no spelling begins with `path`.
-
-        Raises:
-            ValueError: `side` is not `"teacher"` or `"student"`.
-
-        Complexity:
-            O(path + texts). The first call computes all spellings of the pair.
-
-        Example:
-            >>> from simct_align import Aligner, Vocabulary
-            >>> teacher = Vocabulary.from_token_bytes([b"12", b"13", b"123"])
-            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"3"])
-            >>> Aligner(teacher, student).continuations_after([0])
-            [('12', (0, 1), 0), ('13', (0, 2), 1)]
-        """
-        self._sides(side)
-        spellings = self.spellings
-        return (spellings.teacher if side == "student" else spellings.student).after(path)
-
     def continuations(
         self, batch: AlignedBatch, *, max_path: int = 8, threads: int | None = None
     ) -> Continuations:
@@ -276,14 +202,6 @@ class Aligner(VocabularyPair):
             max_path=max_path,
             threads=threads,
         )
-
-    def _sides(self, side: str) -> tuple[Vocabulary, Vocabulary]:
-        """Return the vocabulary of the named side, then the other one."""
-        if side == "teacher":
-            return self._teacher, self._student
-        if side == "student":
-            return self._student, self._teacher
-        raise ValueError(f"side: expected 'teacher' or 'student', got {side!r}")
 
     def align_texts(self, texts: Sequence[str], *, threads: int | None = None) -> AlignedBatch:
         """Tokenize texts on both sides and align the results.

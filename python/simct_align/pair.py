@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from simct_align import _native
 from simct_align.continuations import make_spellings
@@ -56,7 +56,7 @@ class SharedVocabulary:
 
 
 class VocabularyPair:
-    """A teacher's and a student's vocabulary: the data of an `Aligner`, without its methods.
+    """A teacher's and a student's vocabulary: the data of an `Aligner`, without the alignment.
 
     Args:
         teacher: The teacher's vocabulary.
@@ -165,6 +165,88 @@ class VocabularyPair:
         `save` and pickle hold the tree once it has been made.
         """
         return make_text_tree(self._pair)
+
+    def spelling(
+        self, token_id: int, *, side: Literal["teacher", "student"] = "teacher"
+    ) -> tuple[int, ...] | None:
+        """Return the tokens with which the other side writes one token.
+
+        Args:
+            token_id: An id of `side`.
+            side: The side that has the token, `"teacher"` or `"student"`.
+
+        Returns:
+            Ids of the other side: one id for a shared token, and the spelling for a one-sided
+            token. `None` for a special token, an unused id, a token without bytes, and a token
+            that the other side cannot write.
+
+        Raises:
+            IndexError: `token_id` is out of range.
+            ValueError: `side` is not `"teacher"` or `"student"`.
+
+        Complexity:
+            O(spelling). The first call for a one-sided token computes all spellings of the pair.
+
+        Example:
+            >>> from simct_align import Aligner, Vocabulary
+            >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+            >>> aligner = Aligner(teacher, student)
+            >>> aligner.spelling(0), aligner.spelling(1), aligner.spelling(0, side="student")
+            ((0, 1), (2,), None)
+        """
+        own, other = self._sides(side)
+        text = own.token_bytes(token_id)
+        if not text:
+            return None
+        shared = other._native.find(text)
+        if shared is not None:
+            return (shared,)
+        canonical = own._native.find(text)
+        assert canonical is not None  # it is a token with bytes
+        teacher, student = self.spellings
+        return (teacher if side == "teacher" else student).spelling(canonical)
+
+    def continuations_after(
+        self, path: Sequence[int], *, side: Literal["teacher", "student"] = "student"
+    ) -> list[tuple[str, tuple[int, ...], int]]:
+        """Return the one-sided tokens of the other side that extend a path by one token.
+
+        These are the texts that are a single token on the other side, and whose spelling on
+        `side` is `path` and one more token.
+
+        Args:
+            path: Ids of `side`, at least one.
+            side: The side that spells, `"teacher"` or `"student"`.
+
+        Returns:
+            One tuple `(text, ids of side, id of the other side)` per text. The ids of `side` begin
+            with `path`. The list is empty if no spelling begins with `path`.
+
+        Raises:
+            ValueError: `side` is not `"teacher"` or `"student"`.
+
+        Complexity:
+            O(path + texts). The first call computes all spellings of the pair.
+
+        Example:
+            >>> from simct_align import Aligner, Vocabulary
+            >>> teacher = Vocabulary.from_token_bytes([b"12", b"13", b"123"])
+            >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"3"])
+            >>> Aligner(teacher, student).continuations_after([0])
+            [('12', (0, 1), 0), ('13', (0, 2), 1)]
+        """
+        self._sides(side)
+        spellings = self.spellings
+        return (spellings.teacher if side == "student" else spellings.student).after(path)
+
+    def _sides(self, side: str) -> tuple[Vocabulary, Vocabulary]:
+        """Return the vocabulary of the named side, then the other one."""
+        if side == "teacher":
+            return self._teacher, self._student
+        if side == "student":
+            return self._student, self._teacher
+        raise ValueError(f"side: expected 'teacher' or 'student', got {side!r}")
 
     @cached_property
     def _retokenizer(self) -> _native.Retokenizer:
