@@ -224,7 +224,7 @@ class Pair:
         for texts in batches:
             batch = self._aligned(columns, texts)
             index = batch.index(**options).to("cpu")
-            text_of_unit = np.searchsorted(batch.row_offsets, index.unit, side="right") - 1
+            text_of_unit = np.searchsorted(batch.row_offsets, index.unit.numpy(), side="right") - 1
             text_of_unit += texts.start
             edges = [Edges.of(model, new_id, texts) for model, new_id in sides]
             logits = [
