@@ -194,6 +194,7 @@ class Pair:
 
         Args:
             objectives: The losses by name, made for `columns.aligner`, with reduction `"none"`.
+                Their `per_unit` is in the order of the index.
             columns: The columns of the logits.
             cases: The probabilities of the texts under both models, once for every case.
             dtype: The dtype of the logits.

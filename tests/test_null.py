@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import math
 from collections import defaultdict
@@ -16,6 +17,7 @@ from _exact_models import ExactModel, Pair
 from _null_picture import null_values
 from simct_align import Aligner
 from simct_align.loss.baselines import GOLDLoss
+from support.paths import require
 from support.vocabularies import vocabulary
 
 DEMO = ("demo_byte_level", "demo_byte_fallback")
@@ -30,8 +32,10 @@ def probabilities(texts: dict[str, float]) -> np.ndarray:
     return np.array(list(texts.values()))
 
 
-@pytest.mark.parametrize("corpus", available())
+@pytest.mark.parametrize("corpus", CORPORA)
 def test_corpora_are_distributions_and_fixed(corpus):
+    if corpus == "gsm8k":
+        require("SIMCT_DATA", "gsm8k_train_2000.jsonl")
     texts = sample(corpus, 200)
     assert texts == sample(corpus, 200)
     assert math.fsum(texts.values()) == pytest.approx(1.0)
@@ -114,16 +118,17 @@ def plain_value(teacher, student, p_teacher, p_student, *, realized, floor=0.0):
     All columns take part here; the bench leaves out some of probability 1e-12.
     """
     aligner = Aligner(teacher, student)
-    columns = list(
-        zip(aligner.shared.teacher_ids.tolist(), aligner.shared.student_ids.tolist(), strict=True)
-    )
+    ids = aligner.shared.teacher_ids.tolist(), aligner.shared.student_ids.tolist()
+    columns = [(t, s, teacher.token_bytes(t)) for t, s in zip(*ids, strict=True)]
     sides = [(v, *plain_rows(v, p)) for v, p in ((teacher, p_teacher), (student, p_student))]
 
-    def log_p(side, prefix, token):
+    @functools.cache
+    def log_row(side, prefix):
+        """Log-probabilities of all tokens after a prefix."""
         vocab, _, rows = sides[side]
-        row = rows[tuple(prefix)]
-        absent = 1e-12 * (len(vocab) - len(row))
-        return math.log(row.get(token, 1e-12) / (1.0 + absent))
+        row = rows[prefix]
+        norm = 1.0 + 1e-12 * (len(vocab) - len(row))
+        return [math.log(row.get(token, 1e-12) / norm) for token in range(len(vocab))]
 
     total = size = 0.0
     for text, p in p_student.items():
@@ -145,13 +150,14 @@ def plain_value(teacher, student, p_teacher, p_student, *, realized, floor=0.0):
                 continue
             scores = []
             for side, (first, last) in enumerate(ranges):
-                kept = [
-                    pair[side] for pair in columns
-                    if not multi or teacher.token_bytes(pair[0]) != data
-                ]  # fmt: skip
-                row = [log_p(side, ids[side][:first], token) for token in kept]
+                kept = [c[side] for c in columns if not multi or c[2] != data]
+                at_prefix = log_row(side, tuple(ids[side][:first]))
+                row = [at_prefix[token] for token in kept]
                 if multi:
-                    steps = [log_p(side, ids[side][:k], ids[side][k]) for k in range(first, last)]
+                    steps = [
+                        log_row(side, tuple(ids[side][:k]))[ids[side][k]]
+                        for k in range(first, last)
+                    ]
                     row.append(sum(steps) / len(steps))
                 norm = math.log(math.fsum(map(math.exp, row)))
                 scores.append([x - norm for x in row])
