@@ -1,8 +1,8 @@
 """Texts to build exact language models from: short, in several forms, and hard to tokenize alike.
 
 A corpus is a function from a seeded generator to one text. `sample` draws `SAMPLES` texts and
-returns the distinct ones with their shares. Many texts begin alike and differ later, because a
-tokenizer pair is tested where several continuations are possible.
+returns the distinct ones with their shares. Many texts begin alike and differ later: an
+objective is tested where several continuations are possible.
 
 "gsm8k" needs the GSM8K answers in the folder that `SIMCT_DATA` names. "python" and "prose" are read
 from the sources of this interpreter's standard library, so they differ a little between versions
@@ -51,7 +51,7 @@ BETWEEN_SPACES = ("a", "return", "x1", ".", "(", "#", "the", "12", "é", "東京
 
 
 def code(rng: random.Random) -> str:
-    """A function head and one or two lines, indented by spaces or tabs."""
+    """Write a function head and one or two lines, indented by spaces or tabs."""
     indent = rng.choice(("    ", "  ", "\t", "        "))
     lines = [f"def {rng.choice(NAMES)}({rng.choice(NAMES)}):\n"]
     for _ in range(rng.randint(1, 2)):
@@ -65,7 +65,7 @@ def code(rng: random.Random) -> str:
 
 
 def arithmetic(rng: random.Random) -> str:
-    """A sum, a percentage, or a word problem with its answer."""
+    """Write a sum, a percentage, or a word problem with its answer."""
     left, right = rng.randint(1, 1500), rng.randint(1, 99)
     form = rng.randrange(3)
     if form == 0:
@@ -77,13 +77,13 @@ def arithmetic(rng: random.Random) -> str:
 
 
 def words(rng: random.Random) -> str:
-    """Three to five words of several writing systems."""
+    """Write three to five words of several writing systems."""
     chosen = [rng.choice(WORDS) for _ in range(rng.randint(3, 5))]
     return " ".join(chosen) + rng.choice((".", "!", "?", "…"))
 
 
 def json_objects(rng: random.Random) -> str:
-    """An object of one to three members, compact or indented."""
+    """Write an object of one to three members, compact or indented."""
 
     def value() -> str:
         texts = ("red", "naïve", "", "a b", "\\n", "x_1")
@@ -103,7 +103,7 @@ def json_objects(rng: random.Random) -> str:
 
 
 def markdown(rng: random.Random) -> str:
-    """A table with a head, its rule and one row."""
+    """Write a table with a head, its rule and one row."""
     columns, pad = rng.randint(2, 3), rng.choice(("", " ", "  "))
 
     def row() -> str:
@@ -115,13 +115,13 @@ def markdown(rng: random.Random) -> str:
 
 
 def white_space(rng: random.Random) -> str:
-    """Three to six pieces, each a word or white space."""
+    """Write three to six pieces, each a word or white space."""
     pieces = range(rng.randint(3, 6))
     return "".join(rng.choice(rng.choice((SPACES, BETWEEN_SPACES))) for _ in pieces)
 
 
 def numbers(rng: random.Random) -> str:
-    """One number of up to nine digits, with what surrounds numbers."""
+    """Write one number of up to nine digits, with what surrounds numbers."""
     digits = "".join(
         rng.choice("0123456789" if rng.random() < 0.5 else "01") for _ in range(rng.randint(1, 9))
     )
@@ -130,17 +130,17 @@ def numbers(rng: random.Random) -> str:
 
 
 def gsm8k(rng: random.Random) -> str:
-    """Three consecutive words of the answers of GSM8K."""
+    """Draw three consecutive words of the answers of GSM8K."""
     return _draw(rng, *_gsm8k_triples())
 
 
 def python(rng: random.Random) -> str:
-    """The end of a line of the standard library, and the beginning of the next line."""
+    """Draw the end of a line of the standard library, and the beginning of the next line."""
     return _draw(rng, *_python_lines())
 
 
 def prose(rng: random.Random) -> str:
-    """Four consecutive words of the docstrings of the standard library."""
+    """Draw four consecutive words of the docstrings of the standard library."""
     return _draw(rng, *_prose_words())
 
 

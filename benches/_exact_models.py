@@ -194,6 +194,7 @@ class Pair:
 
         Args:
             objectives: The losses by name, made for `columns.aligner`, with reduction `"none"`.
+                Their `per_unit` is in the order of the index.
             columns: The columns of the logits.
             cases: The probabilities of the texts under both models, once for every case.
             dtype: The dtype of the logits.
@@ -224,7 +225,7 @@ class Pair:
         for texts in batches:
             batch = self._aligned(columns, texts)
             index = batch.index(**options).to("cpu")
-            text_of_unit = np.searchsorted(batch.row_offsets, index.unit, side="right") - 1
+            text_of_unit = np.searchsorted(batch.row_offsets, index.unit.numpy(), side="right") - 1
             text_of_unit += texts.start
             edges = [Edges.of(model, new_id, texts) for model, new_id in sides]
             logits = [

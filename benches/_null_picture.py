@@ -7,14 +7,12 @@ from collections import defaultdict
 from statistics import median
 from typing import TYPE_CHECKING
 
-import matplotlib
-
 if TYPE_CHECKING:
     from pathlib import Path
 
 #: Drawn in this order; others that the CSV has are added.
 FIRST = ("shared", "realized, mean", "realized, event", "on_path, mean", "on_path, event")
-#: Objectives in nats with a floor, and those that are not in nats, are in the CSV only.
+#: Objectives that are not in nats, and reverse KLs with a floor, are in the CSV only.
 LEFT_OUT = ("ULD", "GOLD")
 LEAST = 1e-5
 
@@ -37,6 +35,8 @@ def null_values(path: Path) -> dict[str, dict[str, list[float]]]:
 
 def draw(path: Path, picture: Path) -> None:
     """Draw the median over pairs of every objective and corpus, and the range over pairs."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

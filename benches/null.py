@@ -44,7 +44,6 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -64,7 +63,7 @@ from simct_align.loss import Loss, SimCTLoss
 from simct_align.loss.baselines import ALMLoss, GOLDLoss, ULDLoss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -75,7 +74,7 @@ FIELDS = (
     "commit", "teacher", "student", "corpus", "samples", "texts", "bytes", "units", "left_out",
     "objective", "null", "true_kl", "reported", "share",
 )  # fmt: skip
-QUICK_TEXTS, QUICK_CORPORA = 20, ("code", "arithmetic", "words")
+QUICK_TEXTS, QUICK_CORPORA = 40, ("code", "arithmetic", "words")
 PYPI_CORPORA = ("code", "arithmetic", "words")
 #: Objectives that need all columns run by default up to this number, both sides together.
 FEW_COLUMNS = 20_000
