@@ -383,7 +383,7 @@ mod tests {
             assert_eq!(error, Error::FileVersion { found: 2, expected: 3 });
             assert_eq!(
                 error.to_string(),
-                "the saved aligner has format version 2, this release reads version 3: make the \
+                "the saved aligner has format version 2, this release reads version 3: write the \
                  file again with Aligner(teacher, student).save(path)"
             );
         }
