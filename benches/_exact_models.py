@@ -227,6 +227,9 @@ class Pair:
             index = batch.index(**options).to("cpu")
             text_of_unit = np.searchsorted(batch.row_offsets, index.unit.numpy(), side="right") - 1
             text_of_unit += texts.start
+            text_of_offset = None
+            if "text_events" in index.groups:
+                text_of_offset = index.text_offset_batch_row.numpy() + texts.start
             edges = [Edges.of(model, new_id, texts) for model, new_id in sides]
             logits = [
                 z[: sum(len(model.nodes[text]) for text in texts)]
@@ -240,7 +243,9 @@ class Pair:
                     with torch.no_grad():
                         out = loss(teacher_logits=logits[0], student_logits=logits[1], index=index)
                     sums = np.zeros(len(self.texts))
-                    np.add.at(sums, text_of_unit, out.per_unit.double().numpy())
+                    is_text = "text_events" in loss.index_groups
+                    text_of = text_of_offset if is_text else text_of_unit
+                    np.add.at(sums, text_of, out.per_unit.double().numpy())
                     yield name, number, sums
             for z, entries in zip(logits, edges, strict=True):
                 z[entries.row, entries.token] = LOG_ABSENT

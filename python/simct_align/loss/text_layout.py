@@ -95,10 +95,17 @@ class SideChunk(NamedTuple):
 
 
 class TextChunk(NamedTuple):
-    """A run of offsets that are computed together."""
+    """A run of offsets that are computed together.
+
+    Attributes:
+        offsets: The offsets.
+        sides: What they read of either side.
+        may_lack_rows: Whether a side has no row at one of them.
+    """
 
     offsets: slice
     sides: dict[Side, SideChunk]
+    may_lack_rows: bool
 
 
 def plan_chunks(host: Tensor, sizes: IndexSizes, size: int, entries: int) -> list[TextChunk]:
@@ -142,7 +149,8 @@ def plan_chunks(host: Tensor, sizes: IndexSizes, size: int, entries: int) -> lis
             first, last = (int(rows.min()), int(rows.max())) if len(rows) else (0, 0)
             n_entries = int(tokens_before[side][stop] - tokens_before[side][start])
             sides[side] = SideChunk(slice(first, last + 1), sources, n_entries)
-        found.append(TextChunk(slice(start, stop), sides))
+        lacks = any(bool((own[side][start:stop] < 0).any()) for side in SIDES)
+        found.append(TextChunk(slice(start, stop), sides, lacks))
         start = stop
     return found
 

@@ -131,7 +131,12 @@ class TextComputation:
         teacher = self._masses("teacher", self._teacher, chunk)
         student = self._masses("student", self._student, chunk)
         partition = Partition(
-            self._tree, teacher, student, epsilon=settings.epsilon, straddled=settings.straddled
+            self._tree,
+            teacher,
+            student,
+            epsilon=settings.epsilon,
+            straddled=settings.straddled,
+            may_lack_rows=chunk.may_lack_rows,
         )
         value, largest, grad = partition.compare(
             settings.divergence, settings.floor, weight if settings.rows.gradient else None

@@ -45,6 +45,7 @@ class Partition:
         student: The student's.
         epsilon: The share of mass that may end unknown.
         straddled: `"byte"`: close all nodes below the root where tokens straddle; `"tree"`: do not.
+        may_lack_rows: Whether a side may have no row at one of the offsets.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Partition:
         *,
         epsilon: float,
         straddled: str,
+        may_lack_rows: bool,
     ) -> None:
-        self._tree, self._n = tree, len(tree)
+        self._tree, self._n, self._may_lack_rows = tree, len(tree), may_lack_rows
         sides = self._sides = (teacher, student)
         self.both_own = teacher.has_own & student.has_own
         known = teacher.known & student.known
@@ -70,66 +72,92 @@ class Partition:
             self.deep = torch.ones_like(self.deep)
 
         self._below = [self._subtrees(side.slots) for side in sides]
-        closed = self._closed(epsilon)
+        cut = self._closed(epsilon)
         absent = self._absent()
-        cut = closed | absent
-        node = torch.arange(self._n, device=cut.device)
-        end = tree.subtree_end.masked_fill(~cut, 0).cummax(1).values
+        if absent is not None:
+            cut |= absent
+        node = torch.arange(self._n, dtype=torch.int32, device=cut.device)
+        end = tree.subtree_end.to(torch.int32).masked_fill(~cut, 0).cummax(1).values
         hidden = torch.zeros_like(cut)
-        hidden[:, 1:] = end[:, :-1] > node[1:]
+        torch.gt(end[:, :-1], node[1:], out=hidden[:, 1:])
         top = cut & ~hidden
-        #: The closed or absent node above every hidden one.
-        last = torch.where(top, node, 0).cummax(1).values
-        leaf = torch.where(hidden, last, node)
-        #: `[O, N]` the node whose leaf takes what is attached to a node.
-        self._leaf = torch.where(absent.gather(1, leaf), tree.parent[leaf], leaf)
+        # The closed or absent node above every hidden one; a node that is not hidden is its own.
+        last = node.masked_fill(~(top | ~hidden), 0).cummax(1).values.long()
+        #: `[O, N]` whether a node has a leaf of its own: closed, or what is left of an opened one.
+        self._is_leaf = ~hidden
+        self._leaf = last
+        if absent is not None:
+            self._is_leaf &= ~absent
+            self._leaf = torch.where(absent.gather(1, last), tree.parent[last], last)
+        self._closed_top = top
+        self._moved = None if absent is None else top & absent
         self._exact = ~hidden & ~cut & tree.same & self.both_own.unsqueeze(1)
+        self._places = self._compact() if cut.device.type == "cpu" else None
 
     def _subtrees(self, slots: Tensor) -> Tensor:
         """Return `[O, N]` the masses of the nodes' subtrees."""
-        mass = slots[:, : self._n].double() + slots[:, self._n :]
-        before = torch.zeros(mass.shape[0], self._n + 1, dtype=mass.dtype, device=mass.device)
-        torch.cumsum(mass, 1, out=before[:, 1:])
-        end = self._tree.subtree_end.expand(mass.shape[0], -1)
-        return (before.gather(1, end) - before[:, :-1]).clamp_(min=0.0).to(slots.dtype)
+        mass = slots[:, : self._n] + slots[:, self._n :]
+        before = torch.zeros(mass.shape[0], self._n + 1, dtype=torch.float64, device=mass.device)
+        torch.cumsum(mass, 1, dtype=torch.float64, out=before[:, 1:])
+        # Differences of float64 sums: exact to 1e-16 of the whole, whatever the subtree holds.
+        below = before.index_select(1, self._tree.subtree_end).sub_(before[:, :-1])
+        return below.to(slots.dtype).clamp_(min=0.0)
 
     def _closed(self, epsilon: float) -> Tensor:
-        shape = self._below[0].shape
-        closed = torch.zeros(shape, dtype=torch.bool, device=self._below[0].device)
-        for side, below in zip(self._sides, self._below, strict=True):
-            closed |= side.slots[:, self._n :] > epsilon * below
+        teacher, student = self._sides
+        closed = teacher.slots[:, self._n :] > epsilon * self._below[0]
+        closed |= student.slots[:, self._n :] > epsilon * self._below[1]
         closed &= ~(self._tree.same & self.both_own.unsqueeze(1))
-        first_level = self._tree.parent == 0
-        closed |= first_level & ~self.deep.unsqueeze(1)
+        closed |= (self._tree.parent == 0) & ~self.deep.unsqueeze(1)
         closed[:, 0] = False  # the offset as a whole is counted or left out
         return closed
 
-    def _absent(self) -> Tensor:
-        """Return `[O, N]` nodes for which a side without a row has no tokens."""
+    def _absent(self) -> Tensor | None:
+        """Return `[O, N]` nodes for which a side without a row has no tokens; None if all have."""
+        if not self._may_lack_rows:
+            return None
         absent = torch.zeros_like(self._below[0], dtype=torch.bool)
         for side in self._sides:
-            counts = side.reached().double()
+            counts = side.reached()
             before = torch.zeros(
-                counts.shape[0], self._n + 1, dtype=counts.dtype, device=counts.device
+                counts.shape[0], self._n + 1, dtype=torch.int32, device=counts.device
             )
-            torch.cumsum(counts, 1, out=before[:, 1:])
-            end = self._tree.subtree_end.expand(counts.shape[0], -1)
-            tokens = before.gather(1, end) - before[:, :-1]
+            torch.cumsum(counts, 1, dtype=torch.int32, out=before[:, 1:])
+            tokens = before.index_select(1, self._tree.subtree_end).sub_(before[:, :-1])
             absent |= (tokens == 0) & ~side.has_own.unsqueeze(1)
         absent[:, 0] = False
         return absent
 
-    def leaves(self, side: SideMasses) -> Tensor:
-        """Return `[O, 2 N + 1]` masses of the leaves: by node, exact ends by node, the stop."""
-        n, both = self._n, self.both_own
-        out = side.slots.new_zeros(side.n_offsets, 2 * n + 1)
-        out.scatter_add_(1, self._leaf, side.slots[:, :n])
-        exact = side.slots[:, n:]
-        out.scatter_add_(1, self._leaf, exact.masked_fill(self._exact, 0.0))
-        out[:, n : 2 * n] = exact.masked_fill(~self._exact, 0.0)
-        out[:, 0] += side.ended + side.stop.masked_fill(both, 0.0)
-        out[:, 2 * n] = side.stop.masked_fill(~both, 0.0)
-        return out
+    def _compact(self) -> _Places:
+        """Return where the leaves are; the CPU can be asked for their number."""
+        return _Places(_padded(self._is_leaf), _padded(self._exact))
+
+    def _leaves(self, side: SideMasses, below: Tensor) -> Tensor:
+        """Return `[O, leaves]` masses: what is left of every node, exact ends, and the stop."""
+        n = self._n
+        attached, exact = side.slots[:, :n], side.slots[:, n:]
+        if self._moved is not None:
+            moved = below.masked_fill(~self._moved, 0.0)
+            attached = attached.scatter_add(1, self._tree.parent.expand_as(moved), moved)
+
+        def take(values: Tensor, places: _Columns | None) -> Tensor:
+            return values if places is None else values.gather(1, places.columns)
+
+        at_nodes = None if self._places is None else self._places.nodes
+        at_exact = None if self._places is None else self._places.exact
+        is_exact = take(self._exact, at_nodes)
+        mass = take(attached, at_nodes) + take(exact, at_nodes).masked_fill(is_exact, 0.0)
+        mass = torch.where(take(self._closed_top, at_nodes), take(below, at_nodes), mass)
+        mass[:, 0] += side.ended + side.stop.masked_fill(self.both_own, 0.0)
+        ends = take(exact, at_exact)
+        if self._places is None:
+            mass.masked_fill_(~self._is_leaf, 0.0)
+            ends = ends.masked_fill(~self._exact, 0.0)
+        else:
+            mass.masked_fill_(~self._places.nodes.valid, 0.0)
+            ends = ends.masked_fill_(~self._places.exact.valid, 0.0)
+        stop = side.stop.masked_fill(~self.both_own, 0.0)
+        return torch.cat([mass, ends, stop.unsqueeze(1)], 1)
 
     def compare(
         self, divergence: Divergence, floor: float, weight: Tensor | None
@@ -138,20 +166,21 @@ class Partition:
 
         Args:
             divergence: Value and derivative.
-            floor: What a leaf's probability counts as at least, for the teacher.
+            floor: The least probability of a leaf under the teacher.
             weight: `[O]` what the derivative of every offset is multiplied by; None where no
                 derivative is wanted.
 
         Returns:
             `[O]` divergences, 0 where an offset is left out; `[O]` masses; the derivative.
         """
-        q_teacher, q_student = (self.leaves(side) for side in self._sides)
+        q_teacher, q_student = map(self._leaves, self._sides, self._below)
         largest = q_student.amax(1)
         is_leaf = (q_teacher > 0) | (q_student > 0)
-        total = q_student.sum(1, keepdim=True).clamp_(min=torch.finfo(q_student.dtype).tiny)
+        tiny = torch.finfo(q_student.dtype).tiny
+        total = q_student.sum(1, keepdim=True).clamp_(min=tiny)
         log_student = (q_student / total).log_().clamp_(min=LOG_FLOOR)
-        total = q_teacher.sum(1, keepdim=True).clamp_(min=torch.finfo(q_student.dtype).tiny)
-        log_teacher = (q_teacher / total).clamp_(min=floor).log_().clamp_(min=LOG_FLOOR)
+        total = q_teacher.sum(1, keepdim=True).clamp_(min=tiny)
+        log_teacher = q_teacher.div_(total).clamp_(min=floor).log_().clamp_(min=LOG_FLOOR)
         log_teacher.masked_fill_(~is_leaf, LOG_FLOOR)
         grad = torch.empty_like(log_student)
         value = divergence(log_teacher=log_teacher, log_student=log_student, grad=grad)
@@ -163,10 +192,55 @@ class Partition:
         return value, largest, self._slot_gradient(by_leaf)
 
     def _slot_gradient(self, by_leaf: Tensor) -> SlotGradient:
-        n = self._n
-        attached = by_leaf.gather(1, self._leaf)
+        n, places = self._n, self._places
+        n_nodes = n if places is None else places.nodes.columns.shape[1]
+        by_node, by_exact, by_stop = by_leaf[:, :n_nodes], by_leaf[:, n_nodes:-1], by_leaf[:, -1]
+        by_root = by_node[:, 0]  # the root has a leaf everywhere, the first one
+        if places is not None:
+            spread = by_leaf.new_zeros(by_leaf.shape[0], n)
+            # Padding repeats the first node, whose value it must not change.
+            padded = torch.where(places.nodes.valid, by_node, by_root.unsqueeze(1))
+            by_node = spread.scatter_(1, places.nodes.columns, padded)
+        attached = by_node.gather(1, self._leaf)
         slots = by_leaf.new_zeros(by_leaf.shape[0], 2 * n + 1)
         slots[:, :n] = attached
-        slots[:, n : 2 * n] = torch.where(self._exact, by_leaf[:, n : 2 * n], attached)
-        stop = torch.where(self.both_own, by_leaf[:, 2 * n], by_leaf[:, 0])
-        return SlotGradient(slots, stop, by_leaf[:, 0])
+        exact = slots[:, n : 2 * n]
+        if places is None:
+            exact.copy_(torch.where(self._exact, by_exact, attached))
+        else:
+            exact.copy_(attached)
+            columns, valid = places.exact
+            kept = exact.gather(1, columns)
+            exact.scatter_(1, columns, torch.where(valid, by_exact, kept))
+        stop = torch.where(self.both_own, by_stop, by_root)
+        return SlotGradient(slots, stop, by_root)
+
+
+class _Columns(NamedTuple):
+    """The true columns of a matrix, row by row.
+
+    Attributes:
+        columns: `[O, most]` the columns in ascending order, 0 where there are no more.
+        valid: `[O, most]` where there are.
+    """
+
+    columns: Tensor
+    valid: Tensor
+
+
+class _Places(NamedTuple):
+    """The columns of the leaves: those of nodes, and those of exact ends."""
+
+    nodes: _Columns
+    exact: _Columns
+
+
+def _padded(is_true: Tensor) -> _Columns:
+    """Return the true columns of a matrix on the CPU."""
+    row, column = is_true.nonzero(as_tuple=True)
+    counts = is_true.sum(1)
+    most = max(1, int(counts.max())) if counts.numel() else 1
+    within = torch.arange(row.shape[0]) - (counts.cumsum(0) - counts)[row]
+    columns = torch.zeros(is_true.shape[0], most, dtype=torch.int64)
+    columns[row, within] = column
+    return _Columns(columns, torch.arange(most) < counts.unsqueeze(1))
