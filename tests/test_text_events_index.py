@@ -143,7 +143,7 @@ def test_swapping_the_sides_mirrors_everything():
     for name in index.sections():
         if "text" in name or "source" in name:
             other = (
-                name.replace("teacher", "x").replace("student", "teacher").replace("x", "student")
+                name.replace("teacher", "@").replace("student", "teacher").replace("@", "student")
             )
             assert np.array_equal(getattr(index, name), getattr(mirrored, other)), name
 
