@@ -416,8 +416,10 @@ impl<I: TokenId> Job<'_, I> {
                 let run = self.tree.begin_with(side, token, length);
                 (run, tree_side.suffix_start(run.start + run.exact, reach))
             } else {
-                source.place = Some(self.tree.place_of(token));
                 let run = Run { start: token.first, end: token.end, exact: token.exact };
+                if run.goes_on() {
+                    source.place = Some(self.tree.place_of(token));
+                }
                 (run, tree_side.suffix_of(token))
             };
             source.length = length;
