@@ -166,7 +166,7 @@ def test_sections_in_any_order(monkeypatch, make, aligner, batch, logits):
     """Nothing reads the packed buffer by position: a permuted table and buffer give the same."""
     loss_fn = make(aligner)
     leaf = logits["student_logits"].requires_grad_()
-    index = batch.index(max_path=8, first_ids=True)
+    index = batch.index(max_path=8, first_ids=True, text_events=True)
     expected = loss_fn(**logits, index=index)
     (expected_grad,) = torch.autograd.grad(expected.loss, leaf)
     parts = {name: index.packed[place] for name, place in index.sections().items()}

@@ -141,11 +141,12 @@ def test_a_tree_is_made_on_first_use_saved_and_pickled(tmp_path):
     assert not aligner._pair.has_text_tree
     without = Aligner.load(tmp_path / "without")
     tree = aligner.text_tree
-    assert tree is aligner.text_tree and aligner._pair.has_text_tree
+    assert tree is aligner.text_tree
+    assert aligner._pair.has_text_tree
     aligner.save(tmp_path / "with")
     loaded = Aligner.load(tmp_path / "with")
     again = pickle.loads(pickle.dumps(aligner))
-    assert loaded._pair.has_text_tree and again._pair.has_text_tree
+    assert all(other._pair.has_text_tree for other in (loaded, again))
     assert not without._pair.has_text_tree
     loaded.save(tmp_path / "again")  # before its first use
     assert (tmp_path / "again").read_bytes() == (tmp_path / "with").read_bytes()

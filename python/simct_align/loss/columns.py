@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from simct_align.pair import SharedVocabulary
     from simct_align.continuations import PairSpellings
     from simct_align.index import Side
+    from simct_align.pair import SharedVocabulary
 
 _UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED; that enumeration needs the native module
 

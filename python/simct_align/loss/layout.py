@@ -26,6 +26,11 @@ class IndexSizes(NamedTuple):
         n_student_steps: Student tokens in MULTI units.
         n_teacher_entries: Entries of the teacher's direction.
         n_student_entries: Entries of the student's direction.
+        n_text_offsets: Offsets of text events, which these losses do not read.
+        n_teacher_text_rows: Text rows of the teacher.
+        n_student_text_rows: Text rows of the student.
+        n_teacher_sources: Sources of the teacher.
+        n_student_sources: Sources of the student.
         groups: Groups of sections that the index has, joined by commas.
     """
 
@@ -35,6 +40,11 @@ class IndexSizes(NamedTuple):
     n_student_steps: int
     n_teacher_entries: int
     n_student_entries: int
+    n_text_offsets: int
+    n_teacher_text_rows: int
+    n_student_text_rows: int
+    n_teacher_sources: int
+    n_student_sources: int
     groups: str
 
     @classmethod
@@ -47,6 +57,11 @@ class IndexSizes(NamedTuple):
             n_student_steps=index.n_student_steps,
             n_teacher_entries=index.n_teacher_entries,
             n_student_entries=index.n_student_entries,
+            n_text_offsets=index.n_text_offsets,
+            n_teacher_text_rows=index.n_teacher_text_rows,
+            n_student_text_rows=index.n_student_text_rows,
+            n_teacher_sources=index.n_teacher_sources,
+            n_student_sources=index.n_student_sources,
             groups=",".join(index.groups),
         )
 

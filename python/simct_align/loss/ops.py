@@ -90,7 +90,7 @@ class PairTensors(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """The numbers of both operators; the names of the first seven are those of `IndexSizes`."""
+    """The numbers of both operators; the names of the first twelve are those of `IndexSizes`."""
 
     n_shared: int
     n_multi: int
@@ -98,6 +98,11 @@ class Numbers(NamedTuple):
     n_student_steps: int
     n_teacher_entries: int
     n_student_entries: int
+    n_text_offsets: int
+    n_teacher_text_rows: int
+    n_student_text_rows: int
+    n_teacher_sources: int
+    n_student_sources: int
     groups: str
     stop_column: int
     teacher_needed: int
