@@ -174,6 +174,7 @@ fn build_in_order<I: TokenId>(
             teacher_out.reach.add(&part.reach[0]);
             student_out.reach.add(&part.reach[1]);
         }
+        text_events::keep(found);
     }
     let teacher_rows_needed = teacher_out.reach.check(Side::Teacher, teacher.stride)?;
     let student_rows_needed = student_out.reach.check(Side::Student, student.stride)?;

@@ -46,22 +46,30 @@ const SIDES: [Side; 2] = [Side::Teacher, Side::Student];
 /// A text row.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TextRow {
-    /// The row of the logits.
-    pub(crate) flat: i64,
     /// The token that the text takes, and its position in token order; [`NONE`] for a last row.
     pub(crate) id: u32,
     pub(crate) position: u32,
     pub(crate) stretch: u32,
 }
 
+/// A run of units: its rows of the logits are consecutive.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    /// The row of the batch.
+    pub(crate) batch_row: usize,
+    /// The first row of the logits of either side.
+    pub(crate) flat: [i64; 2],
+    /// How many text rows of either side, and how many offsets it has.
+    pub(crate) rows: [usize; 2],
+    pub(crate) offsets: usize,
+}
+
 /// An offset.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offset {
-    /// The text row of either side that stands here, or [`NONE`].
-    pub(crate) own: [u32; 2],
+    /// Whether the next text row of either side stands here.
+    pub(crate) own: [bool; 2],
     pub(crate) stretch: u32,
-    /// The row of the batch.
-    pub(crate) batch_row: u32,
     /// One past the sources of either side.
     pub(crate) sources_end: [u32; 2],
 }
@@ -81,6 +89,7 @@ pub(crate) struct Source {
 /// What some rows of a batch hold; all numbers count from the first of them.
 #[derive(Debug)]
 pub(crate) struct Found {
+    pub(crate) pieces: Vec<Piece>,
     pub(crate) rows: [Vec<TextRow>; 2],
     pub(crate) offsets: Vec<Offset>,
     pub(crate) sources: [Vec<Source>; 2],
@@ -88,15 +97,51 @@ pub(crate) struct Found {
     pub(crate) reach: [Reach; 2],
 }
 
+/// Buffers of earlier batches: threads need not touch fresh pages for every batch, which a third of
+/// the time went to.
+static SPARE: Mutex<Vec<Found>> = Mutex::new(Vec::new());
+
+/// How many buffers are kept at most, and how many offsets each may have room for.
+const MAX_SPARE: usize = 64;
+const MAX_SPARE_OFFSETS: usize = 16 * 1024;
+
 impl Found {
-    fn new(units: usize) -> Self {
-        Self {
-            rows: [(); 2].map(|()| Vec::with_capacity(units)),
-            offsets: Vec::with_capacity(units),
-            sources: [(); 2].map(|()| Vec::with_capacity(2 * units)),
+    /// An empty one.
+    fn new() -> Self {
+        // Another thread may have held the lock while this process was forked off: see `threads`.
+        let spare = SPARE.try_lock().ok().and_then(|mut kept| kept.pop());
+        spare.unwrap_or_else(|| Self {
+            pieces: Vec::new(),
+            rows: [Vec::new(), Vec::new()],
+            offsets: Vec::new(),
+            sources: [Vec::new(), Vec::new()],
             counts: TextCounts::default(),
             reach: [Reach::NOTHING; 2],
-        }
+        })
+    }
+
+    fn clear(&mut self) {
+        self.pieces.clear();
+        self.rows.iter_mut().for_each(Vec::clear);
+        self.offsets.clear();
+        self.sources.iter_mut().for_each(Vec::clear);
+        (self.counts, self.reach) = (TextCounts::default(), [Reach::NOTHING; 2]);
+    }
+
+    fn is_small(&self) -> bool {
+        let sources = self.sources.iter().map(Vec::capacity).max().unwrap_or(0);
+        self.offsets.capacity().max(sources) <= MAX_SPARE_OFFSETS
+    }
+}
+
+/// Keeps buffers for the next batch.
+pub(crate) fn keep(found: Vec<Found>) {
+    if let Ok(mut kept) = SPARE.try_lock() {
+        let room = MAX_SPARE.saturating_sub(kept.len());
+        kept.extend(found.into_iter().filter(Found::is_small).take(room).map(|mut found| {
+            found.clear();
+            found
+        }));
     }
 }
 
@@ -170,8 +215,7 @@ struct Open {
 
 impl<I: TokenId> Job<'_, I> {
     fn rows(&self, rows: Range<usize>) -> Result<Found> {
-        let units = self.units.of_row(rows.start).start..self.units.of_row(rows.end - 1).end;
-        let mut found = Found::new(units.len());
+        let mut found = Found::new();
         let mut stretch = Stretch {
             row: 0,
             ranges: [0..0, 0..0],
@@ -268,14 +312,18 @@ impl<I: TokenId> Job<'_, I> {
         }
         let ends = [0, 1].map(|side| stretch.ranges[side].end);
         let has_end = [0, 1].iter().all(|&side| self.takes_part(side, stretch.row, ends[side]));
-        for side in [0, 1] {
-            let rows = stretch.tokens[side].len() + usize::from(has_end);
+        let rows = stretch.tokens.each_ref().map(|tokens| tokens.len() + usize::from(has_end));
+        let flat = [0, 1].map(|side| {
             let before = long(stretch.ranges[side].start) - 1;
             let flat = self.sides[side].row_starts[stretch.row].saturating_add(before);
-            found.reach[side].read(flat, before, long(rows) - 1);
-        }
+            found.reach[side].read(flat, before, long(rows[side]) - 1);
+            flat
+        });
         found.counts.student_tokens += stretch.tokens[1].len();
+        let known = found.offsets.len();
         self.walk(stretch, has_end, found);
+        let offsets = found.offsets.len() - known;
+        found.pieces.push(Piece { batch_row: stretch.row, flat, rows, offsets });
         for tokens in &mut stretch.tokens {
             tokens.clear();
         }
@@ -283,8 +331,7 @@ impl<I: TokenId> Job<'_, I> {
 
     /// Goes through the offsets of a stretch.
     fn walk(&self, stretch: &mut Stretch, has_end: bool, found: &mut Found) {
-        let Stretch { row, ranges, tokens, open } = stretch;
-        let starts = [0, 1].map(|side| self.sides[side].row_starts[*row]);
+        let Stretch { tokens, open, .. } = stretch;
         let (mut at, mut before, mut restarts) = (0, 0, true);
         // Of either side: how many rows have been passed, where the last token began, and where it
         // ends, which is where the next row stands.
@@ -308,37 +355,25 @@ impl<I: TokenId> Job<'_, I> {
                     self.go_on(SIDES[side], &mut open[side], &tokens[side], (at, text), out);
                 }
             }
-            let mut offset = Offset {
-                own: [NONE; 2],
-                stretch: number,
-                batch_row: short(*row),
-                sources_end: found.sources.each_ref().map(|sources| short(sources.len())),
-            };
+            let sources_end = found.sources.each_ref().map(|sources| short(sources.len()));
+            found.offsets.push(Offset { own, stretch: number, sources_end });
             for side in [0, 1] {
                 if !own[side] {
                     continue;
                 }
-                offset.own[side] = short(found.rows[side].len());
-                let position = ranges[side].start + passed[side];
-                let flat = starts[side].saturating_add(long(position) - 1);
-                let mut text_row = TextRow { flat, id: NONE, position: NONE, stretch: number };
+                let mut text_row = TextRow { id: NONE, position: NONE, stretch: number };
                 if let Some(token) = tokens[side].get(passed[side]) {
                     text_row.position = token.position;
                     text_row.id = self.tree.side(SIDES[side]).ids()[token.position as usize];
-                    open[side].push(Open {
-                        row: offset.own[side],
-                        at,
-                        token: passed[side],
-                        place: None,
-                        length: 0,
-                    });
+                    let row = short(found.rows[side].len());
+                    let token = passed[side];
+                    open[side].push(Open { row, at, token, place: None, length: 0 });
                     began[side] = at;
-                    next[side] = at + token.length as usize;
+                    next[side] = at + tokens[side][token].length as usize;
                 }
                 found.rows[side].push(text_row);
                 passed[side] += 1;
             }
-            found.offsets.push(offset);
             if is_end {
                 return;
             }
@@ -381,8 +416,10 @@ impl<I: TokenId> Job<'_, I> {
                 let run = self.tree.begin_with(side, token, length);
                 (run, tree_side.suffix_start(run.start + run.exact, reach))
             } else {
-                source.place = Some(self.tree.place_of(token));
                 let run = Run { start: token.first, end: token.end, exact: token.exact };
+                if run.goes_on() {
+                    source.place = Some(self.tree.place_of(token));
+                }
                 (run, tree_side.suffix_of(token))
             };
             source.length = length;

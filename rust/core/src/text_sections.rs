@@ -127,22 +127,34 @@ impl Part<'_> {
         let Self { found, sides, offsets, before } = self;
         let stretches = long(before.stretches);
         let [stretch, batch_row] = offsets;
+        let mut first = 0;
+        for piece in &found.pieces {
+            batch_row[first..first + piece.offsets].fill(long(piece.batch_row));
+            first += piece.offsets;
+        }
         for (at, offset) in found.offsets.iter().enumerate() {
             stretch[at] = stretches + i64::from(offset.stretch);
-            batch_row[at] = i64::from(offset.batch_row);
         }
         for (number, side) in sides.iter_mut().enumerate() {
             let first_row = long(before.sides[number].rows);
             let first_source = long(before.sides[number].sources);
             let or_none = |value: u32| if value == NONE { -1 } else { i64::from(value) };
+            let mut next_row = first_row;
             for (at, offset) in found.offsets.iter().enumerate() {
-                let own = offset.own[number];
-                side.own[at] = if own == NONE { -1 } else { first_row + i64::from(own) };
+                side.own[at] = if offset.own[number] { next_row } else { -1 };
+                next_row += i64::from(offset.own[number]);
                 side.source_offsets[at] = first_source + i64::from(offset.sources_end[number]);
             }
             let [flat, id, position, stretch] = &mut side.rows;
+            let mut first = 0;
+            for piece in &found.pieces {
+                let rows = &mut flat[first..first + piece.rows[number]];
+                for (step, row) in (0..).zip(rows) {
+                    *row = piece.flat[number].saturating_add(step);
+                }
+                first += piece.rows[number];
+            }
             for (at, row) in found.rows[number].iter().enumerate() {
-                flat[at] = row.flat;
                 id[at] = or_none(row.id);
                 position[at] = or_none(row.position);
                 stretch[at] = stretches + i64::from(row.stretch);
