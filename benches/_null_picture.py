@@ -60,12 +60,12 @@ def draw(path: Path, picture: Path) -> None:
             label=objective,
         )  # fmt: skip
     axes.set_yscale("log")
-    axes.set_ylim(bottom=LEAST / 1.5)
+    axes.set_ylim(LEAST / 1.5, 30.0)
     axes.set_xticks(range(len(corpora)), corpora)
     axes.set_ylabel("nats per byte of text; 0 is right")
     axes.set_title("What objectives report for two models that agree on every text")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(ncols=3, fontsize="small")
+    axes.legend(ncols=len(found), fontsize="small", loc="upper right")
     figure.supxlabel(
         f"median and range over ordered pairs of tokenizers; values below {LEAST} drawn there",
         fontsize="small",
