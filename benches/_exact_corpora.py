@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SEED, SAMPLES = 0, 500
 DATA = Path(os.environ.get("SIMCT_DATA", ROOT.parent / "shared" / "data"))
-SOURCE_FILES = 60
+SOURCE_FILES, GSM8K_BYTES = 60, 32
 
 NAMES = (
     "area", "radius", "value", "index", "total", "count", "result", "newline", "node_id", "x1",
@@ -130,7 +130,11 @@ def numbers(rng: random.Random) -> str:
 
 
 def gsm8k(rng: random.Random) -> str:
-    """Draw three consecutive words of the answers of GSM8K."""
+    """Draw three consecutive words of the answers of GSM8K, at most 32 bytes.
+
+    Longer ones are calculations of many digits, and one of them would get most of the probability
+    of a tilted distribution.
+    """
     return _draw(rng, *_gsm8k_triples())
 
 
@@ -203,7 +207,8 @@ def _gsm8k_file() -> Path:
 def _gsm8k_triples() -> tuple[list[str], list[int]]:
     with _gsm8k_file().open(encoding="utf-8") as lines:
         answers = [json.loads(line)["answer"].split(" ") for line in lines]
-    return _listed(" ".join(a[i : i + 3]) for a in answers for i in range(0, len(a) - 3, 3))
+    triples = (" ".join(a[i : i + 3]) for a in answers for i in range(0, len(a) - 3, 3))
+    return _listed(text for text in triples if len(text.encode()) <= GSM8K_BYTES)
 
 
 def _sources() -> list[str]:

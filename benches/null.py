@@ -9,7 +9,8 @@ divergence of the two is 0, and all that an objective reports is false. The null
 
     sum over texts of P(text) * (sum over units of the loss) / sum over texts of P(text) * bytes
 
-in nats per byte. ULD and GOLD add L1 distances, which are not nats.
+in nats per byte. ULD and GOLD add L1 distances, which are not nats. ALM compares probabilities to
+the power 1/100, so its values are about a hundred times smaller.
 
 **Share.** Teacher and student get two different distributions over the same texts. The reverse KL
 between the two is known exactly. The share is what an objective reports on the student's texts,

@@ -256,6 +256,8 @@ def test_rows_are_recorded_and_read_again(monkeypatch, capsys, tmp_path):
     assert next(iter(picture)) == "shared"
     assert picture["realized, mean"] == {"code": [float(rows[1]["null"])]}
     assert "ULD" not in picture
+    null.append(path, [{**rows[0], "teacher": "other"}])
+    assert list(null_values(path)) == ["shared"]  # the others have fewer pairs
 
 
 @pytest.mark.parametrize(
