@@ -24,6 +24,7 @@ PUBLIC = {
         "Continuations",
         "Difference",
         "LinearSimCTLoss",
+        "LinearTextLoss",
         "MissingAlignerError",
         "MissingTokenizerError",
         "PairSpellings",
@@ -34,6 +35,7 @@ PUBLIC = {
         "SimCTCollator",
         "SimCTLoss",
         "Spellings",
+        "TextLoss",
         "TokenKind",
         "Unit",
         "UnitClass",
@@ -113,7 +115,11 @@ NEEDS = {
     "simct_align.loss.baselines": "torch",
 }
 #: Names that a public module takes from a module with an optional dependency, by that dependency.
-NAMES_THAT_NEED = {"simct_align": {"LinearSimCTLoss": "torch", "SimCTLoss": "torch"}}
+NAMES_THAT_NEED = {
+    "simct_align": dict.fromkeys(
+        ("LinearSimCTLoss", "LinearTextLoss", "SimCTLoss", "TextLoss"), "torch"
+    )
+}
 
 
 def module_name(path: Path) -> str:

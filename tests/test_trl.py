@@ -17,9 +17,9 @@ from torch._dynamo import OptimizedModule
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from simct_align.divergence import JSD
-from simct_align.integrations import _trl_side
+from simct_align.integrations import _trl_metrics, _trl_side
 from simct_align.integrations.trl import SimCTConfig, SimCTTrainer, _make_loss
-from simct_align.loss import SimCTLoss
+from simct_align.loss import LossMetrics, SimCTLoss, TextLoss, TextMetrics
 from support.chat_tokenizers import (
     demo_aligner,
     demo_chat_tokenizers,
@@ -139,6 +139,8 @@ def test_trains_on_policy_and_logs_what_was_compared(tmp_path, turned, rows):
     [
         {"candidates": "shared"},
         {"candidates": "on_path", "score": "event"},
+        {"objective": "text"},
+        {"objective": "text", "divergence": "jsd", "beta": 0.9, "loss_temperature": 2.0},
         {"objective": "shared"},
         {"objective": "shared", "divergence": "jsd", "beta": 0.9},
         {"objective": "uld"},
@@ -165,7 +167,7 @@ def kept_logits(model: Any, side: Any) -> torch.Tensor:
     return model(side.ids, attention_mask=side.mask).logits[:, -side.kept :]
 
 
-def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
+def check_gradient(folder: Any, lmbda: float, steps: int, objective: str = "simct") -> None:
     """One optimizer step's gradient against the sum over all slices of all processes.
 
     Slices share a normalizer: unequal numbers of units must not change the weights of units. The
@@ -178,6 +180,7 @@ def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
         gradient_accumulation_steps=steps,
         extra=600,
         initial_kl_weight=0.5,
+        objective=objective,
     )
     model = trainer.model
     untrained = tiny_model(trainer.processing_class, 1, 600)
@@ -196,10 +199,13 @@ def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
     found = [parameter.grad.clone() for parameter in model.parameters()]
 
     slices = [inputs["_simct"] for inputs in trainer._buffered_inputs]
+    loss: Any = SimCTLoss(trainer.aligner, reduction="sum")
     units = torch.tensor([each.aligned.normalizer("unit") for each in slices])
+    if objective == "text":
+        loss = TextLoss(trainer.aligner, reduction="sum")
+        units = torch.tensor([each.aligned.text_student_tokens for each in slices])
     tokens = torch.tensor(0.0)
     model.zero_grad()
-    loss = SimCTLoss(trainer.aligner, reduction="sum")
     total, drift = torch.zeros(()), torch.zeros(())
     for each in slices:
         student = kept_logits(model, each.student)
@@ -227,6 +233,65 @@ def check_gradient(folder: Any, lmbda: float, steps: int) -> None:
 @pytest.mark.parametrize("lmbda", [0.0, 0.5, 1.0])
 def test_accumulation_gives_the_gradient_of_one_big_batch(tmp_path, lmbda):
     check_gradient(tmp_path, lmbda, 4)
+
+
+@pytest.mark.parametrize("lmbda", [0.0, 1.0])
+def test_accumulation_of_text_events_gives_the_gradient_of_one_big_batch(tmp_path, lmbda):
+    check_gradient(tmp_path, lmbda, 4, objective="text")
+
+
+def test_text_events_train_on_policy_and_are_logged(tmp_path):
+    trainer = make_trainer(tmp_path, objective="text", extra=300, gradient_accumulation_steps=2)
+    assert isinstance(trainer.loss_fn, TextLoss)
+    found: list[TextMetrics] = []
+    metrics = trainer._metric_sums.metrics
+
+    def keep(each: Any) -> None:
+        found.append(each)
+        metrics(each)
+
+    trainer._metric_sums.metrics = keep
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True)
+    )
+    entries = logged(trainer)
+    assert len(entries) == 2
+    assert len(found) == 4
+    for number, entry in enumerate(entries):
+        assert math.isfinite(entry["loss"])
+        assert entry["loss"] > 0.0
+        assert "simct/units_shared" not in entry
+        both = found[2 * number : 2 * number + 2]
+        offsets = [
+            sum(float(getattr(each, name)) for name in each._fields if name.startswith("offsets"))
+            for each in both
+        ]
+        assert min(offsets) > 0
+        for name in TextMetrics._fields:
+            values = [float(getattr(each, name)) for each in both]
+            if name.startswith("divergence"):
+                kind = name.replace("divergence", "offsets")
+                weights = [float(getattr(each, kind)) for each in both]
+            elif "mass" in name:
+                weights = offsets
+            else:
+                assert entry[f"simct/{name}"] == sum(values)
+                continue
+            parts = [v * w for v, w in zip(values, weights, strict=True) if w]
+            expected = sum(parts) / sum(weights) if sum(weights) else math.nan
+            assert entry[f"simct/{name}"] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", [LossMetrics, TextMetrics])
+def test_every_metric_is_a_count_or_a_mean_over_counts(kind):
+    means = _trl_metrics._AVERAGED_OVER
+    for name in kind._fields:
+        assert (name in means) == ("divergence" in name or "mass" in name)
+        for count in means.get(name, ()):
+            assert count in kind._fields
+            assert count not in means
 
 
 @pytest.mark.parametrize("lmbda", [0.0, 0.5, 1.0])
@@ -480,6 +545,7 @@ def test_thinking_and_tool_calls_are_text_to_whom_they_are_no_tokens(tmp_path, n
     "keywords",
     [
         {"candidates": "on_path", "score": "event", "initial_kl_weight": 0.1},
+        {"objective": "text"},
         {"objective": "alm"},
         {"objective": "gold"},
         {"objective": "bpm"},
@@ -539,6 +605,12 @@ def test_beta_is_that_of_the_divergence(tmp_path, beta):
     pair = demo_aligner(turned=False)
     config = SimCTConfig(str(tmp_path), divergence="jsd", beta=beta, use_cpu=True, bf16=False)
     assert repr(_make_loss(pair, config)) == repr(SimCTLoss(pair, divergence=JSD(beta)))
+    config = SimCTConfig(
+        str(tmp_path), objective="text", divergence="jsd", beta=beta, loss_temperature=3.0,
+        use_cpu=True, bf16=False,
+    )  # fmt: skip
+    expected = TextLoss(pair, divergence=JSD(beta), temperature=3.0)
+    assert repr(_make_loss(pair, config)) == repr(expected)
     for objective in ("gold", "bpm") if 0.0 < beta < 1.0 else ("gold",):
         config = SimCTConfig(
             str(tmp_path), objective=objective, beta=beta, use_cpu=True, bf16=False
@@ -562,6 +634,9 @@ def test_beta_is_that_of_the_divergence(tmp_path, beta):
         ({"initial_kl_weight": -1.0}, "initial_kl_weight"),
         ({"initial_kl_weight": math.nan}, "initial_kl_weight"),
         ({"objective": "uld", "score": "sum"}, "score"),
+        ({"objective": "text", "score": "sum"}, "score"),
+        ({"objective": "text", "candidates": "on_path"}, "candidates"),
+        ({"objective": "text", "beta": 0.1}, "beta"),
     ],
 )
 def test_fields_that_nothing_reads_are_refused(tmp_path, keywords, named):

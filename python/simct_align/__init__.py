@@ -5,7 +5,7 @@ Start with `Aligner`: build it from two tokenizers, then align batches of token 
     aligner = Aligner("path/to/teacher", "path/to/student")
     batch = aligner.align_batch(teacher_ids, student_ids)
 
-The losses `SimCTLoss` and `LinearSimCTLoss` need PyTorch. They are imported on first use.
+The losses `SimCTLoss`, `TextLoss` and their linear forms need PyTorch. They are imported on first use.
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ from simct_align.vocabulary import Difference, VerifyReport, Vocabulary
 
 if TYPE_CHECKING:
     from simct_align.loss import LinearSimCTLoss as LinearSimCTLoss
+    from simct_align.loss import LinearTextLoss as LinearTextLoss
     from simct_align.loss import SimCTLoss as SimCTLoss
+    from simct_align.loss import TextLoss as TextLoss
 
 #: The names that need PyTorch, with the modules that define them.
 _TORCH_NAMES = {
     "LinearSimCTLoss": "simct_align.loss",
+    "LinearTextLoss": "simct_align.loss",
     "SimCTLoss": "simct_align.loss",
+    "TextLoss": "simct_align.loss",
 }
 
 __all__ = [
@@ -51,6 +55,7 @@ __all__ = [
     "Continuations",
     "Difference",
     "LinearSimCTLoss",
+    "LinearTextLoss",
     "MissingAlignerError",
     "MissingTokenizerError",
     "PairSpellings",
@@ -61,6 +66,7 @@ __all__ = [
     "SimCTCollator",
     "SimCTLoss",
     "Spellings",
+    "TextLoss",
     "TokenKind",
     "Unit",
     "UnitClass",

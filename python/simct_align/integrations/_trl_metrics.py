@@ -8,23 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from simct_align.loss import LossMetrics, TextMetrics
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
-    from simct_align.loss.metrics import LossMetrics
-
-#: The fields of `LossMetrics` that are counts; all others are means over units.
-_COUNTS = (
-    "units_shared",
-    "units_special",
-    "units_multi",
-    "left_out_shared",
-    "left_out_multi",
-    "dropped_no_prefix",
-    "dropped_dummy_prefix",
-)
+_OFFSETS = tuple(name for name in TextMetrics._fields if name.startswith("offsets_"))
+#: The fields of losses' metrics that are means, with the counts that a mean is taken over. All
+#: other fields are counts.
+_AVERAGED_OVER: dict[str, tuple[str, ...]] = {
+    "divergence_shared": ("units_shared", "units_special"),
+    "divergence_multi": ("units_multi",),
+    # The trainer's losses measure masses at MULTI units.
+    **{name: ("units_multi",) for name in LossMetrics._fields if "mass" in name},
+    "divergence_tree": ("offsets_tree",),
+    "divergence_next_byte": ("offsets_next_byte",),
+    "divergence_one_row": ("offsets_one_row",),
+    **{name: _OFFSETS for name in TextMetrics._fields if "mass" in name},
+}
 
 
 class MetricSums:
@@ -42,7 +45,7 @@ class MetricSums:
         self._seconds: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._ratios: dict[str, list[Tensor]] = {}
-        self._metrics: list[LossMetrics] = []
+        self._metrics: list[LossMetrics | TextMetrics] = []
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -61,7 +64,7 @@ class MetricSums:
         total = total.detach().float()
         self._ratios.setdefault(name, []).append(torch.stack([total, total.new_tensor(weight)]))
 
-    def metrics(self, metrics: LossMetrics) -> None:
+    def metrics(self, metrics: LossMetrics | TextMetrics) -> None:
         """Add the metrics of a loss for a micro-batch."""
         self._metrics.append(metrics)
 
@@ -83,20 +86,20 @@ class MetricSums:
         names = self._metrics[0]._fields
         table = torch.stack([torch.stack([v.float() for v in each]) for each in self._metrics])
         column = {name: table[:, number] for number, name in enumerate(names)}
-        shared = column["units_shared"] + column["units_special"]
-        multi = column["units_multi"]
         parts = []
         for name in names:
-            # Masses are measured at MULTI units.
-            weight = shared if name == "divergence_shared" else multi
-            weight = torch.ones_like(multi) if name in _COUNTS else weight
+            weight = torch.ones_like(column[name])
+            if name in _AVERAGED_OVER:
+                weight = torch.stack([column[count] for count in _AVERAGED_OVER[name]]).sum(dim=0)
             weight = torch.where(column[name].isnan(), 0.0, weight)
             parts += [(column[name].nan_to_num(0.0) * weight).sum(), weight.sum()]
         values = self._sum(torch.stack(parts))
         found = {}
         for number, name in enumerate(names):
-            total, mass = values[2 * number : 2 * number + 2]
-            found[name] = total if name in _COUNTS else total / mass if mass else float("nan")
+            total, weight_sum = values[2 * number : 2 * number + 2]
+            if name in _AVERAGED_OVER:
+                total = total / weight_sum if weight_sum else float("nan")
+            found[name] = total
         return found
 
     def _sum(self, values: Tensor) -> list[float]:

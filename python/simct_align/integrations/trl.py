@@ -23,7 +23,7 @@ from simct_align.collator import SimCTCollator, pad_id
 from simct_align.divergence import JSD
 from simct_align.integrations._trl_metrics import MetricSums
 from simct_align.integrations._trl_side import Side, log_likelihood, read_row
-from simct_align.loss import Loss, SimCTLoss, baselines
+from simct_align.loss import Loss, SimCTLoss, TextLoss, baselines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +59,7 @@ from trl.experimental.gold import GOLDConfig, GOLDTrainer  # noqa: E402
 
 _OBJECTIVES: dict[str, Any] = {
     "simct": SimCTLoss,
+    "text": TextLoss,
     "shared": functools.partial(SimCTLoss, candidates="shared"),
     "uld": baselines.ULDLoss,
     "alm": baselines.ALMLoss,
@@ -67,6 +68,8 @@ _OBJECTIVES: dict[str, Any] = {
     "strict": baselines.StrictLoss,
     "escd": baselines.ESCDLoss,
 }
+#: The objectives that take a divergence and a temperature.
+_WITH_DIVERGENCE = ("simct", "text", "shared")
 
 
 @dataclass
@@ -80,14 +83,14 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
     Args:
         learning_rate: The learning rate of AdamW.
         lmbda: The share of slices whose completions are sampled from the student.
-        objective: The loss: `"simct"`, or a baseline: `"shared"`, `"uld"`, `"alm"`, `"gold"`,
-            `"bpm"`, `"strict"`, `"escd"`.
+        objective: The loss: `"simct"`; `"text"` for `TextLoss`, the divergence over text events; or
+            a baseline: `"shared"`, `"uld"`, `"alm"`, `"gold"`, `"bpm"`, `"strict"`, `"escd"`.
         candidates: The candidate set of `"simct"`: `"shared"`, `"realized"` or `"on_path"`.
         score: The score of `"simct"`: `"mean"`, `"sum"`, `"event"` or `"mean_logit"`.
-        divergence: The divergence of `"simct"` and `"shared"`: a name that `SimCTLoss` takes.
-            `"jsd"` reads `beta`, as the objectives `"gold"` and `"bpm"` do.
-        loss_temperature: The number that the logits of both sides are divided by, for `"simct"`
-            and `"shared"`.
+        divergence: The divergence of `"simct"`, `"text"` and `"shared"`: a name that `SimCTLoss`
+            takes. `"jsd"` reads `beta`, as the objectives `"gold"` and `"bpm"` do.
+        loss_temperature: The number that the logits of both sides are divided by, for `"simct"`,
+            `"text"` and `"shared"`.
         initial_kl_weight: The weight of KL(student ‖ student before training) over the student's
             own vocabulary, per completion token; 0 leaves the KL out. The trainer keeps a copy of
             the student for this KL, except for a student that is trained through adapters.
@@ -111,7 +114,7 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
     lmbda: float = field(default=1.0, metadata={"help": "Share of on-policy slices."})
     use_uld_loss: bool = field(default=True, metadata={"help": "Fixed."})
     use_extended_uld: bool = field(default=False, metadata={"help": "Fixed."})
-    objective: str = field(default="simct", metadata={"help": "simct, or a baseline by its name."})
+    objective: str = field(default="simct", metadata={"help": "simct, text, or a baseline."})
     candidates: str = field(default="realized", metadata={"help": "Candidate set of simct."})
     score: str = field(default="mean", metadata={"help": "Score of a path, of simct."})
     divergence: str = field(default="reverse_kl", metadata={"help": "Divergence to minimize."})
@@ -130,14 +133,14 @@ class SimCTConfig(GOLDConfig):  # type: ignore[misc]
             raise ValueError(
                 f"objective: expected one of {', '.join(_OBJECTIVES)}, got {self.objective!r}"
             )
-        compares_candidates = self.objective in ("simct", "shared")
+        has_divergence = self.objective in _WITH_DIVERGENCE
         is_read = {
             "candidates": self.objective == "simct",
             "score": self.objective == "simct",
-            "divergence": compares_candidates,
-            "loss_temperature": compares_candidates,
+            "divergence": has_divergence,
+            "loss_temperature": has_divergence,
             "beta": self.objective in ("gold", "bpm")
-            or (compares_candidates and self.divergence == "jsd"),
+            or (has_divergence and self.divergence == "jsd"),
         }
         for each in fields(self):
             never = each.name.startswith("uld_") or each.name == "seq_kd"
@@ -222,8 +225,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
 
     The trainer adds metrics to the log, under `simct/`: the metrics of the loss, the counts of
     tokens that were left out, and seconds. Counts and seconds are sums since the previous log.
-    Masses and divergences are means over units. Seconds are those of one process; all other metrics
-    cover all processes.
+    Masses and divergences are means over units, or over offsets with `objective="text"`. Seconds
+    are those of one process; all other metrics cover all processes.
 
     `simct/log_ratio_per_byte` is mean[log p_S(y|x) − log p_T(y|x)] over the bytes of the
     completions; each log-probability is a sum over the model's own tokens. On sampled completions
@@ -470,7 +473,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
 
 
 def _make_loss(aligner: Aligner, args: SimCTConfig) -> Loss:
-    if args.objective in ("simct", "shared"):
+    if args.objective in _WITH_DIVERGENCE:
         divergence = JSD(args.beta) if args.divergence == "jsd" else args.divergence
         keywords: dict[str, Any] = {"divergence": divergence, "temperature": args.loss_temperature}
         if args.objective == "simct":
