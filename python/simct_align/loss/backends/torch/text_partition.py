@@ -89,8 +89,6 @@ class Partition:
         if absent is not None:
             self._is_leaf &= ~absent
             self._leaf = torch.where(absent.gather(1, last), tree.parent[last], last)
-        self._closed_top = top
-        self._moved = None if absent is None else top & absent
         self._exact = ~hidden & ~cut & tree.same & self.both_own.unsqueeze(1)
         self._places = self._compact() if cut.device.type == "cpu" else None
 
@@ -99,7 +97,7 @@ class Partition:
         mass = slots[:, : self._n] + slots[:, self._n :]
         before = torch.zeros(mass.shape[0], self._n + 1, dtype=torch.float64, device=mass.device)
         torch.cumsum(mass, 1, dtype=torch.float64, out=before[:, 1:])
-        # Differences of float64 sums: exact to 1e-16 of the whole, whatever the subtree holds.
+        # Exact to 1e-16 of the whole, which is enough to decide what is closed.
         below = before.index_select(1, self._tree.subtree_end).sub_(before[:, :-1])
         return below.to(slots.dtype).clamp_(min=0.0)
 
@@ -132,32 +130,22 @@ class Partition:
         """Return where the leaves are; the CPU can be asked for their number."""
         return _Places(_padded(self._is_leaf), _padded(self._exact))
 
-    def _leaves(self, side: SideMasses, below: Tensor) -> Tensor:
+    def _leaves(self, side: SideMasses) -> Tensor:
         """Return `[O, leaves]` masses: what is left of every node, exact ends, and the stop."""
         n = self._n
-        attached, exact = side.slots[:, :n], side.slots[:, n:]
-        if self._moved is not None:
-            moved = below.masked_fill(~self._moved, 0.0)
-            attached = attached.scatter_add(1, self._tree.parent.expand_as(moved), moved)
-
-        def take(values: Tensor, places: _Columns | None) -> Tensor:
-            return values if places is None else values.gather(1, places.columns)
-
-        at_nodes = None if self._places is None else self._places.nodes
-        at_exact = None if self._places is None else self._places.exact
-        is_exact = take(self._exact, at_nodes)
-        mass = take(attached, at_nodes) + take(exact, at_nodes).masked_fill(is_exact, 0.0)
-        mass = torch.where(take(self._closed_top, at_nodes), take(below, at_nodes), mass)
-        mass[:, 0] += side.ended + side.stop.masked_fill(self.both_own, 0.0)
-        ends = take(exact, at_exact)
+        exact = side.slots[:, n:]
+        mass = side.slots[:, :n] + exact.masked_fill(self._exact, 0.0)
+        # Sums, not differences of sums: a leaf of little mass keeps its digits.
+        nodes = torch.zeros_like(mass).scatter_add_(1, self._leaf, mass)
+        nodes[:, 0] += side.ended + side.stop.masked_fill(self.both_own, 0.0)
         if self._places is None:
-            mass.masked_fill_(~self._is_leaf, 0.0)
-            ends = ends.masked_fill(~self._exact, 0.0)
+            ends = exact.masked_fill(~self._exact, 0.0)
         else:
-            mass.masked_fill_(~self._places.nodes.valid, 0.0)
-            ends = ends.masked_fill_(~self._places.exact.valid, 0.0)
+            at_nodes, at_exact = self._places
+            nodes = nodes.gather(1, at_nodes.columns).masked_fill_(~at_nodes.valid, 0.0)
+            ends = exact.gather(1, at_exact.columns).masked_fill_(~at_exact.valid, 0.0)
         stop = side.stop.masked_fill(~self.both_own, 0.0)
-        return torch.cat([mass, ends, stop.unsqueeze(1)], 1)
+        return torch.cat([nodes, ends, stop.unsqueeze(1)], 1)
 
     def compare(
         self, divergence: Divergence, floor: float, weight: Tensor | None
@@ -173,7 +161,7 @@ class Partition:
         Returns:
             `[O]` divergences, 0 where an offset is left out; `[O]` masses; the derivative.
         """
-        q_teacher, q_student = map(self._leaves, self._sides, self._below)
+        q_teacher, q_student = map(self._leaves, self._sides)
         largest = q_student.amax(1)
         is_leaf = (q_teacher > 0) | (q_student > 0)
         tiny = torch.finfo(q_student.dtype).tiny
@@ -187,7 +175,12 @@ class Partition:
         value = value.masked_fill(~self.counted, 0.0)
         if weight is None:
             return value, largest, None
-        by_leaf = torch.where(q_student > 0, grad / q_student, 0.0).mul_(weight.unsqueeze(1))
+        # Floored probabilities do not sum to 1, and a leaf without any student mass has no
+        # derivative: a divergence may rely on either. By scores, derivatives sum to 0.
+        grad.masked_fill_(q_student == 0, 0.0)
+        excess = grad.sum(1, keepdim=True)
+        by_leaf = torch.where(q_student > 0, grad / q_student - excess, 0.0)
+        by_leaf.mul_(weight.unsqueeze(1))
         by_leaf = by_leaf.masked_fill_(~self.counted.unsqueeze(1), 0.0)
         return value, largest, self._slot_gradient(by_leaf)
 
