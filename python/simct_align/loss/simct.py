@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..divergence import as_divergence
-from .backends import choose_backend
-from .contract import Loss, one_of, refuse_positional
+from .contract import one_of, refuse_positional
 from .layout import IndexSizes
-from .operator import BACKENDS, DIVERGENCES, FLOAT16_GRADIENT_SCALE, LogitsTensors
+from .operator import FLOAT16_GRADIENT_SCALE, LogitsTensors
+from .operator_loss import OperatorLoss
 from .ops import Numbers, PairTensors, logits_loss
 from .scores.formulas import SCORES
 
@@ -31,7 +30,7 @@ METRICS = ("none", "multi", "full")
 MEBIBYTE = 1 << 20
 
 
-class SimCTBase(Loss):
+class SimCTBase(OperatorLoss):
     """The keywords of `SimCTLoss` and `LinearSimCTLoss`; `SimCTLoss` documents them.
 
     Args:
@@ -69,6 +68,8 @@ class SimCTBase(Loss):
         on_path = one_of("candidates", candidates, CANDIDATES) == "on_path"
         super().__init__(
             aligner,
+            divergence=divergence,
+            backend=backend,
             temperature=temperature,
             reduction=reduction,
             chunk_bytes=chunk_bytes,
@@ -87,9 +88,6 @@ class SimCTBase(Loss):
                 f"min_teacher_mass: expected a probability in [0, 1], got {min_teacher_mass}"
             )
         self.min_teacher_mass = float(min_teacher_mass)
-        self.divergence = as_divergence(divergence)
-        self.backend = choose_backend(backend)
-        self._keep_handles()
 
     @property
     def uses_multi(self) -> bool:
@@ -100,21 +98,6 @@ class SimCTBase(Loss):
     def index_groups(self) -> tuple[str, ...]:
         """The groups of index sections that the loss reads in addition to the units."""
         return ("continuations",) if self.candidates == "on_path" else ()
-
-    def _keep_handles(self) -> None:
-        self._divergence_handle = DIVERGENCES.handle(self.divergence)
-        self._backend_handle = BACKENDS.handle(self.backend)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for pickling and copying, without handles of this process."""
-        state = self.__dict__.copy()
-        del state["_divergence_handle"], state["_backend_handle"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled or copied loss."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._keep_handles()
 
     def extra_repr(self) -> str:
         """Return the keywords for `repr`."""

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..divergence import as_divergence
-from .backends import choose_backend
-from .contract import Loss, one_of, refuse_positional
+from .contract import one_of, refuse_positional
 from .layout import IndexSizes
 from .linear_inputs import linear_inputs
-from .operator import BACKENDS, DIVERGENCES, FLOAT16_GRADIENT_SCALE, LogitsTensors
+from .operator import FLOAT16_GRADIENT_SCALE, LogitsTensors
+from .operator_loss import OperatorLoss
 from .text_columns import TextColumns
 from .text_metrics import TextLossOutput, make_text_metrics
 from .text_ops import TextNumbers, TextTensors, linear_text_loss, text_loss
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 MEBIBYTE = 1 << 20
 
 
-class TextBase(Loss):
+class TextBase(OperatorLoss):
     """Keywords of `TextLoss` and `LinearTextLoss`; documented there."""
 
     default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
@@ -48,7 +47,12 @@ class TextBase(Loss):
         backend: str | Backend = "auto",
     ) -> None:
         super().__init__(
-            aligner, temperature=temperature, reduction=reduction, chunk_bytes=chunk_bytes
+            aligner,
+            divergence=divergence,
+            backend=backend,
+            temperature=temperature,
+            reduction=reduction,
+            chunk_bytes=chunk_bytes,
         )
         if reduction in ("unit", "mean"):
             raise ValueError(
@@ -60,10 +64,7 @@ class TextBase(Loss):
                 raise ValueError(f"{name}: expected a probability below 1, got {value}")
         self.epsilon, self.floor = float(epsilon), float(floor)
         self.straddled = one_of("straddled", straddled, ("byte", "tree"))
-        self.divergence = as_divergence(divergence)
-        self.backend = choose_backend(backend)
         self.tree = TextColumns(aligner, self.columns.columns_needed)
-        self._keep_handles()
 
     @property
     def index_groups(self) -> tuple[str, ...]:
@@ -77,21 +78,6 @@ class TextBase(Loss):
             index: The index.
         """
         return index.normalizer(self.reduction, "text")
-
-    def _keep_handles(self) -> None:
-        self._divergence_handle = DIVERGENCES.handle(self.divergence)
-        self._backend_handle = BACKENDS.handle(self.backend)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled or copied: handles are valid in one process only."""
-        state = self.__dict__.copy()
-        del state["_divergence_handle"], state["_backend_handle"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled or copied loss."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._keep_handles()
 
     def extra_repr(self) -> str:
         """Return the keywords for `repr`."""

@@ -1,0 +1,70 @@
+"""Internal: the base class of the losses that are operators with a divergence and a back end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..divergence import as_divergence
+from .backends import choose_backend
+from .contract import Loss
+from .operator import BACKENDS, DIVERGENCES
+
+if TYPE_CHECKING:
+    from ..divergence import Divergence
+    from .backends import Backend
+    from .columns import PairOfVocabularies
+
+
+class OperatorLoss(Loss):
+    """The base class of `SimCTLoss`, `TextLoss` and their forms from hidden states.
+
+    Args:
+        aligner: See `Loss`, also for all arguments without an entry here.
+        divergence: A name or an object.
+        backend: A name or an object.
+        temperature: The number that the logits of both sides are divided by.
+        reduction: What the sum is divided by.
+        chunk_bytes: The workspace to aim for.
+        continuations: Whether to keep the tables of spellings.
+
+    Raises:
+        TypeError: `divergence` or `backend` has a wrong type.
+        ValueError: A keyword is out of its range.
+    """
+
+    def __init__(
+        self,
+        aligner: PairOfVocabularies,
+        *,
+        divergence: str | Divergence,
+        backend: str | Backend,
+        temperature: float,
+        reduction: str,
+        chunk_bytes: int | None,
+        continuations: bool = False,
+    ) -> None:
+        super().__init__(
+            aligner,
+            temperature=temperature,
+            reduction=reduction,
+            chunk_bytes=chunk_bytes,
+            continuations=continuations,
+        )
+        self.divergence = as_divergence(divergence)
+        self.backend = choose_backend(backend)
+        self._keep_handles()
+
+    def _keep_handles(self) -> None:
+        self._divergence_handle = DIVERGENCES.handle(self.divergence)
+        self._backend_handle = BACKENDS.handle(self.backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickling and copying; handles are valid in one process only."""
+        state = self.__dict__.copy()
+        del state["_divergence_handle"], state["_backend_handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled or copied loss."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._keep_handles()
