@@ -163,7 +163,9 @@ def test_gradient_is_that_of_differences_on_real_text():
     for _ in range(3):
         step = torch.randn(student.shape, generator=generator, dtype=torch.float64)
         up, down = (c.run(student.detach() + e * step).loss for e in (1e-6, -1e-6))
-        torch.testing.assert_close((student.grad * step).sum(), (up - down) / 2e-6, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            (student.grad * step).sum(), (up - down) / 2e-6, rtol=1e-5, atol=0
+        )
 
 
 def test_accumulation_by_normalizer_gives_the_gradient_of_one_batch():

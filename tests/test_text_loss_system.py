@@ -67,7 +67,9 @@ def test_linear_equals_the_loss_from_logits(option, chunk_bytes):
             )
             for side in SIDES
         }
-        expected = c.run(logits["student"], teacher=logits["teacher"], reduction="token", **keywords)
+        expected = c.run(
+            logits["student"], teacher=logits["teacher"], reduction="token", **keywords
+        )
         torch.testing.assert_close(out.per_unit, expected.per_unit)
         torch.testing.assert_close(out.loss, expected.loss)
         out.loss.backward()
@@ -215,9 +217,7 @@ def test_compiled_whole_with_few_recompilations():
     c = random_case(1, alphabet=b"abc", scale=4.0)
     loss_fn = TextLoss(c.aligner)
     compiled = torch.compile(step, fullgraph=True, backend=backend)
-    rows = [
-        (c.ids["teacher"][row], c.ids["student"][row]) for row in range(len(c.ids["teacher"]))
-    ]
+    rows = [(c.ids["teacher"][row], c.ids["student"][row]) for row in range(len(c.ids["teacher"]))]
     generator = torch.Generator().manual_seed(0)
     for count in range(2, 14):
         chosen = [rows[(count * 5 + number) % len(rows)] for number in range(count)]

@@ -5,7 +5,8 @@ Start with `Aligner`: build it from two tokenizers, then align batches of token 
     aligner = Aligner("path/to/teacher", "path/to/student")
     batch = aligner.align_batch(teacher_ids, student_ids)
 
-The losses `SimCTLoss`, `TextLoss` and their linear forms need PyTorch. They are imported on first use.
+The losses `SimCTLoss`, `TextLoss` and their linear forms need PyTorch. They are imported on first
+use.
 """
 
 from __future__ import annotations

@@ -121,7 +121,16 @@ def random_spelling(rng, vocabulary, text):
 
 
 def random_case(
-    seed, *, alphabet=b"ab", scale=2.0, rows=3, same=False, regions=2, stops=None, longest=9, extra=2
+    seed,
+    *,
+    alphabet=b"ab",
+    scale=2.0,
+    rows=3,
+    same=False,
+    regions=2,
+    stops=None,
+    longest=9,
+    extra=2,
 ):
     """Rows that begin with a control token, of one or two regions, most of them with a stop.
 
