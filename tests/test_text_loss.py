@@ -31,7 +31,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_its_twin(shape, straddled):
     counts = None
-    for seed in range(12):
+    for seed in range(8):
         found = compare(
             random_case(seed, **SHAPES[shape]),
             straddled=straddled,
@@ -95,7 +95,7 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("straddled", ["byte", "tree"])
-@pytest.mark.parametrize("text", ["x=345", ":\n    a", "né", "🙂 o"])
+@pytest.mark.parametrize("text", ["x=34", ":\n  a", "né", "🙂 o"])
 def test_real_text_equals_its_twin(text, straddled):
     compare(demo_case([text], len(text), boost=10.0), epsilon=0.1, straddled=straddled)
 
