@@ -68,6 +68,14 @@ def test_equals_its_twin_under_every_divergence(divergence, floor):
             compare(c, divergence=divergence, floor=floor, epsilon=0.1)
 
 
+@pytest.mark.xfail(
+    reason="whether a node is opened is decided by rounding where its mass is below 1e-16 of the "
+    "offset's: sums over subtrees are differences of prefix sums"
+)
+def test_nodes_of_vanishing_mass_equal_the_twin():
+    compare(random_case(0, scale=12.0, cut=100.0), straddled="tree")
+
+
 def test_sides_without_stops():
     for seed in range(6):
         for stops in ((0, 0), (1, 0), (0, 1)):
@@ -368,7 +376,7 @@ def code(rng):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_models_that_agree_on_every_text_have_no_divergence(turned):
-    """Rows are counts over the same texts: both models are exact, and SimCT reports a difference."""
+    """Rows are counts over the same texts: both models are exact. SimCT reports a difference."""
     rng = random.Random(0)
     texts = [code(rng) for _ in range(40)]
     c = demo_case(texts)
