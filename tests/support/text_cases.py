@@ -131,19 +131,21 @@ def random_case(
     stops=None,
     longest=9,
     extra=2,
+    cut=9.0,
 ):
     """Rows that begin with a control token, of one or two regions, most of them with a stop.
 
     Args:
         seed: Everything is drawn from it.
         alphabet: The letters.
-        scale: The standard deviation of logits, before they are cut to [-9, 9].
+        scale: The standard deviation of logits, before they are cut.
         rows: The number of rows.
         same: Whether both sides have one vocabulary and one tokenization.
         regions: The largest number of regions of a row.
         stops: The number of stops of either side; None draws it.
         longest: The largest number of letters of a region.
         extra: Columns after the last token.
+        cut: The largest absolute value of a logit.
     """
     rng = random.Random(seed)
     stops = stops or (rng.randint(1, 2), rng.randint(1, 2))
@@ -175,8 +177,8 @@ def random_case(
     for side, vocabulary in vocabularies.items():
         shape = len(getattr(batch, side).values), len(vocabulary) + extra
         z = torch.randn(shape, generator=generator, dtype=torch.float64)
-        # Beyond that a node's mass is within the rounding of the whole offset's.
-        logits[side] = (scale * z).clamp(-9.0, 9.0)
+        # Beyond 9 a node's mass may be within the rounding of the whole offset's.
+        logits[side] = (scale * z).clamp(-cut, cut)
     return TextCase(aligner, batch, ids, logits)
 
 
