@@ -144,7 +144,9 @@ def test_swapped_logits_are_refused(make, aligner, batch, logits):
     """By their widths; by their rows where both vocabularies are padded to one width."""
     loss_fn = make(aligner)
     teacher, student = logits["teacher_logits"], logits["student_logits"]
-    with pytest.raises(ValueError, match=r"student_(logits|weight): expected at least 4 vocabulary entries.*got 3"):
+    with pytest.raises(
+        ValueError, match=r"student_(logits|weight): expected at least 4 vocabulary entries.*got 3"
+    ):
         loss_fn(teacher_logits=student, student_logits=teacher, index=batch)
     padded = [torch.nn.functional.pad(z, (0, 8 - z.shape[1])) for z in (teacher, student)]
     with pytest.raises(ValueError, match=r"student_(logits|hidden) has 6 rows .* reads"):

@@ -57,10 +57,6 @@ def test_equals_its_twin_under_every_divergence(divergence, floor):
             compare(c, divergence=divergence, floor=floor, epsilon=0.1)
 
 
-@pytest.mark.xfail(
-    reason="whether a node is opened is decided by rounding where its mass is below 1e-16 of the "
-    "offset's: sums over subtrees are differences of prefix sums"
-)
 def test_nodes_of_vanishing_mass_equal_the_twin():
     compare(random_case(3, scale=12.0, cut=100.0), straddled="tree")
 

@@ -118,9 +118,9 @@ def without_operators(patch):
 
 
 @pytest.mark.parametrize("keywords", KEYWORDS, ids=str)
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_nothing_waits_for_the_device(keywords, device):
-    for run, _ in both_losses(device, *linear_case(3), keywords):
+def test_nothing_waits_for_the_device(keywords):
+    """On devices other than the CPU, where leaves are counted to make their matrix smaller."""
+    for run, _ in both_losses("meta", *linear_case(3), keywords):
         with pytest.MonkeyPatch.context() as patch, Strict() as strict:
             without_operators(patch)
             run()

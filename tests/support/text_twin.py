@@ -206,7 +206,8 @@ def leaves(teacher, student, offset, begin, epsilon, straddled):
         """Open or close a node, given the (suffix, mass) of either side that begin with it."""
         all_of = {n: total(m for _, m in of) for n, of in masses.items()}
         ends = {n: total(m for text, m in of if text == z) for n, of in masses.items()}
-        can = all(ends[n] <= epsilon * all_of[n] for n in masses) or is_same(z)
+        can = all(ends[n] <= epsilon * max(all_of[n], 1e-12 * whole[n]) for n in masses)
+        can = can or is_same(z)
         if z and not (deep and can):
             for n, of in masses.items():
                 add(z, n, total(m for _, m in of))
@@ -229,6 +230,7 @@ def leaves(teacher, student, offset, begin, epsilon, straddled):
         add((b"", "rest"), n, total(ended))
         stop = total(m for text, m, _ in items if text is STOP)
         add(STOP if both_own else (b"", "rest"), n, stop)
+    whole = {n: total(m for _, m in of) for n, of in masses.items()}
     visit(b"", masses)
     return {leaf: {n: total(ms) for n, ms in of.items()} for leaf, of in out.items()}, kind
 

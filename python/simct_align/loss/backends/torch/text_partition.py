@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ...text_layout import TreeTensors
     from .text import SideMasses
 
+#: The share of an offset's mass below which the masses of nodes are not told apart.
+NEGLIGIBLE = 1e-12
+
 
 class SlotGradient(NamedTuple):
     """Derivatives by one side's masses.
@@ -36,8 +39,9 @@ class Partition:
     An offset is *left out* where tokens of earlier rows end at it with more than `epsilon` of the
     mass of a side. A node of the tree is *closed* where tokens end exactly behind its string with
     more than `epsilon` of its mass on a side, unless both vocabularies have the same strings below
-    it. What is below a closed node is one leaf. Where straddling tokens hold more than `epsilon`,
-    and where one side has no row, every node below the root is closed.
+    it; a node of less than `NEGLIGIBLE` of the offset's mass is taken to have that much. What is
+    below a closed node is one leaf. Where straddling tokens hold more than `epsilon`, and where one
+    side has no row, every node below the root is closed.
 
     Args:
         tree: The joint tree.
@@ -97,14 +101,16 @@ class Partition:
         mass = slots[:, : self._n] + slots[:, self._n :]
         before = torch.zeros(mass.shape[0], self._n + 1, dtype=torch.float64, device=mass.device)
         torch.cumsum(mass, 1, dtype=torch.float64, out=before[:, 1:])
-        # Exact to 1e-16 of the whole, which is enough to decide what is closed.
+        # Exact to 1e-16 of the whole, hence `NEGLIGIBLE`.
         below = before.index_select(1, self._tree.subtree_end).sub_(before[:, :-1])
         return below.to(slots.dtype).clamp_(min=0.0)
 
     def _closed(self, epsilon: float) -> Tensor:
         teacher, student = self._sides
-        closed = teacher.slots[:, self._n :] > epsilon * self._below[0]
-        closed |= student.slots[:, self._n :] > epsilon * self._below[1]
+        closed = torch.zeros_like(self._below[0], dtype=torch.bool)
+        for side, below in zip((teacher, student), self._below, strict=True):
+            least = NEGLIGIBLE * below[:, :1]
+            closed |= side.slots[:, self._n :] > epsilon * torch.maximum(below, least)
         closed &= ~(self._tree.same & self.both_own.unsqueeze(1))
         closed |= (self._tree.parent == 0) & ~self.deep.unsqueeze(1)
         closed[:, 0] = False  # the offset as a whole is counted or left out
