@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_type_hints
 import torch
 from torch import Tensor
 
-from .backends.protocol import Head
+from .backends.protocol import Head, Logits
 from .handles import Handles
 from .layout import IndexSizes
 
@@ -284,3 +284,59 @@ class Operator:
         numbers = ctx.numbers | {"gradient": True, "gradient_scale": 1.0}
         results: tuple[Tensor, ...] = self.op(*tensors.values(), **numbers)
         return results[len(OperatorOutput._fields) :]
+
+
+def loss_operators(
+    logits_name: str, linear_name: str, *, tensors: type[Any], numbers: type[Any], compute: Any
+) -> tuple[Operator, Operator]:
+    """Return the two operators of a loss: from logits, and from hidden states.
+
+    Args:
+        logits_name: The name of the operator from logits.
+        linear_name: The name of the operator from hidden states.
+        tensors: See `Operator`.
+        numbers: See `Operator`.
+        compute: The function of the teacher's and the student's `Logits` or `Head`, the tensors and
+            the numbers. It returns an `OperatorOutput` and the list of the student's gradients,
+            which is empty if no gradient is wanted from logits.
+    """
+
+    def from_logits(
+        inputs: LogitsTensors, others: Any, settings: Any, _: None
+    ) -> tuple[Tensor, ...]:
+        teacher, student = Logits(inputs.teacher_logits), Logits(inputs.student_logits)
+        output, gradients = compute(teacher, student, others, settings)
+        return (*output, *(gradients or [inputs.student_logits.new_empty(0)]))
+
+    def from_hidden(
+        inputs: LinearTensors, others: Any, settings: Any, linear: LinearNumbers
+    ) -> tuple[Tensor, ...]:
+        output, gradients = compute(*heads(inputs, linear), others, settings)
+        return (*output, *gradients)
+
+    return (
+        Operator(
+            logits_name,
+            inputs=LogitsTensors,
+            tensors=tensors,
+            numbers=numbers,
+            extra=None,
+            compute=from_logits,
+            student="student_logits",
+            differentiable={"student_logits": None},
+        ),
+        Operator(
+            linear_name,
+            inputs=LinearTensors,
+            tensors=tensors,
+            numbers=numbers,
+            extra=LinearNumbers,
+            compute=from_hidden,
+            student="student_hidden",
+            differentiable={
+                "student_hidden": None,
+                "student_weight": "weight_gradient",
+                "student_bias": "bias_gradient",
+            },
+        ),
+    )

@@ -19,13 +19,9 @@ from .metrics import UnitStat, count_special
 from .operator import (
     BACKENDS,
     DIVERGENCES,
-    LinearNumbers,
-    LinearTensors,
-    LogitsTensors,
-    Operator,
     OperatorOutput,
     compute_dtype,
-    heads,
+    loss_operators,
     without_autocast,
 )
 
@@ -211,42 +207,6 @@ def _log_fallback(name: str, reason: str) -> None:
     _LOG.warning("backend=%r: computing with the back end 'torch' instead: %s", name, reason)
 
 
-def _compute_logits(
-    inputs: LogitsTensors, pair: PairTensors, numbers: Numbers, _: None
-) -> tuple[Tensor, ...]:
-    teacher, student = Logits(inputs.teacher_logits), Logits(inputs.student_logits)
-    output, gradients = _compute(teacher, student, pair, numbers)
-    return (*output, *(gradients or [inputs.student_logits.new_empty(0)]))
-
-
-def _compute_linear(
-    inputs: LinearTensors, pair: PairTensors, numbers: Numbers, linear: LinearNumbers
-) -> tuple[Tensor, ...]:
-    output, gradients = _compute(*heads(inputs, linear), pair, numbers)
-    return (*output, *gradients)
-
-
-logits_loss = Operator(
-    "logits_loss",
-    inputs=LogitsTensors,
-    tensors=PairTensors,
-    numbers=Numbers,
-    extra=None,
-    compute=_compute_logits,
-    student="student_logits",
-    differentiable={"student_logits": None},
-)
-linear_loss = Operator(
-    "linear_loss",
-    inputs=LinearTensors,
-    tensors=PairTensors,
-    numbers=Numbers,
-    extra=LinearNumbers,
-    compute=_compute_linear,
-    student="student_hidden",
-    differentiable={
-        "student_hidden": None,
-        "student_weight": "weight_gradient",
-        "student_bias": "bias_gradient",
-    },
+logits_loss, linear_loss = loss_operators(
+    "logits_loss", "linear_loss", tensors=PairTensors, numbers=Numbers, compute=_compute
 )

@@ -13,13 +13,9 @@ from .columns import SideColumns
 from .layout import IndexSizes
 from .operator import (
     DIVERGENCES,
-    LinearNumbers,
-    LinearTensors,
-    LogitsTensors,
-    Operator,
     OperatorOutput,
     compute_dtype,
-    heads,
+    loss_operators,
     without_autocast,
 )
 from .text_metrics import OffsetStat
@@ -128,42 +124,6 @@ def _compute(
         return OperatorOutput(loss, per_offset, stats), computation.gradients()
 
 
-def _compute_logits(
-    inputs: LogitsTensors, tensors: TextTensors, numbers: TextNumbers, _: None
-) -> tuple[Tensor, ...]:
-    teacher, student = Logits(inputs.teacher_logits), Logits(inputs.student_logits)
-    output, gradients = _compute(teacher, student, tensors, numbers)
-    return (*output, *(gradients or [inputs.student_logits.new_empty(0)]))
-
-
-def _compute_linear(
-    inputs: LinearTensors, tensors: TextTensors, numbers: TextNumbers, linear: LinearNumbers
-) -> tuple[Tensor, ...]:
-    output, gradients = _compute(*heads(inputs, linear), tensors, numbers)
-    return (*output, *gradients)
-
-
-text_loss = Operator(
-    "text_loss",
-    inputs=LogitsTensors,
-    tensors=TextTensors,
-    numbers=TextNumbers,
-    extra=None,
-    compute=_compute_logits,
-    student="student_logits",
-    differentiable={"student_logits": None},
-)
-linear_text_loss = Operator(
-    "linear_text_loss",
-    inputs=LinearTensors,
-    tensors=TextTensors,
-    numbers=TextNumbers,
-    extra=LinearNumbers,
-    compute=_compute_linear,
-    student="student_hidden",
-    differentiable={
-        "student_hidden": None,
-        "student_weight": "weight_gradient",
-        "student_bias": "bias_gradient",
-    },
+text_loss, linear_text_loss = loss_operators(
+    "text_loss", "linear_text_loss", tensors=TextTensors, numbers=TextNumbers, compute=_compute
 )

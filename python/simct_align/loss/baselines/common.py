@@ -398,3 +398,27 @@ class Baseline(ChunkedLoss):
     def make_job(self, **inputs: Any) -> Job:
         """Return the job of a call: see `ChunkedLoss`."""
         return _UnitJob(baseline=self, **inputs)
+
+
+class TopKBaseline(Baseline):
+    """The base class of baselines over units of one token, of all tokens or of the top k.
+
+    Args:
+        aligner: The pair of vocabularies.
+        top_k: The number of tokens to compare; None compares all.
+        **keywords: The keywords of `Baseline`.
+
+    Raises:
+        ValueError: `top_k` is not positive, or a keyword is out of its range.
+    """
+
+    @property
+    def uses_multi(self) -> bool:
+        """Whether MULTI units take part: False."""
+        return False
+
+    def __init__(self, aligner: Any, *, top_k: int | None = None, **keywords: Any) -> None:
+        super().__init__(aligner, **keywords)
+        if top_k is not None and top_k <= 0:
+            raise ValueError(f"top_k: expected a positive number, got {top_k}")
+        self.top_k = top_k

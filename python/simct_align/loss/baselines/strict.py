@@ -10,13 +10,13 @@ C is the shared vocabulary, or the student's k most probable tokens of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from simct_align.divergence import LOG_FLOOR
 
-from .common import Baseline
+from .common import TopKBaseline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .common import UnitRows
 
 
-class StrictLoss(Baseline):
+class StrictLoss(TopKBaseline):
     """Strict matching: reverse KL over the shared vocabulary, without MULTI units.
 
     Use this baseline to compare with an objective that reads shared tokens only. Without `top_k`
@@ -55,17 +55,6 @@ class StrictLoss(Baseline):
         >>> StrictLoss(aligner, top_k=16).top_k
         16
     """
-
-    @property
-    def uses_multi(self) -> bool:
-        """Whether MULTI units take part: False."""
-        return False
-
-    def __init__(self, aligner: Any, *, top_k: int | None = None, **keywords: Any) -> None:
-        super().__init__(aligner, **keywords)
-        if top_k is not None and top_k <= 0:
-            raise ValueError(f"top_k: expected a positive number, got {top_k}")
-        self.top_k = top_k
 
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
         """Return the values of a chunk: see `Baseline`."""

@@ -8,11 +8,11 @@ distribution and adds up the rest as one more value.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from .common import Baseline, sorted_distance
+from .common import TopKBaseline, sorted_distance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .common import UnitRows
 
 
-class ULDLoss(Baseline):
+class ULDLoss(TopKBaseline):
     """Universal Logit Distillation: L1 distance of sorted probabilities, without MULTI units.
 
     Use this baseline to compare with an objective that does not match tokens.
@@ -45,17 +45,6 @@ class ULDLoss(Baseline):
         >>> ULDLoss(aligner, top_k=10).top_k
         10
     """
-
-    @property
-    def uses_multi(self) -> bool:
-        """Whether MULTI units take part: False."""
-        return False
-
-    def __init__(self, aligner: Any, *, top_k: int | None = None, **keywords: Any) -> None:
-        super().__init__(aligner, **keywords)
-        if top_k is not None and top_k <= 0:
-            raise ValueError(f"top_k: expected a positive number, got {top_k}")
-        self.top_k = top_k
 
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
         """Return the values of a chunk: see `Baseline`."""
