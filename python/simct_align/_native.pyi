@@ -101,6 +101,30 @@ class Spellings:
     def counts_by_length(self) -> list[int]: ...
 
 @final
+class TextLeaves:
+    def __init__(
+        self,
+        nodes: object,
+        teacher: object,
+        student: object,
+        *,
+        epsilon: float,
+        tree: bool,
+        n_threads: int,
+    ) -> None: ...
+    def group(
+        self, deep: bool, floor: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.floating], NDArray[np.floating]]: ...
+    def figures(self) -> list[NDArray[np.float64]]: ...
+    def gradient(
+        self,
+        nodes: object,
+        student: object,
+        gradient: object,
+        n_threads: int,
+    ) -> None: ...
+
+@final
 class TextTree:
     # The tables are copies.
     def __new__(cls, pair: Pair) -> TextTree: ...

@@ -12,6 +12,8 @@ fields of named tuples, and are passed in objects of these classes.
 
 from __future__ import annotations
 
+import functools
+import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_type_hints
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from ..divergence import Divergence
     from .backends.protocol import Backend
 
+_LOG = logging.getLogger(__name__)
+
 DIVERGENCES: Handles[Divergence] = Handles("divergence")
 BACKENDS: Handles[Backend] = Handles("back end")
 
@@ -37,6 +41,17 @@ FLOAT16_GRADIENT_SCALE = 1024.0
 
 #: Numbers that may change from batch to batch without a new graph.
 _SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"}
+
+
+@functools.cache
+def log_fallback(name: str, reason: str) -> None:
+    """Warn once that the reference computes a loss.
+
+    Args:
+        name: The name of the back end that refuses it.
+        reason: Why.
+    """
+    _LOG.warning("backend=%r: computing with the back end 'torch' instead: %s", name, reason)
 
 
 class LogitsTensors(NamedTuple):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .backends import TorchBackend
+from .backends import AutoBackend, TorchBackend
 from .backends.protocol import Head, Logits, Problem, Settings, SideProblem
 from .backends.torch.on_path import Continuations, LeafTokens, OnPathEngine
 from .columns import SideColumns
@@ -21,6 +19,7 @@ from .operator import (
     DIVERGENCES,
     OperatorOutput,
     compute_dtype,
+    log_fallback,
     loss_operators,
     without_autocast,
 )
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from .backends.protocol import Backend, StudentSide
     from .engine import Result
     from .layout import IndexView
-
-_LOG = logging.getLogger(__name__)
 
 
 class PairTensors(NamedTuple):
@@ -190,21 +187,15 @@ def _run(
     """Run the engine on a back end, or on the reference if the back end refuses the problem."""
     backend: Backend = BACKENDS[numbers.backend].value
     if numbers.on_path:
-        if backend.name != TorchBackend.name:
-            _log_fallback(backend.name, "on-path continuations are PyTorch operations")
+        if backend.name not in (AutoBackend.name, TorchBackend.name):
+            log_fallback(backend.name, "on-path continuations are PyTorch operations")
         on_path = OnPathEngine(problem, _continuations(pair, numbers), weight)
         return on_path.run(), on_path.computation.student
     if (reason := backend.refuses(problem)) is not None:
-        _log_fallback(backend.name, reason)
+        log_fallback(backend.name, reason)
         backend = TorchBackend()
     computation = backend.start(problem)
     return Engine(problem, computation, weight).run(), computation.student
-
-
-@functools.cache
-def _log_fallback(name: str, reason: str) -> None:
-    """Warn once that the reference computes a loss."""
-    _LOG.warning("backend=%r: computing with the back end 'torch' instead: %s", name, reason)
 
 
 logits_loss, linear_loss = loss_operators(

@@ -31,7 +31,7 @@ MEBIBYTE = 1 << 20
 class TextBase(OperatorLoss):
     """Keywords of `TextLoss` and `LinearTextLoss`; documented there."""
 
-    default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
+    default_chunk_bytes = {"cpu": 64 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
 
     def __init__(
         self,

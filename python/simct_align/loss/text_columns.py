@@ -11,6 +11,7 @@ from .scores.on_path_plan import SIDES
 from .text_layout import TextSideTable, TreeTensors
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from simct_align.index import Side
@@ -44,6 +45,11 @@ def _slots(tree: TextTree, side: TextTreeSide, needed: int) -> Tensor:
     return torch.from_numpy(slots)
 
 
+def _int32(values: NDArray[np.int64]) -> Tensor:
+    """Return numbers of nodes or tokens, which are below 2^31."""
+    return torch.from_numpy(values.astype(np.int32))
+
+
 class TextColumns(torch.nn.Module):
     """The joint tree of a pair, and both vocabularies in it, as non-persistent buffers.
 
@@ -63,8 +69,8 @@ class TextColumns(torch.nn.Module):
     def __init__(self, aligner: PairWithTree, needed: dict[Side, int]) -> None:
         super().__init__()
         tree = aligner.text_tree
-        self._keep("parent", torch.from_numpy(np.maximum(tree.parent, 0)))
-        self._keep("subtree_end", torch.from_numpy(tree.subtree_end))
+        self._keep("parent", _int32(np.maximum(tree.parent, 0)))
+        self._keep("subtree_end", _int32(tree.subtree_end))
         self._keep("same", torch.from_numpy(tree.same != 0))
         for side in SIDES:
             of_side: TextTreeSide = getattr(tree, side)
@@ -72,7 +78,9 @@ class TextColumns(torch.nn.Module):
             # One entry more: what no suffix is read of still needs a place.
             suffixes = np.concatenate([of_side.suffixes, np.zeros(1, np.int32)])
             self._keep(f"{side}_slot_of_column", _slots(tree, of_side, needed[side]))
-            self._keep(f"{side}_token_ids", torch.from_numpy(of_side.token_ids))
+            self._keep(f"{side}_token_ids", _int32(of_side.token_ids))
+            self._keep(f"{side}_node_tokens", _int32(of_side.node_tokens))
+            self._keep(f"{side}_node_exact", _int32(of_side.node_exact))
             self._keep(f"{side}_suffixes", torch.from_numpy(suffixes))
             self._keep(f"{side}_text_stops", torch.from_numpy(stops))
 
@@ -103,6 +111,8 @@ def table_of(tensors: Any, side: Side) -> TextSideTable:
     return TextSideTable(
         slot_of_column=getattr(tensors, f"{side}_slot_of_column"),
         token_ids=getattr(tensors, f"{side}_token_ids"),
+        node_tokens=getattr(tensors, f"{side}_node_tokens"),
+        node_exact=getattr(tensors, f"{side}_node_exact"),
         suffixes=getattr(tensors, f"{side}_suffixes"),
         stops=getattr(tensors, f"{side}_text_stops"),
     )

@@ -27,6 +27,7 @@ class TextSideView:
         row: `[K]` flat logit row of every text row.
         token: `[K]` the realized token that the row predicts, -1 at the end of a stretch.
         own: `[O]` the text row at every offset, -1 without one.
+        source_ends: `[O + 1]` where the sources of every offset begin, and those of the last end.
         source_offset: `[X]` the offset of every source, ascending.
         source_row: `[X]` its text row.
         source_first: `[X]` its first token, a position in token order.
@@ -38,6 +39,7 @@ class TextSideView:
     row: Tensor
     token: Tensor
     own: Tensor
+    source_ends: Tensor
     source_offset: Tensor
     source_row: Tensor
     source_first: Tensor
@@ -69,6 +71,7 @@ def view_text_side(packed: Tensor, sizes: IndexSizes, side: Side) -> TextSideVie
         row=section(f"{side}_text_row"),
         token=section(f"{side}_text_id"),
         own=section(f"{side}_own_text_row"),
+        source_ends=ends,
         source_offset=torch.repeat_interleave(
             numbers, ends.diff(), output_size=sources.stop - sources.start
         ),
@@ -163,8 +166,8 @@ class TreeTensors:
     for tokens that are exactly its string.
 
     Attributes:
-        parent: `[N]` the node above, 0 for the root.
-        subtree_end: `[N]` one past the last node of the subtree.
+        parent: int32 `[N]` the node above, 0 for the root.
+        subtree_end: int32 `[N]` one past the last node of the subtree.
         same: `[N]` whether both vocabularies have the same strings below.
     """
 
@@ -183,13 +186,17 @@ class TextSideTable:
     Attributes:
         slot_of_column: `[needed]` the slot of every logit column, `2 N` where it is not a text
             token.
-        token_ids: `[tokens]` the ids in token order.
-        suffixes: `[suffixes]` int32, the node of what follows a beginning of a token; negative
+        token_ids: int32 `[tokens]` the ids in token order.
+        node_tokens: int32 `[N + 1]` where the tokens of every node begin in token order.
+        node_exact: int32 `[N]` how many tokens of a node, the first ones, are its string.
+        suffixes: int32 `[suffixes]`, the node of what follows a beginning of a token; negative
             where that is exactly the node's string.
         stops: The ids of the stops.
     """
 
     slot_of_column: Tensor
     token_ids: Tensor
+    node_tokens: Tensor
+    node_exact: Tensor
     suffixes: Tensor
     stops: Tensor

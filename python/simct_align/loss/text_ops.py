@@ -7,17 +7,29 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.protocol import Head, Logits, RowSettings
-from .backends.torch.text_computation import TextComputation, TextSettings
+from .backends import TorchBackend
+from .backends.protocol import (
+    Head,
+    Logits,
+    TextBackend,
+    TextProblem,
+    TextRun,
+    TextSettings,
+    TextSide,
+)
 from .columns import SideColumns
 from .layout import IndexSizes
 from .operator import (
+    BACKENDS,
     DIVERGENCES,
     OperatorOutput,
     compute_dtype,
+    log_fallback,
     loss_operators,
     without_autocast,
 )
+from .text_columns import table_of, tree_of
+from .text_layout import view_text_side
 from .text_metrics import OffsetStat
 
 if TYPE_CHECKING:
@@ -44,10 +56,14 @@ class TextTensors(NamedTuple):
     same: Tensor
     teacher_slot_of_column: Tensor
     teacher_token_ids: Tensor
+    teacher_node_tokens: Tensor
+    teacher_node_exact: Tensor
     teacher_suffixes: Tensor
     teacher_text_stops: Tensor
     student_slot_of_column: Tensor
     student_token_ids: Tensor
+    student_node_tokens: Tensor
+    student_node_exact: Tensor
     student_suffixes: Tensor
     student_text_stops: Tensor
 
@@ -98,30 +114,58 @@ class TextNumbers(NamedTuple):
 def _compute(
     teacher: Logits | Head, student: Logits | Head, tensors: TextTensors, numbers: TextNumbers
 ) -> tuple[OperatorOutput, list[Tensor]]:
-    empty = tensors.packed[:0]
-    student_input = student.logits if isinstance(student, Logits) else student.hidden
     with torch.no_grad(), without_autocast(tensors.packed.device.type):
-        settings = TextSettings(
-            rows=RowSettings(
-                temperature=numbers.temperature,
-                chunk_bytes=numbers.chunk_bytes,
-                gradient=numbers.gradient,
-                dtype=compute_dtype(student_input),
-            ),
+        problem = _problem(teacher, student, tensors, numbers)
+        weight = tensors.weight.to(problem.settings.dtype)
+        run = _start(problem, numbers)
+        per_offset, stats = run.run(weight * numbers.gradient_scale)
+        loss = (per_offset * weight).sum()
+        return OperatorOutput(loss, per_offset, stats), run.gradients()
+
+
+def _problem(
+    teacher: Logits | Head, student: Logits | Head, tensors: TextTensors, numbers: TextNumbers
+) -> TextProblem:
+    empty = tensors.packed[:0]
+
+    def of_side(side: Side, source: Logits | Head, unused: Tensor, needed: int) -> TextSide:
+        return TextSide(
+            source,
+            SideColumns(empty, 0, empty, unused, needed),
+            table_of(tensors, side),
+            view_text_side(tensors.packed, numbers.sizes, side),
+        )
+
+    student_input = student.logits if isinstance(student, Logits) else student.hidden
+    return TextProblem(
+        teacher=of_side("teacher", teacher, tensors.teacher_unused, numbers.teacher_needed),
+        student=of_side("student", student, tensors.student_unused, numbers.student_needed),
+        tree=tree_of(tensors),
+        sizes=numbers.sizes,
+        host=tensors.host,
+        settings=TextSettings(
+            temperature=numbers.temperature,
+            chunk_bytes=numbers.chunk_bytes,
+            gradient=numbers.gradient,
+            dtype=compute_dtype(student_input),
             divergence=DIVERGENCES[numbers.divergence].value,
             epsilon=numbers.epsilon,
             floor=numbers.floor,
             straddled=numbers.straddled,
-        )
-        columns: dict[Side, SideColumns] = {
-            "teacher": SideColumns(empty, 0, empty, tensors.teacher_unused, numbers.teacher_needed),
-            "student": SideColumns(empty, 0, empty, tensors.student_unused, numbers.student_needed),
-        }
-        weight = tensors.weight.to(settings.rows.dtype)
-        computation = TextComputation(teacher, student, columns, tensors, numbers.sizes, settings)
-        per_offset, stats = computation.run(weight * numbers.gradient_scale)
-        loss = (per_offset * weight).sum()
-        return OperatorOutput(loss, per_offset, stats), computation.gradients()
+        ),
+    )
+
+
+def _start(problem: TextProblem, numbers: TextNumbers) -> TextRun:
+    """Begin on a back end, or on the reference if the back end refuses the problem."""
+    backend = BACKENDS[numbers.backend].value
+    if not isinstance(backend, TextBackend):
+        log_fallback(backend.name, "it does not compute text events")
+    elif (reason := backend.refuses_text(problem)) is not None:
+        log_fallback(backend.name, reason)
+    else:
+        return backend.start_text(problem)
+    return TorchBackend().start_text(problem)
 
 
 text_loss, linear_text_loss = loss_operators(

@@ -67,6 +67,12 @@ pub enum Error {
         /// Bytes of the text.
         bytes: usize,
     },
+    /// Text events that do not fit the tables or the rows that they are read with.
+    #[error("index: the {side}'s text events do not fit this pair's tokens and these logits")]
+    ForeignTextEvents {
+        /// Whose.
+        side: Side,
+    },
     /// A token kind that does not exist.
     #[error("token {id} has kind {kind}: kinds are 0 (normal), 1 (byte), 2 (special), 3 (unused)")]
     BadKind {

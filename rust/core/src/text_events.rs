@@ -23,8 +23,7 @@
 //! after the token.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::class::TRIMMED;
 use crate::columns::{UnitColumns, UnitKind};
@@ -36,7 +35,7 @@ use crate::reach::Reach;
 use crate::sections::TextCounts;
 use crate::text_tree::{MAX_REACH, TextToken, TextTree, short};
 use crate::text_walk::{Place, Run};
-use crate::threads::{self, Threads};
+use crate::threads::{Threads, in_parallel};
 
 /// About how many units a worker takes at once.
 const CHUNK_UNITS: i64 = 4 * 1024;
@@ -154,21 +153,14 @@ pub(crate) fn find<I: TokenId>(
 ) -> Result<Vec<Found>> {
     let job = Job { tree: pair.text_tree()?, units, sides };
     let chunks = chunks(units.row_offsets);
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(chunks.len())));
-    threads::run(threads.count().min(chunks.len()), || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(rows) = chunks.get(number) else {
-                return;
-            };
-            let found = job.rows(rows.clone());
-            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, found));
-        }
-    })?;
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_unstable_by_key(|(number, _)| *number);
+    let found = in_parallel(
+        chunks.len(),
+        threads.count(),
+        || (),
+        |(), number| job.rows(chunks[number].clone()),
+    )?;
     // Of several wrong rows, the first is named.
-    done.into_iter().map(|(_, found)| found).collect()
+    found.into_iter().collect()
 }
 
 /// Rows in runs of about [`CHUNK_UNITS`] units.

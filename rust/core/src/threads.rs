@@ -5,7 +5,8 @@
 //! process id.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -54,6 +55,31 @@ pub(crate) fn run(threads: usize, work: impl Fn() + Sync) -> Result<()> {
         work();
     });
     Ok(())
+}
+
+/// Calls `each` with the numbers below `count` on `threads` threads; returns what it returned, in
+/// order. `state` makes what a thread keeps between its calls.
+pub(crate) fn in_parallel<S, R: Send>(
+    count: usize,
+    threads: usize,
+    state: impl Fn() -> S + Sync,
+    each: impl Fn(&mut S, usize) -> R + Sync,
+) -> Result<Vec<R>> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(count)));
+    run(threads.min(count), || {
+        let mut state = state();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return;
+            }
+            let result = each(&mut state, number);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
+        }
+    })?;
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_unstable_by_key(|(number, _)| *number);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
 fn pool(threads: usize) -> Result<Arc<ThreadPool>> {

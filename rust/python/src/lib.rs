@@ -11,6 +11,7 @@ mod ids;
 mod index;
 mod pair;
 mod retokenize;
+mod text_leaves;
 mod text_tree;
 mod vocabulary;
 
@@ -30,6 +31,8 @@ mod _native {
     use super::pair::Pair;
     #[pymodule_export]
     use super::retokenize::{RetokenizePlan, RetokenizedIds, Retokenizer};
+    #[pymodule_export]
+    use super::text_leaves::TextLeaves;
     #[pymodule_export]
     use super::text_tree::TextTree;
     #[pymodule_export]

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from simct_align import index
+
     from ...divergence import Divergence
     from ..columns import SideColumns
-    from ..layout import SideUnits
+    from ..layout import IndexSizes, SideUnits
+    from ..text_layout import TextSideTable, TextSideView, TreeTensors
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,115 @@ class Backend(Protocol):
         ...
 
     def start(self, problem: Problem) -> Computation[Any]:
+        """Begin to compute a problem.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            The problem on this back end.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TextSettings(RowSettings):
+    """The settings of a loss over text events.
+
+    Attributes:
+        divergence: The divergence, with its derivative.
+        epsilon: The share of mass that may end unknown.
+        floor: The least probability of a leaf under the teacher.
+        straddled: `"byte"` or `"tree"`.
+    """
+
+    divergence: Divergence
+    epsilon: float
+    floor: float
+    straddled: str
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """One model's side of a `TextProblem`.
+
+    Attributes:
+        source: The logits, or the hidden states and the output embedding.
+        columns: The model's logit columns.
+        table: The model's tokens in the joint tree.
+        events: The model's text rows and sources.
+    """
+
+    source: Logits | Head
+    columns: SideColumns
+    table: TextSideTable
+    events: TextSideView
+
+
+@dataclass(frozen=True)
+class TextProblem:
+    """One call of a loss over text events.
+
+    Attributes:
+        teacher: The teacher's side.
+        student: The student's side.
+        tree: The joint tree of both vocabularies.
+        sizes: The sizes of the index.
+        host: The packed index on the host.
+        settings: The settings of the loss.
+    """
+
+    teacher: TextSide
+    student: TextSide
+    tree: TreeTensors
+    sizes: IndexSizes
+    host: Tensor
+    settings: TextSettings
+
+    @property
+    def sides(self) -> dict[index.Side, TextSide]:
+        """Both sides by name."""
+        return {"teacher": self.teacher, "student": self.student}
+
+
+class TextRun(Protocol):
+    """A `TextProblem` on a back end."""
+
+    def run(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute everything.
+
+        Args:
+            weight: `[]` or `[offsets]` factor of every offset's gradient.
+
+        Returns:
+            `[offsets]` divergences, and `[len(OffsetStat), offsets]`.
+        """
+        ...
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients by the student's tensors; see `StudentSide.gradients`."""
+        ...
+
+
+@runtime_checkable
+class TextBackend(Protocol):
+    """A back end that also computes losses over text events.
+
+    Attributes:
+        name: See `Backend`.
+    """
+
+    name: str
+
+    def refuses_text(self, problem: TextProblem) -> str | None:
+        """Return the reason why the back end cannot compute a problem; see `Backend.refuses`.
+
+        Args:
+            problem: The problem.
+        """
+        ...
+
+    def start_text(self, problem: TextProblem) -> TextRun:
         """Begin to compute a problem.
 
         Args:

@@ -17,9 +17,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .computation import TorchComputation
+from .text_computation import TextComputation
 
 if TYPE_CHECKING:
-    from ..protocol import Problem
+    from ..protocol import Problem, TextProblem
 
 
 class TorchBackend:
@@ -35,3 +36,12 @@ class TorchBackend:
     def start(self, problem: Problem) -> TorchComputation:
         """Begin to compute a problem: see `Backend`."""
         return TorchComputation(problem)
+
+    def refuses_text(self, problem: TextProblem) -> str | None:
+        """Return None: see `TextBackend`."""
+        del problem
+        return None
+
+    def start_text(self, problem: TextProblem) -> TextComputation:
+        """Begin to compute a problem: see `TextBackend`."""
+        return TextComputation(problem)

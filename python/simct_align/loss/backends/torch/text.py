@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ....divergence import LOG_FLOOR
+from .text_rows import TextRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,19 +86,11 @@ class SideMasses:
     ) -> None:
         self._table, self._n_slots = table, 2 * len(tree)
         self.n_offsets = offsets.stop - offsets.start
-        self.flat_rows = view.row[chunk.rows]
-        log_norm = torch.empty(self.flat_rows.shape, dtype=dtype, device=self.flat_rows.device)
-        self.probs = rows.softmax(self.flat_rows, log_norm)
-        token = view.token[chunk.rows]
-        self.token, self.has_token = token.clamp_min(0), token >= 0
-        is_nan = log_norm.isnan()
-        self.probs.masked_fill_(is_nan.unsqueeze(1), 0.0)
+        read = TextRows(rows, view, chunk, dtype)
+        self.flat_rows, self.probs = read.flat, read.probs
+        self.token, self.has_token = read.token, read.has_token
+        is_nan, log_weight = read.is_nan, read.log_weight
         self._bad_before = is_nan.cumsum(0) - is_nan.long()
-        log_prob = rows.pick(self.flat_rows, self.token).sub_(log_norm).double()
-        log_prob = log_prob.nan_to_num(0.0, 0.0, LOG_FLOOR)
-        log_prob = log_prob.clamp_(min=LOG_FLOOR).masked_fill_(~self.has_token, 0.0)
-        # What the realized tokens before each row have, from the chunk's first row on.
-        log_weight = log_prob.cumsum(0).sub_(log_prob)
 
         own = view.own[offsets]
         self.has_own = own >= 0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from ...text_columns import table_of, tree_of
-from ...text_layout import plan_chunks, view_text_side
+from ...text_layout import plan_chunks
 from ...text_metrics import OffsetStat
 from ..protocol import Head
 from .linear_rows import LinearRows, StudentLinearRows
@@ -21,80 +19,44 @@ if TYPE_CHECKING:
 
     from simct_align.index import Side
 
-    from ....divergence import Divergence
-    from ...columns import SideColumns
-    from ...layout import IndexSizes
     from ...text_layout import TextChunk
-    from ..protocol import Logits, RowSettings
+    from ..protocol import TextProblem
     from .rows import Rows, StudentRows
-
-_ARRAYS = 24  # numbers per node that an offset takes, about
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """The caller's choices.
-
-    Attributes:
-        rows: How rows are read and written.
-        divergence: The divergence.
-        epsilon: The share of mass that may end unknown.
-        floor: The least probability of a leaf under the teacher.
-        straddled: `"byte"` or `"tree"`; see `Partition`.
-    """
-
-    rows: RowSettings
-    divergence: Divergence
-    epsilon: float
-    floor: float
-    straddled: str
 
 
 class TextComputation:
     """One computation of text events.
 
     Args:
-        teacher: The source of the teacher's logits.
-        student: The source of the student's.
-        columns: Columns of both sides.
-        tensors: The `TextTensors` of the operator.
-        sizes: The sizes of the index.
-        settings: The caller's choices.
+        problem: The problem.
     """
 
-    def __init__(
-        self,
-        teacher: Logits | Head,
-        student: Logits | Head,
-        columns: dict[Side, SideColumns],
-        tensors: Any,
-        sizes: IndexSizes,
-        settings: TextSettings,
-    ) -> None:
-        self._settings = settings
-        work = Workspace(tensors.packed.device)
-        self._teacher: Rows
-        self._student: StudentRows
-        if isinstance(teacher, Head):
-            self._teacher = LinearRows(teacher, columns["teacher"], work, settings.rows)
+    #: Numbers per node of the tree that an offset takes, about.
+    values_per_node = 24
+
+    def __init__(self, problem: TextProblem) -> None:
+        self.problem, settings = problem, problem.settings
+        teacher, student = problem.teacher, problem.student
+        device = student.events.row.device
+        # One for each side: probabilities of both are needed at once.
+        work = Workspace(device)
+        self.teacher: Rows
+        self.student: StudentRows
+        if isinstance(teacher.source, Head):
+            self.teacher = LinearRows(teacher.source, teacher.columns, work, settings)
         else:
-            self._teacher = LogitsRows(teacher.logits, columns["teacher"], work, settings.rows)
-        if isinstance(student, Head):
-            self._student = StudentLinearRows(student, columns["student"], work, settings.rows)
+            self.teacher = LogitsRows(teacher.source.logits, teacher.columns, work, settings)
+        work = Workspace(device)
+        if isinstance(student.source, Head):
+            self.student = StudentLinearRows(student.source, student.columns, work, settings)
         else:
-            self._student = StudentLogitsRows(
-                student.logits, columns["student"], work, settings.rows
-            )
-        self._tree = tree_of(tensors)
-        self._tables = {side: table_of(tensors, side) for side in columns}
-        self._views = {side: view_text_side(tensors.packed, sizes, side) for side in columns}
-        self._n_offsets = sizes.n_text_offsets
-        itemsize = torch.finfo(settings.rows.dtype).bits // 8
-        widest = max(self._teacher.row_values(full=True), self._student.row_values(full=True))
-        values = _ARRAYS * len(self._tree) + 3 * widest
-        size = max(1, settings.rows.chunk_bytes // (itemsize * values))
-        entries = max(1, settings.rows.chunk_bytes // (64 * itemsize))
-        self._chunks = plan_chunks(tensors.host, sizes, size, entries)
+            self.student = StudentLogitsRows(student.source.logits, student.columns, work, settings)
+        itemsize = torch.finfo(settings.dtype).bits // 8
+        widest = max(self.teacher.row_values(full=True), self.student.row_values(full=True))
+        values = self.values_per_node * len(problem.tree) + 3 * widest
+        size = max(1, settings.chunk_bytes // (itemsize * values))
+        entries = max(1, settings.chunk_bytes // (64 * itemsize))
+        self._chunks = plan_chunks(problem.host, problem.sizes, size, entries)
 
     def run(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Compute everything; the student's rows keep the gradient.
@@ -105,33 +67,45 @@ class TextComputation:
         Returns:
             `[offsets]` divergences, and `[len(OffsetStat), offsets]`.
         """
-        dtype, device = self._settings.rows.dtype, weight.device
-        weight = weight.expand(self._n_offsets)
-        per_offset = torch.zeros(self._n_offsets, dtype=dtype, device=device)
-        stats = torch.zeros((len(OffsetStat), self._n_offsets), dtype=dtype, device=device)
+        dtype, device = self.problem.settings.dtype, weight.device
+        n_offsets = self.problem.sizes.n_text_offsets
+        weight = weight.to(dtype).expand(n_offsets)
+        per_offset = torch.zeros(n_offsets, dtype=dtype, device=device)
+        stats = torch.zeros((len(OffsetStat), n_offsets), dtype=dtype, device=device)
         for chunk in self._chunks:
             at = chunk.offsets
-            per_offset[at] = self._compare(chunk, weight[at], stats[:, at])
+            per_offset[at] = self.compare(chunk, weight[at], stats[:, at])
         return per_offset, stats
 
     def _masses(self, side: Side, rows: Rows, chunk: TextChunk) -> SideMasses:
+        of_side = self.problem.sides[side]
         return SideMasses(
             rows,
-            self._tables[side],
-            self._views[side],
-            self._tree,
+            of_side.table,
+            of_side.events,
+            self.problem.tree,
             chunk.offsets,
             chunk.sides[side],
-            self._settings.rows.dtype,
+            self.problem.settings.dtype,
         )
 
-    def _compare(self, chunk: TextChunk, weight: Tensor, stats: Tensor) -> Tensor:
-        settings = self._settings
+    def compare(self, chunk: TextChunk, weight: Tensor, stats: Tensor) -> Tensor:
+        """Compare a chunk of offsets, and accumulate the gradient.
+
+        Args:
+            chunk: The offsets.
+            weight: `[o]` factor of every offset's gradient.
+            stats: `[len(OffsetStat), o]`, zeros; receives the figures.
+
+        Returns:
+            `[o]` divergences.
+        """
+        settings = self.problem.settings
         # The teacher first: the student's probabilities must last until the gradient.
-        teacher = self._masses("teacher", self._teacher, chunk)
-        student = self._masses("student", self._student, chunk)
+        teacher = self._masses("teacher", self.teacher, chunk)
+        student = self._masses("student", self.student, chunk)
         partition = Partition(
-            self._tree,
+            self.problem.tree,
             teacher,
             student,
             epsilon=settings.epsilon,
@@ -139,11 +113,11 @@ class TextComputation:
             may_lack_rows=chunk.may_lack_rows,
         )
         value, largest, grad = partition.compare(
-            settings.divergence, settings.floor, weight if settings.rows.gradient else None
+            settings.divergence, settings.floor, weight if settings.gradient else None
         )
         if grad is not None:
             gradient = student.backward(grad.slots, grad.stop, grad.ended)
-            self._student.accumulate_full(student.flat_rows, gradient)
+            self.student.accumulate_full(student.flat_rows, gradient)
         counted = partition.counted
         stats[OffsetStat.TREE] = counted & partition.both_own & partition.deep
         stats[OffsetStat.NEXT_BYTE] = counted & partition.both_own & ~partition.deep
@@ -159,4 +133,4 @@ class TextComputation:
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of the student's tensors."""
-        return self._student.gradients()
+        return self.student.gradients()

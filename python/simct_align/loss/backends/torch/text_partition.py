@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ....divergence import LOG_FLOOR
+from .leaves import compare_leaves
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,14 +87,11 @@ class Partition:
         top = cut & ~hidden
         # The closed or absent node above every hidden one; a node that is not hidden is its own.
         last = node.masked_fill(~(top | ~hidden), 0).cummax(1).values.long()
-        #: `[O, N]` whether a node has a leaf of its own: closed, or what is left of an opened one.
-        self._is_leaf = ~hidden
+        #: `[O, N]` the node whose leaf every node belongs to.
         self._leaf = last
         if absent is not None:
-            self._is_leaf &= ~absent
             self._leaf = torch.where(absent.gather(1, last), tree.parent[last], last)
         self._exact = ~hidden & ~cut & tree.same & self.both_own.unsqueeze(1)
-        self._places = self._compact() if cut.device.type == "cpu" else None
 
     def _subtrees(self, slots: Tensor) -> Tensor:
         """Return `[O, N]` the masses of the nodes' subtrees."""
@@ -132,10 +129,6 @@ class Partition:
         absent[:, 0] = False
         return absent
 
-    def _compact(self) -> _Places:
-        """Return where the leaves are; the CPU can be asked for their number."""
-        return _Places(_padded(self._is_leaf), _padded(self._exact))
-
     def _leaves(self, side: SideMasses) -> Tensor:
         """Return `[O, leaves]` masses: what is left of every node, exact ends, and the stop."""
         n = self._n
@@ -144,12 +137,7 @@ class Partition:
         # Sums, not differences of sums: a leaf of little mass keeps its digits.
         nodes = torch.zeros_like(mass).scatter_add_(1, self._leaf, mass)
         nodes[:, 0] += side.ended + side.stop.masked_fill(self.both_own, 0.0)
-        if self._places is None:
-            ends = exact.masked_fill(~self._exact, 0.0)
-        else:
-            at_nodes, at_exact = self._places
-            nodes = nodes.gather(1, at_nodes.columns).masked_fill_(~at_nodes.valid, 0.0)
-            ends = exact.gather(1, at_exact.columns).masked_fill_(~at_exact.valid, 0.0)
+        ends = exact.masked_fill(~self._exact, 0.0)
         stop = side.stop.masked_fill(~self.both_own, 0.0)
         return torch.cat([nodes, ends, stop.unsqueeze(1)], 1)
 
@@ -167,79 +155,20 @@ class Partition:
         Returns:
             `[O]` divergences, 0 where an offset is left out; `[O]` masses; the derivative.
         """
-        q_teacher, q_student = map(self._leaves, self._sides)
-        largest = q_student.amax(1)
-        is_leaf = (q_teacher > 0) | (q_student > 0)
-        tiny = torch.finfo(q_student.dtype).tiny
-        total = q_student.sum(1, keepdim=True).clamp_(min=tiny)
-        log_student = (q_student / total).log_().clamp_(min=LOG_FLOOR)
-        total = q_teacher.sum(1, keepdim=True).clamp_(min=tiny)
-        log_teacher = q_teacher.div_(total).clamp_(min=floor).log_().clamp_(min=LOG_FLOOR)
-        log_teacher.masked_fill_(~is_leaf, LOG_FLOOR)
-        grad = torch.empty_like(log_student)
-        value = divergence(log_teacher=log_teacher, log_student=log_student, grad=grad)
-        value = value.masked_fill(~self.counted, 0.0)
-        if weight is None:
-            return value, largest, None
-        # Floored probabilities do not sum to 1, and a leaf without any student mass has no
-        # derivative: a divergence may rely on either. By scores, derivatives sum to 0.
-        grad.masked_fill_(q_student == 0, 0.0)
-        excess = grad.sum(1, keepdim=True)
-        by_leaf = torch.where(q_student > 0, grad / q_student - excess, 0.0)
-        by_leaf.mul_(weight.unsqueeze(1))
-        by_leaf = by_leaf.masked_fill_(~self.counted.unsqueeze(1), 0.0)
-        return value, largest, self._slot_gradient(by_leaf)
+        teacher, student = map(self._leaves, self._sides)
+        found = compare_leaves(teacher, student, divergence, floor, weight)
+        value = found.value.masked_fill(~self.counted, 0.0)
+        if found.by_leaf is None:
+            return value, found.largest, None
+        by_leaf = found.by_leaf.masked_fill_(~self.counted.unsqueeze(1), 0.0)
+        return value, found.largest, self._slot_gradient(by_leaf)
 
     def _slot_gradient(self, by_leaf: Tensor) -> SlotGradient:
-        n, places = self._n, self._places
-        n_nodes = n if places is None else places.nodes.columns.shape[1]
-        by_node, by_exact, by_stop = by_leaf[:, :n_nodes], by_leaf[:, n_nodes:-1], by_leaf[:, -1]
-        by_root = by_node[:, 0]  # the root has a leaf everywhere, the first one
-        if places is not None:
-            spread = by_leaf.new_zeros(by_leaf.shape[0], n)
-            # Padding repeats the first node, whose value it must not change.
-            padded = torch.where(places.nodes.valid, by_node, by_root.unsqueeze(1))
-            by_node = spread.scatter_(1, places.nodes.columns, padded)
+        n = self._n
+        by_node, by_exact, by_stop = by_leaf[:, :n], by_leaf[:, n:-1], by_leaf[:, -1]
         attached = by_node.gather(1, self._leaf)
         slots = by_leaf.new_zeros(by_leaf.shape[0], 2 * n + 1)
         slots[:, :n] = attached
-        exact = slots[:, n : 2 * n]
-        if places is None:
-            exact.copy_(torch.where(self._exact, by_exact, attached))
-        else:
-            exact.copy_(attached)
-            columns, valid = places.exact
-            kept = exact.gather(1, columns)
-            exact.scatter_(1, columns, torch.where(valid, by_exact, kept))
-        stop = torch.where(self.both_own, by_stop, by_root)
-        return SlotGradient(slots, stop, by_root)
-
-
-class _Columns(NamedTuple):
-    """The true columns of a matrix, row by row.
-
-    Attributes:
-        columns: `[O, most]` the columns in ascending order, 0 where there are no more.
-        valid: `[O, most]` where there are.
-    """
-
-    columns: Tensor
-    valid: Tensor
-
-
-class _Places(NamedTuple):
-    """The columns of the leaves: those of nodes, and those of exact ends."""
-
-    nodes: _Columns
-    exact: _Columns
-
-
-def _padded(is_true: Tensor) -> _Columns:
-    """Return the true columns of a matrix on the CPU."""
-    row, column = is_true.nonzero(as_tuple=True)
-    counts = is_true.sum(1)
-    most = max(1, int(counts.max())) if counts.numel() else 1
-    within = torch.arange(row.shape[0]) - (counts.cumsum(0) - counts)[row]
-    columns = torch.zeros(is_true.shape[0], most, dtype=torch.int64)
-    columns[row, within] = column
-    return _Columns(columns, torch.arange(most) < counts.unsqueeze(1))
+        slots[:, n : 2 * n] = torch.where(self._exact, by_exact, attached)
+        by_root = by_node[:, 0]  # the root has a leaf everywhere
+        return SlotGradient(slots, torch.where(self.both_own, by_stop, by_root), by_root)

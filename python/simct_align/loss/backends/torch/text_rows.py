@@ -1,0 +1,50 @@
+"""Internal: the text rows of one side that a chunk of offsets reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ....divergence import LOG_FLOOR
+
+if TYPE_CHECKING:
+    from ...text_layout import SideChunk, TextSideView
+    from .rows import Rows
+
+
+class TextRows:
+    """Probabilities of a run of text rows, and of what the text takes after each of them.
+
+    Args:
+        rows: The side's logits.
+        events: Its text rows.
+        chunk: What a chunk of offsets reads of them.
+        dtype: The compute dtype.
+
+    Attributes:
+        flat: `[R]` the rows of the logits.
+        probs: `[R, columns]` probabilities, 0 in a row that holds NaN.
+        is_nan: `[R]` whether a row holds NaN.
+        token: `[R]` the realized token, 0 without one.
+        has_token: `[R]` whether there is one.
+        log_weight: `[R]` float64, the log-probability of the realized tokens before the row, from
+            the first row on.
+    """
+
+    def __init__(
+        self, rows: Rows, events: TextSideView, chunk: SideChunk, dtype: torch.dtype
+    ) -> None:
+        self.flat = events.row[chunk.rows]
+        log_norm = torch.empty(self.flat.shape, dtype=dtype, device=self.flat.device)
+        self.probs = rows.softmax(self.flat, log_norm)
+        self.is_nan = log_norm.isnan()
+        # The host can be asked, which saves a pass over all probabilities.
+        if self.is_nan.device.type != "cpu" or bool(self.is_nan.any()):
+            self.probs.masked_fill_(self.is_nan.unsqueeze(1), 0.0)
+        token = events.token[chunk.rows]
+        self.token, self.has_token = token.clamp_min(0), token >= 0
+        log_prob = rows.pick(self.flat, self.token).sub_(log_norm).double()
+        log_prob = log_prob.nan_to_num(0.0, 0.0, LOG_FLOOR)
+        log_prob = log_prob.clamp_(min=LOG_FLOOR).masked_fill_(~self.has_token, 0.0)
+        self.log_weight = log_prob.cumsum(0).sub_(log_prob)
