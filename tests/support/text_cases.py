@@ -15,6 +15,8 @@ from simct_align.loss import TextLoss
 from support.text_twin import Side, text_twin
 
 SIDES = ("teacher", "student")
+#: What computes text events on the CPU.
+BACKENDS = ("native", "torch")
 #: The kinds of offsets by the twin's names and the names of their counts.
 KINDS = {
     "tree": "offsets_tree",
@@ -183,29 +185,37 @@ def random_case(
 
 
 def compare(c, *, divergence="reverse_kl", chunk_bytes=None, **keywords):
-    """Compare values, counts by kind and gradients with the twin; return the kinds."""
+    """Compare values, counts by kind and gradients of both back ends with the twin.
+
+    Returns:
+        The number of offsets of every kind.
+    """
     has_zero = []
 
     def of_twin(q, p):
         has_zero.append(bool((q == 0).any()))
         return DIVERGENCES[divergence](q, p)
 
-    ours, plain = (c.logits["student"].clone().requires_grad_() for _ in range(2))
-    out = c.run(ours, divergence=divergence, chunk_bytes=chunk_bytes, **keywords)
+    plain = c.logits["student"].clone().requires_grad_()
     expected, kinds = c.twin(plain, of_twin, **keywords)
-    torch.testing.assert_close(out.per_unit, expected, rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(out.loss, expected.sum(), rtol=1e-8, atol=1e-10)
     counts = Counter(kinds)
-    for kind, name in KINDS.items():
-        assert getattr(out.metrics, name) == counts[kind], kind
-    assert out.metrics.offsets_spoiled == 0
     kept = torch.ones_like(expected)
     if divergence == "forward_kl":
         # The logarithm of a student's mass of 0 counts as -1e4 and has no derivative.
         kept[[kind != "left out" for kind in kinds]] = 1.0 - torch.tensor(has_zero).double()
-    (out.loss if kept.all() else (out.per_unit * kept).sum()).backward()
     gradient = torch.zeros_like(plain)
     if expected.requires_grad:
         (gradient,) = torch.autograd.grad((expected * kept).sum(), plain)
-    torch.testing.assert_close(ours.grad, gradient, rtol=1e-7, atol=1e-10)
+    for backend in BACKENDS:
+        ours = c.logits["student"].clone().requires_grad_()
+        out = c.run(
+            ours, divergence=divergence, chunk_bytes=chunk_bytes, backend=backend, **keywords
+        )
+        torch.testing.assert_close(out.per_unit, expected, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(out.loss, expected.sum(), rtol=1e-8, atol=1e-10)
+        for kind, name in KINDS.items():
+            assert getattr(out.metrics, name) == counts[kind], (backend, kind)
+        assert out.metrics.offsets_spoiled == 0
+        (out.loss if kept.all() else (out.per_unit * kept).sum()).backward()
+        torch.testing.assert_close(ours.grad, gradient, rtol=1e-7, atol=1e-10)
     return counts

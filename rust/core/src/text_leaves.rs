@@ -349,8 +349,7 @@ impl<T: Real> Finder<'_, T> {
                 parts.has_absent = true;
                 parts.list.push(Part::Absent(short(node)));
                 node = end;
-            } else if node > 0 && (end == node + 1 || (!is_same && self.closes(node..end))) {
-                // What is left of a node without children is all of it.
+            } else if node > 0 && self.is_one_leaf(node..end, is_same) {
                 parts.list.push(Part::Closed(short(node)));
                 node = end;
             } else {
@@ -362,6 +361,17 @@ impl<T: Real> Finder<'_, T> {
             }
         }
         parts
+    }
+
+    fn is_one_leaf(&self, subtree: Range<usize>, is_same: bool) -> bool {
+        let node = subtree.start;
+        if subtree.len() > 1 {
+            !is_same && self.closes(subtree)
+        } else {
+            // What is left of a node without children is all of it. Where both sides have the same
+            // strings, only tokens of earlier rows go on.
+            !is_same || !self.masses.iter().any(|masses| masses.straddles(node))
+        }
     }
 
     fn is_absent(&self, subtree: Range<usize>) -> bool {

@@ -428,6 +428,12 @@ impl<T: Real> Masses<T> {
         masses
     }
 
+    /// Whether tokens of earlier rows go on after a node's string, but not as a child does.
+    #[inline]
+    pub(crate) fn straddles(&self, node: usize) -> bool {
+        self.has_entries && self.earlier.nodes[node][0] > T::default()
+    }
+
     /// Whether the side has tokens of a run of nodes.
     #[inline]
     pub(crate) fn reaches(&self, nodes: Range<usize>) -> bool {
