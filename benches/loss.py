@@ -14,6 +14,9 @@ All cases run in one process with one thread, and ratios are those of one run. T
 The results of `SimCTLoss` are checked against those of (b) and (c), and the result of (d) against
 the formula of (b).
 
+Text events: `TextLoss` beside `SimCTLoss` on the same real text and logits, in turn, and
+`LinearTextLoss` beside `LinearSimCTLoss` on a tenth of it, with where the time goes.
+
 Then `candidates="on_path"` is compared with `"realized"` on the same index, in turn: the first 500
 units of real texts, with random logits, for Qwen2.5 as the teacher and Gemma 2 as the student. The
 texts are GSM8K answers and code (the source of this Python's standard library). Some units are
@@ -30,22 +33,19 @@ apply to 500 units in float32 on a CPU; other settings are recorded in a CSV of 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
-import gc
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from _common import ROOT, append_csv, print_table, time_best, time_in_turn
+from _loss_common import DTYPES, Setting, peak_extra, real_batches
 from _loss_rivals import Case, on_path_by_hand, per_unit_loop, plain_kl, vectorised
-from continuations import MAX_PATH, TOKENIZERS, code, gsm8k
-from simct_align import Aligner
-from simct_align.demo import demo_tokenizers
+from _loss_text import MEMORY_BAR, TIME_BAR, measure_text
+from continuations import MAX_PATH
 from simct_align.loss import LinearSimCTLoss, SimCTLoss
 
 if TYPE_CHECKING:
@@ -54,73 +54,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from simct_align.loss import LossOutput
-
-CPU = torch.device("cpu")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The number of units, and the device and dtype of the inputs of all cases."""
-
-    units: int = 500
-    device: torch.device = CPU
-    dtype: torch.dtype = torch.float32
-
-    def randn(self, *shape: int, requires_grad: bool = False) -> Tensor:
-        made = torch.randn(*shape, device=self.device, dtype=self.dtype)
-        return made.requires_grad_(requires_grad)
-
-    @property
-    def has_bars(self) -> bool:
-        """Whether the bars apply to this setting."""
-        return self == Setting()
-
-    @property
-    def record(self) -> str:
-        """The name of the CSV, with the name of a GPU."""
-        if self.has_bars:
-            return "loss"
-        name = self.device.type
-        if name == "cuda":
-            name = torch.cuda.get_device_name(self.device)
-        dtype = str(self.dtype).removeprefix("torch.")
-        return "_".join(["loss", *name.lower().split(), str(self.units), dtype])
-
-    def wait(self) -> None:
-        """Wait until the device has finished its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def resident(name: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{STATUS} has no {name}")
-
-
-def peak_extra(fn: Callable[[], object], leaves: list[Tensor]) -> int | None:
-    """Return the peak memory of `fn` minus the resident memory after `fn`, in bytes."""
-    for leaf in leaves:
-        leaf.grad = None
-    gc.collect()
-    if leaves[0].device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        fn()
-        gc.collect()
-        return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
-    if not CLEAR.exists():
-        return None
-    trim = ctypes.CDLL(None).malloc_trim
-    trim(0)
-    CLEAR.write_text("5")  # resets the high-water mark
-    fn()
-    peak = resident("VmHWM")
-    gc.collect()
-    trim(0)
-    return peak - resident("VmRSS")
 
 
 @dataclass
@@ -220,25 +153,8 @@ def measure_from_logits(case: Case, setting: Setting, repeat: int) -> list[Row]:
 
 def measure_on_path(setting: Setting, repeat: int, quick: bool) -> list[dict[str, object]]:
     """Measure "on_path" and "realized" over the same real units, for every score."""
-    if quick:
-        pair: tuple[object, object] = demo_tokenizers()
-        corpora = {"code": code(1)}
-    else:
-        pair = (TOKENIZERS / "qwen2_5", TOKENIZERS / "gemma2")
-        times = -(-setting.units // 500)
-        corpora = {"GSM8K": gsm8k(40 * times), "code": code(3 * times)}
-    aligner = Aligner(*pair)
     rows: list[dict[str, object]] = []
-    for corpus, texts in corpora.items():
-        size = setting.units
-        tokens = [side.encode_batch(texts) for side in (aligner.teacher, aligner.student)]
-        whole = aligner.align_batch(*tokens)
-        # Take whole texts if they are short, and the beginning of the first text if it is long.
-        kept = max(1, int(np.searchsorted(whole.row_offsets, size + len(texts[:1])) - 1))
-        if kept == 1:
-            ends = [getattr(whole, f"{side}_end")[size] for side in ("teacher", "student")]
-            tokens = [[ids[0][: int(end)]] for ids, end in zip(tokens, ends, strict=True)]
-        batch = aligner.align_batch(*(ids[:kept] for ids in tokens))
+    for corpus, aligner, batch in real_batches(setting.units, quick=quick):
         on_host = batch.index(max_path=MAX_PATH)
         index = on_host.to(setting.device)
         student = setting.randn(len(batch.student.values), len(aligner.student), requires_grad=True)
@@ -369,6 +285,7 @@ def main() -> int:
         ],
     )
     print(f"products that (d) cannot avoid: {unavoidable:.2f} s")
+    text = measure_text(setting, repeat, quick=quick)
     on_path = measure_on_path(setting, repeat, quick)
     if quick:
         return 0
@@ -382,6 +299,12 @@ def main() -> int:
             ("SimCTLoss <= 15% of student logits, memory", ours.extra / student_bytes, 0.15)
         )
         bars.append(("(d) <= 10% of (b), memory", d.extra / b.extra, 0.10))
+    for row in text:
+        if row["case"].endswith(": TextLoss"):
+            bars.append((f"{row['case']} <= 3 x SimCTLoss, time", row["ratio"], TIME_BAR))
+            if row["memory"] is not None:
+                case = f"{row['case']} <= 15% of student logits, memory"
+                bars.append((case, row["memory"], MEMORY_BAR))
     bars += [
         (f"{row['case']} <= {row['bar']} x realized, time", row["ratio"], row["bar"])
         for row in on_path
@@ -411,6 +334,12 @@ def main() -> int:
              "ratio": row.extra / student_bytes}
             for row in rows
             if row.extra is not None
+        ]
+        + [
+            {"case": row["case"], "n": row["timing"].n, "p20": row["timing"].p20,
+             "p50": row["timing"].p50, "p80": row["timing"].p80, "unit": "s",
+             "ratio": row["ratio"]}
+            for row in text
         ]
         + [
             {name: value for name, value in row.items() if name not in ("bar", "memory")}
