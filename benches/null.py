@@ -180,14 +180,14 @@ class Value(NamedTuple):
         reported: What it reports of a known KL; NaN if not all texts were measured.
         true_kl: The known KL.
         evaluated: The number of texts that were measured.
-        offsets_left_out: The share of offsets that text events leave out; NaN for the others.
+        offsets_left_out: The share of offsets that text events leave out; 0 for the others.
     """
 
     null: float
     reported: float
     true_kl: float
     evaluated: int
-    offsets_left_out: float = float("nan")
+    offsets_left_out: float = 0.0
 
 
 def values(
@@ -235,7 +235,7 @@ def values(
             totals[name, 1] / sizes[1] if len(cases) > 1 else float("nan"),
             true_kl,
             count,
-            float(shares.get(name, np.nan)),
+            float(shares.get(name, 0.0)),
         )
         for name in losses
     }

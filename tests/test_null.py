@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 
 import null
 from _exact_corpora import CORPORA, available, sample, tilted
@@ -214,6 +215,30 @@ def test_used_columns_give_the_values_of_all_columns(names, corpus, samples):
     # The weights of GOLD's parts are those that the loss itself takes with all columns.
     plain = {"GOLD": null.Objective(lambda aligner, _whole: GOLDLoss(aligner, reduction="none"))}
     assert null.values(pair, texts, plain, pair.whole)["GOLD"] == pytest.approx(whole["GOLD"])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        ("deepseek", "qwen_tiktoken"), ("qwen_tiktoken", "mistral_v3"),
+        ("mistral_v3", "qwen_tiktoken"), ("gpt4o", "gemma2"), ("gemma2", "gpt4o"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("corpus", ["code", "arithmetic", "words"])
+def test_text_events_report_nothing_where_models_agree(teacher, student, corpus):
+    """Mistral's tokenizer puts a space before every text, as a token of its own or glued on."""
+    texts = sample(corpus, 100)
+    pair = pair_of(teacher, student, texts)
+    objectives = {
+        name: entry for name, entry in null.OBJECTIVES.items() if name.startswith(null.TEXT)
+    }
+    found = null.values(pair, texts, objectives, pair.whole, torch.float32, evaluated=6)
+    assert len(found) == 2
+    for name, value in found.items():
+        assert -1e-5 < value.null <= null.BARS[corpus], name
+        assert value.offsets_left_out <= null.MOST_LEFT_OUT, name
+        assert value.evaluated == 6
+        assert math.isnan(value.reported)
 
 
 def test_units_and_batches_do_not_change_with_memory(monkeypatch):

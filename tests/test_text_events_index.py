@@ -192,17 +192,40 @@ def test_batches_without_text():
         assert index.teacher_source_offsets.tolist() == [0]
 
 
-def test_units_that_are_left_out_are_counted():
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_a_dummy_prefix_stands_before_the_text(exchanged):
+    """A token of its own or not, it has a row, which is a source of what follows."""
+    with_prefix = Vocabulary.from_token_bytes([b" a", b"b", b"a", b" "], dummy_prefix=True)
+    plain = Vocabulary.from_token_bytes([b"a", b"b"])
+    names = ("student", "teacher") if exchanged else ("teacher", "student")
+    aligner = Aligner(*((plain, with_prefix) if exchanged else (with_prefix, plain)))
+    # Behind the same tokens "a" a new stretch begins; behind "a" and " a" none does.
+    for ids, slots, sources in (
+        ([1, 0, 1, 1], [-1, 1, 2], [(0, 1), (0, 2)]),
+        ([1, 3, 2, 1, 1], [1, 2, 3], [(0, 1)]),
+    ):
+        rows = dict(zip(names, ([ids], [[1, 0, 1, 1]]), strict=True))
+        masks = {side: [[0, *[1] * (len(row[0]) - 1)]] for side, row in rows.items()}
+        index = aligner.align_batch(
+            rows["teacher"], rows["student"],
+            teacher_mask=masks["teacher"], student_mask=masks["student"],
+        ).index(text_events=True)  # fmt: skip
+        assert (index.text_units_left_out, index.text_units_without_prefix) == (0, 0)
+        read = {
+            what: getattr(index, f"{names[0]}_{what}").tolist()
+            for what in ("text_id", "text_row", "own_text_row", "source_row", "source_length")
+        }
+        assert read["text_id"] == ids[1:]
+        assert read["text_row"] == list(range(len(ids) - 1))
+        assert read["own_text_row"] == slots
+        assert list(zip(read["source_row"], read["source_length"], strict=True)) == sources
+        assert getattr(index, f"{names[1]}_own_text_row").tolist() == [0, 1, 2]
+
+
+def test_units_without_a_prefix_are_counted():
     teacher = Vocabulary.from_token_bytes([b" a", b"b", b"a"], dummy_prefix=True)
     student = Vocabulary.from_token_bytes([b"a", b"b"])
     aligner = Aligner(teacher, student)
-    masks = [[0, 1, 1, 1]]
-    trimmed = aligner.align_batch(
-        [[1, 0, 1, 1]], [[1, 0, 1, 1]], teacher_mask=masks, student_mask=masks
-    ).index(text_events=True)
-    assert (trimmed.text_units_left_out, trimmed.text_units_without_prefix) == (1, 0)
-    assert trimmed.teacher_text_id.tolist() == [1, 1]
-    assert trimmed.teacher_text_row.tolist() == [1, 2]
     first = aligner.align_batch([[1, 1]], [[1, 1]]).index(text_events=True)
     assert (first.text_units_left_out, first.text_units_without_prefix) == (0, 1)
     assert first.text_student_tokens == first.n_text_offsets == 1

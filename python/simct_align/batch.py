@@ -18,6 +18,7 @@ from simct_align.units import Unit, UnitClass, UnitColumns, UnitKind, UnmatchedR
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from simct_align.index import Side
     from simct_align.vocabulary import Vocabulary
 
 
@@ -351,6 +352,9 @@ class AlignedBatch(UnitColumns):
         teacher_ids, student_ids = same_dtype(self.teacher, self.student)
         teacher = logit_rows("teacher", teacher_ids, teacher_row_starts, teacher_stride)
         student = logit_rows("student", student_ids, student_row_starts, student_stride)
+        if text_events:
+            teacher = teacher._replace(dummy_prefixes=self._dummy_prefixes("teacher"))
+            student = student._replace(dummy_prefixes=self._dummy_prefixes("student"))
         packed, counts = _native.build_index(
             pair._pair,
             self,
@@ -372,6 +376,17 @@ class AlignedBatch(UnitColumns):
             host=packed,
             pair_digest=self.pair_digest,
         )
+
+    def _dummy_prefixes(self, side: Side) -> NDArray[np.int64]:
+        """Return the places, in the side's ids, of the tokens that are only a dummy prefix."""
+        spans = self.unmatched
+        start, end = (getattr(spans, f"{side}_{what}") for what in ("start", "end"))
+        row = np.repeat(np.arange(len(self)), np.diff(spans.row_offsets))
+        places = getattr(self, side).offsets[row] + start
+        found: NDArray[np.int64] = places[
+            (spans.reason == UnmatchedReason.DUMMY_PREFIX) & (end > start)
+        ]
+        return found
 
     def coarsen(
         self, n: int | Literal["whitespace", "random"] = 2, *, seed: int | None = None

@@ -111,11 +111,14 @@ class LogitRows(NamedTuple):
             `[rows]`.
         stride: Rows of logits per row of the batch; 0 if the logits are packed, None if the caller
             gave the row starts.
+        dummy_prefixes: The places, in `ids.values`, of the tokens that are only a dummy prefix,
+            ascending; int64.
     """
 
     ids: RaggedIds
     starts: NDArray[np.int64]
     stride: int | None
+    dummy_prefixes: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 def logit_rows(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simct_align import UnitClass, UnitKind
+from simct_align import UnitClass, UnitKind, UnmatchedReason
 from support.vocabularies import token_bytes, vocabulary
 
 if TYPE_CHECKING:
@@ -60,30 +60,68 @@ class Offset:
     )
 
 
-def runs_of_units(batch: AlignedBatch) -> list[tuple[int, list[int]]]:
-    """(row, units) of every natural stretch."""
+@dataclass
+class Run:
+    """A natural stretch: its units, and the side whose tokens begin one byte earlier.
+
+    `first` has the position of its first token, which is the dummy prefix where that is a token of
+    its own.
+    """
+
+    row: int
+    units: list[int]
+    lead: str | None
+    first: dict[str, int]
+
+
+def begun(batch: AlignedBatch, row: int, unit: int, names: tuple[str, str]) -> Run:
+    """A run that begins with a unit."""
+    first = {side: int(getattr(batch, f"{side}_start")[unit]) for side in BOTH}
+    run = Run(row, [unit], None, first)
+    if batch.unit_class[unit] & UnitClass.TRIMMED:
+        sizes = {}
+        for side, name in zip(BOTH, names, strict=True):
+            ids = getattr(batch, side).row(row)[
+                first[side] : int(getattr(batch, f"{side}_end")[unit])
+            ]
+            sizes[side] = sum(len(token_bytes(name)[token]) for token in ids.tolist())
+        run.lead = max(sizes, key=lambda side: sizes[side])
+        assert sorted(sizes.values())[0] == sizes[run.lead] - 1
+    spans = batch.unmatched
+    for span in range(*spans.row_offsets[row : row + 2].tolist()):
+        if spans.reason[span] != UnmatchedReason.DUMMY_PREFIX:
+            continue
+        for side in BOTH:
+            start, end = (int(getattr(spans, f"{side}_{what}")[span]) for what in ("start", "end"))
+            if start < end == first[side]:
+                run.lead, run.first[side] = side, start
+    return run
+
+
+def runs_of_units(batch: AlignedBatch, names: tuple[str, str]) -> list[Run]:
+    """All natural stretches."""
     starts, ends = (
         (batch.teacher_start, batch.student_start),
         (batch.teacher_end, batch.student_end),
     )
-    runs: list[tuple[int, list[int]]] = []
+    runs: list[Run] = []
     for row in range(len(batch)):
         last = None
         for unit in range(int(batch.row_offsets[row]), int(batch.row_offsets[row + 1])):
-            is_text = batch.kind[unit] != UnitKind.SPECIAL
-            if (
-                not is_text
-                or batch.unit_class[unit] & UnitClass.TRIMMED
-                or min(start[unit] for start in starts) == 0
-            ):
+            if batch.kind[unit] == UnitKind.SPECIAL:
                 last = None
                 continue
-            if last is not None and all(
+            follows = last is not None and all(
                 end[last] == start[unit] for start, end in zip(starts, ends, strict=True)
-            ):
-                runs[-1][1].append(unit)
+            )
+            if follows and not batch.unit_class[unit] & UnitClass.TRIMMED:
+                runs[-1].units.append(unit)
             else:
-                runs.append((row, [unit]))
+                run = begun(batch, row, unit, names)
+                if min(run.first.values()) == 0:
+                    last = None
+                    continue
+                runs.append(run)
             last = unit
     return runs
 
@@ -99,25 +137,32 @@ def text_events(
     """All offsets of a batch in order, and the student tokens of its stretches."""
     offsets: list[Offset] = []
     stretches, tokens = 0, 0
-    for row, units in runs_of_units(batch):
+    for run in runs_of_units(batch, names):
+        row, units = run.row, run.units
         slots, ids, flat, has_end = {}, {}, {}, True
         for side, name, starts in zip(BOTH, names, row_starts, strict=True):
-            start = int(getattr(batch, f"{side}_start")[units[0]])
+            start = run.first[side]
             end = int(getattr(batch, f"{side}_end")[units[-1]])
             ids[side] = getattr(batch, side).row(row)[start:end].tolist()
             lengths = [len(token_bytes(name)[token]) for token in ids[side]]
-            slots[side] = np.cumsum([0, *lengths]).tolist()
+            lead = int(run.lead not in (None, side))
+            slots[side] = np.cumsum([lead, *lengths]).tolist()
             flat[side] = int(starts[row]) + start - 1
             has_end &= takes_part(getattr(batch, side), row, end)
-        text = b"".join(token_bytes(names[1])[token] for token in ids["student"])
+        longest = run.lead or "student"
+        name = dict(zip(BOTH, names, strict=True))[longest]
+        text = b"".join(token_bytes(name)[token] for token in ids[longest])
         tokens += len(ids["student"])
         places = sorted(
-            {*slots["teacher"], *slots["student"]} - (set() if has_end else {len(text)})
+            {*slots["teacher"], *slots["student"]}
+            - (set() if has_end else {len(text)})
+            - ({0} if run.lead else set())
         )
-        begun, restarts = 0, {0}
+        begun_at, restarts = 0, set()
+        stretches += 1
         for place in places:
             if place in restarts:
-                begun, stretches = place, stretches + 1
+                begun_at, stretches = place, stretches + 1
             offset = Offset(stretches - 1, row)
             taken = []
             for side, name in zip(BOTH, names, strict=True):
@@ -127,7 +172,7 @@ def text_events(
                     if at == place:
                         own = (flat[side] + slot, token)
                         taken.append(token_bytes(name)[token] if token >= 0 else None)
-                    elif begun <= at < place <= at + MAX_REACH:
+                    elif begun_at <= at < place <= at + MAX_REACH:
                         since = text[at:place]
                         fits = beginning_with(name, since)
                         exact = frozenset(t for t in fits if token_bytes(name)[t] == since)

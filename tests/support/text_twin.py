@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-MULTI_OR_SHARED, TRIMMED, REACH = (0, 1), 32, 64
+MULTI_OR_SHARED, TRIMMED, REACH, DUMMY_PREFIX = (0, 1), 32, 64, 4
 STOP = "stop"
 
 
@@ -58,6 +58,8 @@ class Stretch:
     row: int
     ranges: dict
     has_end: bool
+    #: The side whose tokens begin with a dummy prefix, one byte before the text.
+    lead: str | None = None
 
 
 def stretches(batch, sides):
@@ -71,16 +73,42 @@ def stretches(batch, sides):
                          int(getattr(batch, f"{s.name}_end")[u]))
                 for s in sides
             }  # fmt: skip
-            usable = batch.kind[u] in MULTI_OR_SHARED and not batch.unit_class[u] & TRIMMED
-            if not usable or any(start == 0 for start, _ in at.values()):
+            if batch.kind[u] not in MULTI_OR_SHARED:
                 run = None
                 continue
-            if run and all(run.ranges[name][1] == start for name, (start, _) in at.items()):
+            is_trimmed = batch.unit_class[u] & TRIMMED
+            if (
+                run
+                and not is_trimmed
+                and all(run.ranges[name][1] == start for name, (start, _) in at.items())
+            ):
                 for name, (_, end) in at.items():
                     run.ranges[name] = (run.ranges[name][0], end)
             else:
                 run = Stretch(row, dict(at), has_end=False)
-                found.append(run)
+                if is_trimmed:
+                    sizes = {
+                        s.name: sum(
+                            len(s.vocabulary.token_bytes(int(i)))
+                            for i in s.ids[row][slice(*at[s.name])]
+                        )
+                        for s in sides
+                    }
+                    run.lead = max(sizes, key=sizes.get)
+                spans = batch.unmatched
+                for span in range(*spans.row_offsets[row : row + 2]):
+                    for s in sides:
+                        start, end = (
+                            int(getattr(spans, f"{s.name}_{what}")[span])
+                            for what in ("start", "end")
+                        )
+                        is_dummy = spans.reason[span] == DUMMY_PREFIX
+                        if is_dummy and start < end == at[s.name][0]:
+                            run.lead, run.ranges[s.name] = s.name, (start, at[s.name][1])
+                if any(start == 0 for start, _ in run.ranges.values()):
+                    run = None
+                else:
+                    found.append(run)
     for run in found:
         run.has_end = all(
             run.ranges[s.name][1] < len(s.ids[run.row])
@@ -105,8 +133,9 @@ class Walk:
         self.first = first
         self.ids = [int(i) for i in side.ids[stretch.row][first:end]]
         self.texts = [side.vocabulary.token_bytes(i) for i in self.ids]
-        self.text = b"".join(self.texts)
-        self.at = [0]
+        lead = int(stretch.lead not in (None, side.name))
+        self.text = b" " * lead + b"".join(self.texts)
+        self.at = [lead]
         for text in self.texts:
             self.at.append(self.at[-1] + len(text))
 
@@ -244,6 +273,8 @@ def text_twin(batch, teacher, student, divergence, *, epsilon=0.02, floor=1e-6, 
         begin = 0
         for offset in sorted({*walks[0].at, *walks[1].at}):
             if offset == walks[0].at[-1] and not stretch.has_end:
+                continue
+            if stretch.lead and offset == 0:
                 continue
             value = torch.zeros((), dtype=torch.float64)
             events, kind = leaves(*walks, offset, begin, epsilon, straddled)

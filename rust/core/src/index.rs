@@ -36,6 +36,8 @@ pub struct IndexSide<'a, I> {
     pub stride: Option<i64>,
     /// 0 for the positions that take no part, one entry for every id; all do without it.
     pub mask: Option<&'a [u8]>,
+    /// Where the tokens lie that are only a dummy prefix, counted over the whole batch; ascending.
+    pub dummy_prefixes: &'a [i64],
 }
 
 /// What an index holds besides its units.
@@ -322,6 +324,7 @@ mod tests {
             row_starts,
             stride: Some(stride),
             mask: None,
+            dummy_prefixes: &[],
         };
         let teacher = RaggedIds::new(Side::Teacher, &teacher, &teacher_offsets)?;
         let student = RaggedIds::new(Side::Student, &student, &student_offsets)?;

@@ -2,7 +2,7 @@
 //! boundary of either side.
 //!
 //! A *stretch* is a run of units that follow each other without a gap on either side, none of them
-//! a pair of control tokens or without its dummy prefix, from a unit on that has a prefix. A side's
+//! a pair of control tokens, from a unit on that has a prefix. A side's
 //! *text rows* in it are the row of the prefix, and those after each of the side's tokens; the row
 //! after the last token only where a token that takes part follows on both sides. *Offsets* are the
 //! bytes, from the start of the stretch, at which a text row of either side stands.
@@ -17,6 +17,10 @@
 //! student   the | re | ␣is       offsets 0, 3, 5, ... : at 3 the teacher has no row of its own, and
 //!                                its row of offset 0 is a source with all tokens `the...`
 //! ```
+//!
+//! A tokenizer may put a space before a text, its *dummy prefix*. The side's text rows then begin at
+//! that space, one byte before the stretch, where the other side has no text and no offset is: the
+//! first token counts with its space, be it a token of its own or not.
 //!
 //! Where both sides have a row and take the same token after it, with the [same](TextTree::same)
 //! strings below, nothing that came before says more about what follows: a new stretch begins
@@ -58,8 +62,10 @@ pub(crate) struct Piece {
     pub(crate) batch_row: usize,
     /// The first row of the logits of either side.
     pub(crate) flat: [i64; 2],
-    /// How many text rows of either side, and how many offsets it has.
+    /// How many text rows of either side it has, of which so many stand before the first offset.
     pub(crate) rows: [usize; 2],
+    pub(crate) lead: [usize; 2],
+    /// How many offsets.
     pub(crate) offsets: usize,
 }
 
@@ -185,6 +191,10 @@ struct Job<'a, I> {
 /// A stretch while its units are gathered: used again for all of them.
 struct Stretch {
     row: usize,
+    /// How many units it has.
+    units: usize,
+    /// The side whose text begins with a dummy prefix, one byte earlier.
+    lead: Option<usize>,
     /// Positions of its tokens in their rows.
     ranges: [Range<usize>; 2],
     tokens: [Vec<TextToken>; 2],
@@ -210,6 +220,8 @@ impl<I: TokenId> Job<'_, I> {
         let mut found = Found::new();
         let mut stretch = Stretch {
             row: 0,
+            units: 0,
+            lead: None,
             ranges: [0..0, 0..0],
             tokens: [Vec::new(), Vec::new()],
             open: [Vec::new(), Vec::new()],
@@ -229,20 +241,28 @@ impl<I: TokenId> Job<'_, I> {
         let lengths = self.sides.map(|side| side.ids.row(stretch.row).len());
         let (teacher, student) = self.units.ranges(stretch.row, unit, lengths.into())?;
         let ranges = [teacher, student];
-        let follows = [0, 1].map(|side| stretch.ranges[side].end == ranges[side].start);
-        if follows != [true; 2] || stretch.tokens[0].is_empty() {
+        let is_trimmed = self.units.unit_class[unit] & TRIMMED != 0;
+        let follows = [0, 1].iter().all(|&side| stretch.ranges[side].end == ranges[side].start);
+        if stretch.units == 0 || is_trimmed || !follows {
             self.close(stretch, found);
-            stretch.ranges = ranges.each_ref().map(|range| range.start..range.start);
+            self.begin(&ranges, stretch);
         }
         if self.units.kind[unit] == UnitKind::Special as u8 {
             self.close(stretch, found);
             return Ok(());
         }
         let known = stretch.tokens.each_ref().map(Vec::len);
-        let is_text =
-            self.units.unit_class[unit] & TRIMMED == 0 && self.push_tokens(&ranges, stretch)?;
-        let has_prefix = ranges.iter().all(|range| range.start > 0);
+        let is_text = match self.push_tokens(&ranges, stretch)? {
+            Some([teacher, student]) if is_trimmed => {
+                stretch.lead = Some(usize::from(teacher < student));
+                teacher.abs_diff(student) == 1
+            }
+            Some([teacher, student]) => teacher == student,
+            None => false,
+        };
+        let has_prefix = stretch.ranges.iter().all(|range| range.start > 0);
         if is_text && has_prefix {
+            stretch.units += 1;
             for (whole, range) in stretch.ranges.iter_mut().zip(ranges) {
                 whole.end = range.end;
             }
@@ -260,9 +280,31 @@ impl<I: TokenId> Job<'_, I> {
         Ok(())
     }
 
-    /// Adds the tokens of a unit; false where they are not the same number of bytes, none of them
-    /// without bytes. Alignment makes no such units.
-    fn push_tokens(&self, ranges: &[Range<usize>; 2], stretch: &mut Stretch) -> Result<bool> {
+    /// Begins a stretch with a unit; a token before it that is only a dummy prefix is part of it.
+    fn begin(&self, ranges: &[Range<usize>; 2], stretch: &mut Stretch) {
+        stretch.ranges = ranges.each_ref().map(|range| range.start..range.start);
+        for (number, side) in SIDES.into_iter().enumerate() {
+            let (rows, range) = (&self.sides[number], &mut stretch.ranges[number]);
+            let place = rows.ids.range(stretch.row).start + range.start;
+            if rows.dummy_prefixes.binary_search(&(long(place) - 1)).is_err() || range.start == 0 {
+                continue;
+            }
+            let id = rows.ids.row(stretch.row)[range.start - 1];
+            if let Some(token) = self.tree.side(side).token(id.index()) {
+                stretch.tokens[number].push(*token);
+                stretch.lead = Some(number);
+                range.start -= 1;
+            }
+        }
+    }
+
+    /// Adds the tokens of a unit; returns how many bytes they are, or nothing where one of them has
+    /// none. Alignment makes no such units.
+    fn push_tokens(
+        &self,
+        ranges: &[Range<usize>; 2],
+        stretch: &mut Stretch,
+    ) -> Result<Option<[u64; 2]>> {
         let mut bytes = [0u64; 2];
         for (number, side) in SIDES.into_iter().enumerate() {
             let (tree, ids) = (self.tree.side(side), self.sides[number].ids.row(stretch.row));
@@ -273,7 +315,7 @@ impl<I: TokenId> Job<'_, I> {
                         bytes[number] += u64::from(token.length);
                         stretch.tokens[number].push(*token);
                     }
-                    None if id.index() < tree.vocab_size() => return Ok(false),
+                    None if id.index() < tree.vocab_size() => return Ok(None),
                     None => {
                         return Err(Error::IdOutOfRange {
                             row: stretch.row,
@@ -286,7 +328,7 @@ impl<I: TokenId> Job<'_, I> {
                 }
             }
         }
-        Ok(bytes[0] == bytes[1])
+        Ok(Some(bytes))
     }
 
     /// Whether a token that takes part comes at a position.
@@ -297,11 +339,16 @@ impl<I: TokenId> Job<'_, I> {
             && side.mask.is_none_or(|mask| mask.get(range.start + position) != Some(&0))
     }
 
-    /// Writes the stretch down, if it has tokens, and empties it.
+    /// Writes the stretch down, if it has units, and empties it.
     fn close(&self, stretch: &mut Stretch, found: &mut Found) {
-        if stretch.tokens[0].is_empty() {
-            return;
+        if stretch.units > 0 {
+            self.write(stretch, found);
         }
+        (stretch.units, stretch.lead) = (0, None);
+        stretch.tokens.iter_mut().for_each(Vec::clear);
+    }
+
+    fn write(&self, stretch: &mut Stretch, found: &mut Found) {
         let ends = [0, 1].map(|side| stretch.ranges[side].end);
         let has_end = [0, 1].iter().all(|&side| self.takes_part(side, stretch.row, ends[side]));
         let rows = stretch.tokens.each_ref().map(|tokens| tokens.len() + usize::from(has_end));
@@ -315,19 +362,20 @@ impl<I: TokenId> Job<'_, I> {
         let known = found.offsets.len();
         self.walk(stretch, has_end, found);
         let offsets = found.offsets.len() - known;
-        found.pieces.push(Piece { batch_row: stretch.row, flat, rows, offsets });
-        for tokens in &mut stretch.tokens {
-            tokens.clear();
-        }
+        let lead = [0, 1].map(|side| usize::from(stretch.lead == Some(side)));
+        found.pieces.push(Piece { batch_row: stretch.row, flat, rows, lead, offsets });
     }
 
     /// Goes through the offsets of a stretch.
     fn walk(&self, stretch: &mut Stretch, has_end: bool, found: &mut Found) {
-        let Stretch { tokens, open, .. } = stretch;
+        let Stretch { tokens, open, lead, .. } = stretch;
         let (mut at, mut before, mut restarts) = (0, 0, true);
         // Of either side: how many rows have been passed, where the last token began, and where it
         // ends, which is where the next row stands.
         let (mut passed, mut began, mut next) = ([0; 2], [0; 2], [0; 2]);
+        if let Some(side) = *lead {
+            next[1 - side] = 1;
+        }
         loop {
             let own = next.map(|next| next == at);
             let is_end = passed[0] == tokens[0].len() && own[0];
@@ -341,14 +389,20 @@ impl<I: TokenId> Job<'_, I> {
             let number = short(found.counts.stretches - 1);
             for side in [0, 1] {
                 if !open[side].is_empty() {
-                    let read = tokens[1][passed[1] - 1];
-                    let text = (read.position, before - began[1]..at - began[1]);
+                    // Nothing is read of a dummy prefix that only the teacher has.
+                    let read = passed[1].checked_sub(1).map(|last| tokens[1][last].position);
+                    let text = match read {
+                        Some(position) => (position, before - began[1]..at - began[1]),
+                        None => (0, 0..0),
+                    };
                     let out = &mut found.sources[side];
                     self.go_on(SIDES[side], &mut open[side], &tokens[side], (at, text), out);
                 }
             }
             let sources_end = found.sources.each_ref().map(|sources| short(sources.len()));
-            found.offsets.push(Offset { own, stretch: number, sources_end });
+            if lead.is_none() || at > 0 {
+                found.offsets.push(Offset { own, stretch: number, sources_end });
+            }
             for side in [0, 1] {
                 if !own[side] {
                     continue;
@@ -369,8 +423,8 @@ impl<I: TokenId> Job<'_, I> {
             if is_end {
                 return;
             }
-            restarts =
-                restarts_after(self.tree, own, [0, 1].map(|side| tokens[side][passed[side] - 1]));
+            restarts = own == [true; 2]
+                && take_the_same(self.tree, [0, 1].map(|side| tokens[side][passed[side] - 1]));
             before = at;
             at = next[0].min(next[1]);
         }
@@ -421,10 +475,9 @@ impl<I: TokenId> Job<'_, I> {
     }
 }
 
-/// Whether both sides take the same token from here, with the same strings below.
-fn restarts_after(tree: &TextTree, own: [bool; 2], [teacher, student]: [TextToken; 2]) -> bool {
-    own == [true; 2]
-        && (teacher.length, teacher.node) == (student.length, student.node)
+/// Whether both sides' tokens are the same, with the same strings below.
+fn take_the_same(tree: &TextTree, [teacher, student]: [TextToken; 2]) -> bool {
+    (teacher.length, teacher.node) == (student.length, student.node)
         && tree.depths()[teacher.node as usize] == teacher.length
         && tree.same()[teacher.node as usize] != 0
 }

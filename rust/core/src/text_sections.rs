@@ -139,11 +139,14 @@ impl Part<'_> {
             let first_row = long(before.sides[number].rows);
             let first_source = long(before.sides[number].sources);
             let or_none = |value: u32| if value == NONE { -1 } else { i64::from(value) };
-            let mut next_row = first_row;
-            for (at, offset) in found.offsets.iter().enumerate() {
-                side.own[at] = if offset.own[number] { next_row } else { -1 };
-                next_row += i64::from(offset.own[number]);
-                side.source_offsets[at] = first_source + i64::from(offset.sources_end[number]);
+            let (mut next_row, mut offsets) = (first_row, found.offsets.iter().enumerate());
+            for piece in &found.pieces {
+                next_row += long(piece.lead[number]);
+                for (at, offset) in offsets.by_ref().take(piece.offsets) {
+                    side.own[at] = if offset.own[number] { next_row } else { -1 };
+                    next_row += i64::from(offset.own[number]);
+                    side.source_offsets[at] = first_source + i64::from(offset.sources_end[number]);
+                }
             }
             let [flat, id, position, stretch] = &mut side.rows;
             let mut first = 0;

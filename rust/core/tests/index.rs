@@ -428,6 +428,7 @@ impl Batch {
             row_starts: &self.sides[side as usize].row_starts,
             stride: strides[side as usize],
             mask: None,
+            dummy_prefixes: &[],
         });
         build_index(&self.pair, &self.columns(), teacher, student, options)
     }

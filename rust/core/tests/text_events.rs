@@ -16,28 +16,28 @@ use simct_align::text_tree::MAX_REACH;
 use simct_align::vocabulary::Token;
 use texts::{Batch, SIDES, Sections, Slots, Text, Unit, batches, long, one_row, vocabulary};
 
-/// Runs of units, each with the rows and texts that a stretch is made of; and the units that are
-/// left out without a prefix, and because of trimmed tokens.
-fn slow_stretches(units: Vec<Unit>) -> (Vec<Vec<Unit>>, [usize; 2]) {
-    let (mut runs, mut left_out): (Vec<Vec<Unit>>, _) = (Vec::new(), [0, 0]);
+/// Runs of units, each with the rows and texts that a stretch is made of; and how many units are
+/// left out without a prefix.
+fn slow_stretches(units: Vec<Unit>) -> (Vec<Vec<Unit>>, usize) {
+    let (mut runs, mut left_out): (Vec<Vec<Unit>>, _) = (Vec::new(), 0);
     let mut goes_on = false;
     for unit in units {
-        let has_prefix = unit.ranges.iter().all(|range| range.start > 0);
-        if unit.is_text && !unit.is_trimmed && has_prefix {
-            let follows = runs.last().and_then(|run| run.last()).is_some_and(|last| {
+        let follows = goes_on
+            && !unit.is_trimmed
+            && runs.last().and_then(|run| run.last()).is_some_and(|last| {
                 let ends = last.ranges.each_ref().map(|range| range.end);
                 last.row == unit.row && ends == unit.ranges.each_ref().map(|range| range.start)
             });
-            if goes_on && follows {
-                runs.last_mut().unwrap().push(unit);
-            } else {
-                runs.push(vec![unit]);
-            }
-            goes_on = true;
+        let has_prefix = [0, 1]
+            .iter()
+            .all(|&side| unit.ranges[side].start > usize::from(unit.after_dummy[side]));
+        goes_on = unit.is_text && (follows || has_prefix);
+        if follows && unit.is_text {
+            runs.last_mut().unwrap().push(unit);
+        } else if goes_on {
+            runs.push(vec![unit]);
         } else {
-            left_out[0] += usize::from(unit.is_text && !unit.is_trimmed);
-            left_out[1] += usize::from(unit.is_trimmed);
-            goes_on = false;
+            left_out += usize::from(unit.is_text);
         }
     }
     (runs, left_out)
@@ -64,14 +64,23 @@ impl Writer<'_> {
     fn stretch(&mut self, run: &[Unit]) {
         let row = run[0].row;
         let slots = [0, 1].map(|side| self.batch.slots(run, side));
-        let text = self.batch.pair.student().decode(&slots[1].ids).unwrap();
+        let lead = self.batch.lead(&run[0]);
+        let texts = [self.batch.pair.teacher(), self.batch.pair.student()];
+        let longest = lead.unwrap_or(1);
+        let text = texts[longest].decode(&slots[longest].ids).unwrap();
         let has_end = [0, 1]
             .map(|side| self.batch.takes_part(side, row, run.last().unwrap().ranges[side].end));
         let mut places: BTreeSet<usize> = slots.iter().flat_map(|side| side.at.clone()).collect();
         if has_end != [true; 2] {
             places.remove(&text.len());
         }
-        let (mut from, mut restarts) = (0, BTreeSet::from([0]));
+        let (mut from, mut restarts) = (0, BTreeSet::new());
+        self.stretches += 1;
+        if let Some(side) = lead {
+            // A row that stands before all offsets.
+            places.remove(&0);
+            self.row(side, &slots[side], 0);
+        }
         for place in places {
             let own = [0, 1].map(|side| slots[side].at.iter().position(|&at| at == place));
             if restarts.contains(&place) {
@@ -100,7 +109,12 @@ impl Writer<'_> {
         let name = SIDES[side];
         let number = slot.map_or(-1, |_| self.len(&format!("{name}_text_row")));
         self.push(format!("{name}_own_text_row"), number);
-        let slot = slot?;
+        self.row(side, slots, slot?)
+    }
+
+    /// A text row; returns the bytes that the text takes.
+    fn row(&mut self, side: usize, slots: &Slots, slot: usize) -> Option<Text> {
+        let name = SIDES[side];
         let id = slots.ids.get(slot).copied();
         let tree = self.batch.pair.text_tree().unwrap().side(name);
         let place = |id: u32| tree.ids().iter().position(|&other| other == id).unwrap();
@@ -157,11 +171,11 @@ impl Batch {
             writer.push(format!("{side}_source_offsets"), 0);
         }
         runs.iter().for_each(|run| writer.stretch(run));
-        let tokens = |run: &Vec<Unit>| run.iter().map(|unit| unit.ranges[1].len()).sum::<usize>();
+        let tokens = |run: &Vec<Unit>| self.slots(run, 1).ids.len();
         let counts = index.counts.text;
         assert_eq!(long(counts.stretches), writer.stretches);
         assert_eq!(counts.student_tokens, runs.iter().map(tokens).sum());
-        assert_eq!([counts.units_without_prefix, counts.units_left_out], left_out);
+        assert_eq!((counts.units_without_prefix, counts.units_left_out), (left_out, 0));
         assert_eq!(counts.offsets, writer.offsets);
         let found = self.sections(&index);
         for (name, found) in &found {
@@ -220,21 +234,24 @@ fn the_batches_hold_everything_that_text_events_speak_of() {
         let count = |name: &str, holds: fn(i64) -> bool| {
             sections[name].iter().filter(|&&value| holds(value)).count()
         };
-        let runs = slow_stretches(batch.units()).0.len();
+        let runs = slow_stretches(batch.units()).0;
+        let leads = runs.iter().map(|run| &run[0]).filter(|first| batch.lead(first).is_some());
+        let (glued, lone): (Vec<&Unit>, Vec<&Unit>) = leads.partition(|first| first.is_trimmed);
         let longer = sections["teacher_source_row"].iter().enumerate().filter(|(source, row)| {
             let id = sections["teacher_text_id"][usize::try_from(**row).unwrap()];
             let bytes = batch.pair.teacher().token_bytes(id.try_into().unwrap()).len();
             sections["teacher_source_length"][*source] > long(bytes)
         });
         for (what, times) in [
-            ("restarts", counts.stretches.saturating_sub(runs)),
+            ("restarts", counts.stretches.saturating_sub(runs.len())),
             ("last rows", count("student_text_id", |id| id < 0)),
             ("offsets of one side", count("teacher_own_text_row", |row| row < 0)),
             ("begun tokens", count("teacher_source_exact", |exact| exact == 0)),
             ("duplicates", count("student_source_exact", |exact| exact > 1)),
             ("beyond the realized token", longer.count()),
             ("no prefix", counts.units_without_prefix),
-            ("left out", counts.units_left_out),
+            ("glued dummy prefixes", glued.len()),
+            ("lone dummy prefixes", lone.len()),
             ("unmatched", batch.aligned.segments.reason.len()),
         ] {
             *seen.entry(what).or_default() += times;

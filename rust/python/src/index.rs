@@ -21,6 +21,7 @@ pub(crate) struct LogitRows<'py> {
     ids: SideArrays<'py>,
     starts: PyReadonlyArray1<'py, i64>,
     stride: Option<i64>,
+    dummy_prefixes: PyReadonlyArray1<'py, i64>,
 }
 
 /// What an index holds besides its units, and how many threads find it: the attributes of Python's
@@ -63,6 +64,8 @@ pub(crate) fn build_index<'py>(
     let (teacher_starts, student_starts) = (teacher.starts.as_slice()?, student.starts.as_slice()?);
     let teacher_mask = teacher.ids.mask.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
     let student_mask = student.ids.mask.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
+    let teacher_dummies = teacher.dummy_prefixes.as_slice()?;
+    let student_dummies = student.dummy_prefixes.as_slice()?;
     // Packed logits have no stride to check, which Python writes as 0.
     let strides = [teacher.stride, student.stride].map(|stride| stride.filter(|&rows| rows != 0));
     let built = with_both_ids!(&teacher.ids.values, &student.ids.values, |teacher, student| py
@@ -72,12 +75,14 @@ pub(crate) fn build_index<'py>(
                 row_starts: teacher_starts,
                 stride: strides[0],
                 mask: teacher_mask,
+                dummy_prefixes: teacher_dummies,
             };
             let student = IndexSide {
                 ids: RaggedIds::new(Side::Student, student, student_offsets)?,
                 row_starts: student_starts,
                 stride: strides[1],
                 mask: student_mask,
+                dummy_prefixes: student_dummies,
             };
             build(&pair.core, &units, teacher, student, &options)
         }));

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use simct_align::batch::{AlignOptions, AlignedRows, BatchSide, align_batch};
 use simct_align::class::TRIMMED;
-use simct_align::columns::{UnitColumns, UnitKind};
+use simct_align::columns::{Reason, UnitColumns, UnitKind};
 use simct_align::error::Error;
 use simct_align::ids::{RaggedIds, Side};
 use simct_align::index::{Index, IndexOptions, IndexSide, build_index};
@@ -45,10 +45,12 @@ pub(crate) struct Unit {
     pub(crate) row: usize,
     pub(crate) is_text: bool,
     pub(crate) is_trimmed: bool,
+    /// Of either side, whether the token before is only a dummy prefix.
+    pub(crate) after_dummy: [bool; 2],
     pub(crate) ranges: [std::ops::Range<usize>; 2],
 }
 
-/// A side of a stretch: where its text rows stand, which tokens they take, and where the first is.
+/// A side of a stretch: where its text rows stand, counted from the dummy prefix of either side, which tokens they take, and where the first is.
 pub(crate) struct Slots {
     pub(crate) at: Vec<usize>,
     pub(crate) ids: Vec<u32>,
@@ -115,25 +117,70 @@ impl Batch {
         let row_of = |unit: usize| {
             columns.row_offsets.iter().rposition(|&offset| offset <= long(unit)).unwrap()
         };
-        let unit = |unit: usize| Unit {
-            row: row_of(unit),
-            is_text: columns.kind[unit] != UnitKind::Special as u8,
-            is_trimmed: columns.unit_class[unit] & TRIMMED != 0,
-            ranges: [
+        let dummies = [0, 1].map(|side| self.dummy_prefixes(side));
+        let unit = |unit: usize| {
+            let ranges = [
                 range(columns.teacher_start[unit], columns.teacher_end[unit]),
                 range(columns.student_start[unit], columns.student_end[unit]),
-            ],
+            ];
+            let row = row_of(unit);
+            let after_dummy = [0, 1].map(|side| {
+                let place = self.sides[side].offsets[row] + long(ranges[side].start);
+                ranges[side].start > 0 && dummies[side].contains(&(place - 1))
+            });
+            Unit {
+                row,
+                is_text: columns.kind[unit] != UnitKind::Special as u8,
+                is_trimmed: columns.unit_class[unit] & TRIMMED != 0,
+                after_dummy,
+                ranges,
+            }
         };
         (0..columns.kind.len()).map(unit).collect()
     }
 
+    /// Where the tokens lie that are only a dummy prefix.
+    pub(crate) fn dummy_prefixes(&self, side: usize) -> Vec<i64> {
+        let (segments, spans) = (&self.aligned.segments, &self.aligned.segments.unmatched);
+        let [start, end] = match side {
+            0 => [&spans.teacher_start, &spans.teacher_end],
+            _ => [&spans.student_start, &spans.student_end],
+        };
+        let row_of = |span: usize| {
+            let offsets = &self.aligned.unmatched_offsets;
+            offsets.iter().rposition(|&offset| offset <= long(span)).unwrap()
+        };
+        let is_dummy = |span: &usize| {
+            segments.reason[*span] == Reason::DummyPrefix as u8 && start[*span] < end[*span]
+        };
+        let spans = (0..segments.reason.len()).filter(is_dummy);
+        spans.map(|span| self.sides[side].offsets[row_of(span)] + i64::from(start[span])).collect()
+    }
+
+    /// The side whose tokens begin with a dummy prefix that the other side has not.
+    pub(crate) fn lead(&self, first: &Unit) -> Option<usize> {
+        let bytes = |side: usize| -> usize {
+            let rows = &self.sides[side];
+            let ids = &rows.ids(SIDES[side]).row(first.row)[first.ranges[side].clone()];
+            let own = vocabulary(&self.pair, SIDES[side]);
+            ids.iter().map(|&id| own.token_bytes(id.try_into().unwrap()).len()).sum()
+        };
+        match first.after_dummy {
+            [true, false] => Some(0),
+            [false, true] => Some(1),
+            _ if first.is_trimmed => Some(usize::from(bytes(0) < bytes(1))),
+            _ => None,
+        }
+    }
+
     pub(crate) fn slots(&self, run: &[Unit], side: usize) -> Slots {
         let (rows, row) = (&self.sides[side], run[0].row);
-        let range = run[0].ranges[side].start..run.last().unwrap().ranges[side].end;
+        let first = run[0].ranges[side].start - usize::from(run[0].after_dummy[side]);
+        let range = first..run.last().unwrap().ranges[side].end;
         let flat = rows.row_starts[row] + long(range.start) - 1;
         let ids = &rows.ids(SIDES[side]).row(row)[range];
         let ids: Vec<u32> = ids.iter().map(|&id| id.try_into().unwrap()).collect();
-        let mut at = vec![0];
+        let mut at = vec![usize::from(self.lead(&run[0]) == Some(1 - side))];
         for &id in &ids {
             at.push(at[at.len() - 1] + vocabulary(&self.pair, SIDES[side]).token_bytes(id).len());
         }
@@ -156,11 +203,13 @@ impl Batch {
     }
 
     pub(crate) fn index(&self, threads: usize, strides: [Option<i64>; 2]) -> Result<Index, Error> {
+        let dummies = [0, 1].map(|side| self.dummy_prefixes(side));
         let [teacher, student] = SIDES.map(|side| IndexSide {
             ids: self.sides[side as usize].ids(side),
             row_starts: &self.sides[side as usize].row_starts,
             stride: strides[side as usize],
             mask: Some(&self.sides[side as usize].mask),
+            dummy_prefixes: &dummies[side as usize],
         });
         let text_events = Some(Threads::Count(threads.try_into().unwrap()));
         let options = IndexOptions { text_events, ..IndexOptions::default() };
