@@ -162,8 +162,7 @@ class AlignedIndex(UnitSections, TextEventSections):
         n_student_sources: Sources of the student at all offsets together.
         text_student_tokens: Student tokens in stretches.
         text_units_without_prefix: Units that are in no stretch because they begin a row.
-        text_units_left_out: Units that are in no stretch because a token lost its dummy prefix, or
-            has no bytes.
+        text_units_left_out: Units that are in no stretch because a token has no bytes.
         teacher_rows_needed: The smallest number of rows of the teacher's flattened logits that
             contains all rows that the index reads.
         student_rows_needed: The same for the student's logits.

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 class TextEventSections:
     """The sections of `AlignedIndex` that `batch.index(text_events=True)` adds, as properties.
 
-    A *stretch* is a run of SHARED and MULTI units without a gap, an unmatched span or a trimmed
-    token, from a unit on that has a prefix row on both sides. A side's *text rows* in it are the
-    row of the prefix and the rows after each of the side's tokens; the row after the last token
-    only where a token that takes part follows on both sides. *Offsets* are the places in the text,
-    in bytes, at which a text row of either side stands.
+    A *stretch* is a run of SHARED and MULTI units without a gap or an unmatched span, from a unit
+    on that has a prefix row on both sides. A side's *text rows* in it are the row of the prefix and
+    the rows after each of the side's tokens; the row after the last token only where a token that
+    takes part follows on both sides. *Offsets* are the places in the text, in bytes, at which a
+    text row of either side stands.
+
+    A side whose tokenizer put a space before the text, its dummy prefix, has its first text row at
+    that space, one byte before the first offset. The space may be a token of its own.
 
     At an offset a side's *sources* are the earlier text rows of the stretch, at most `MAX_REACH`
     (64) bytes back, that have tokens which begin with the text since: `source_start` to

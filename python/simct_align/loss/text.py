@@ -151,7 +151,9 @@ class TextLoss(TextBase):
         reduction: `"token"` divides by the student tokens in stretches
             (`index.normalizer("token", "text")`), `"sum"` by nothing, `"none"` returns `per_unit`.
         chunk_bytes: Workspace to aim for, in bytes.
-        backend: As for `SimCTLoss`; text events are PyTorch operations in any case.
+        backend: `"auto"`, which is `"native"` (Rust) on the CPU and `"torch"` on other devices; one
+            of the two; a name given to `register_backend`; or a `Backend`. A back end that is no
+            `TextBackend` leaves text events to `"torch"`.
 
     Raises:
         TypeError: A divergence or a back end that is none.
@@ -159,7 +161,8 @@ class TextLoss(TextBase):
 
     Complexity:
         O(offsets × (vocabularies + nodes of the joint tree)) time, O(`chunk_bytes`) memory in
-        addition to the student's gradient.
+        addition to the student's gradient. On the CPU on as many threads as
+        `torch.get_num_threads()`, which changes no bit of the result.
 
     Example:
         >>> import torch

@@ -53,7 +53,7 @@ pub struct TextCounts {
     pub student_tokens: usize,
     /// Units left out because they begin a row.
     pub units_without_prefix: usize,
-    /// Units left out because a token lost its dummy prefix or has no bytes.
+    /// Units left out because a token has no bytes.
     pub units_left_out: usize,
     /// The teacher's side.
     pub teacher: TextSideCounts,
