@@ -492,22 +492,24 @@ impl<T: Real> NodeMasses<T> {
 /// Writes the sums of the first values, of none to all of them. Four at a time, since an addition
 /// waits for the one before.
 fn running_sums<T: Real>(values: &[T], out: &mut Vec<f64>) {
-    let (fours, rest) = values.as_chunks::<4>();
-    let mut total = 0.0;
-    out.clear();
-    out.reserve(values.len() + 1);
-    out.push(0.0);
-    for &[a, b, c, d] in fours {
+    out.resize(values.len() + 1, 0.0);
+    let (mut total, (fours, rest)) = (0.0, values.as_chunks::<4>());
+    let Some((first, sums)) = out.split_first_mut() else {
+        return;
+    };
+    *first = 0.0;
+    let (sums_of_fours, sums_of_rest) = sums.as_chunks_mut::<4>();
+    for (sums, &[a, b, c, d]) in sums_of_fours.iter_mut().zip(fours) {
         let one = a.into();
         let two = one + b.into();
         let three = two + c.into();
         let four = three + d.into();
-        out.extend_from_slice(&[total + one, total + two, total + three, total + four]);
+        *sums = [total + one, total + two, total + three, total + four];
         total += four;
     }
-    for &value in rest {
+    for (sum, &value) in sums_of_rest.iter_mut().zip(rest) {
         total += value.into();
-        out.push(total);
+        *sum = total;
     }
 }
 

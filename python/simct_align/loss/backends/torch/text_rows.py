@@ -9,6 +9,8 @@ import torch
 from ....divergence import LOG_FLOOR
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...text_layout import SideChunk, TextSideView
     from .rows import Rows
 
@@ -36,15 +38,26 @@ class TextRows:
         self, rows: Rows, events: TextSideView, chunk: SideChunk, dtype: torch.dtype
     ) -> None:
         self.flat = events.row[chunk.rows]
-        log_norm = torch.empty(self.flat.shape, dtype=dtype, device=self.flat.device)
-        self.probs = rows.softmax(self.flat, log_norm)
-        self.is_nan = log_norm.isnan()
-        # The host can be asked, which saves a pass over all probabilities.
-        if self.is_nan.device.type != "cpu" or bool(self.is_nan.any()):
-            self.probs.masked_fill_(self.is_nan.unsqueeze(1), 0.0)
         token = events.token[chunk.rows]
         self.token, self.has_token = token.clamp_min(0), token >= 0
-        log_prob = rows.pick(self.flat, self.token).sub_(log_norm).double()
+        log_prob = self._read(rows, dtype)
         log_prob = log_prob.nan_to_num(0.0, 0.0, LOG_FLOOR)
         log_prob = log_prob.clamp_(min=LOG_FLOOR).masked_fill_(~self.has_token, 0.0)
         self.log_weight = log_prob.cumsum(0).sub_(log_prob)
+
+    def _read(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """Read the probabilities; return the float64 log-probabilities of the realized tokens."""
+        on_host = self.flat.device.type == "cpu"
+        if on_host:
+            # The host can be asked, which saves the log-normalizers: two passes over all rows.
+            self.probs = rows.softmax(self.flat)
+            realized = self.probs.gather(1, self.token.unsqueeze(1)).squeeze(1)
+            unknown = (realized == 0.0) & self.has_token
+            if not bool((unknown | realized.isnan()).any()):
+                self.is_nan = torch.zeros_like(self.has_token)
+                return realized.double().log_()
+        log_norm = torch.empty(self.flat.shape, dtype=dtype, device=self.flat.device)
+        self.probs = rows.softmax(self.flat, log_norm)
+        self.is_nan = log_norm.isnan()
+        self.probs.masked_fill_(self.is_nan.unsqueeze(1), 0.0)
+        return rows.pick(self.flat, self.token).sub_(log_norm).double()
