@@ -74,7 +74,9 @@ BASELINE = "shared"
 SEEDS = (0, 1, 2)
 TEACHER, STUDENT = "smollm2", "gemma3"
 #: Three times the example's learning rate for half the steps, so that the objectives differ.
-SETTINGS = Settings(steps=15, batch_size=4, max_new_tokens=32, learning_rate=1e-5)
+SETTINGS = Settings(
+    steps=15, batch_size=4, max_new_tokens=32, learning_rate=1e-5, objective="simct"
+)
 HELD_OUT, MEASURED_TOKENS = 16, 48
 #: The number of prompts in the batch whose gradients are compared.
 COMPARED_PROMPTS = 4
@@ -429,7 +431,7 @@ def quick() -> None:
             Path(folder),
             corpora={"problems": lambda: word_problems(40, 0), "empty": lambda: None},
             models=tiny_models,
-            settings=Settings(steps=2, batch_size=2, max_new_tokens=8, learning_rate=1e-2),
+            settings=replace(SETTINGS, steps=2, batch_size=2, max_new_tokens=8, learning_rate=1e-2),
             seeds=(0,),
             held_out=3,
             measured_tokens=8,

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 RUNS = ROOT / "benches" / "record" / "opd_settings"
 #: The same number as in the example, so that the prompts of the example's report are not used here.
 HELD_OUT, MEASURED_TOKENS = 32, 64
-BASE = Settings(steps=30, batch_size=4, max_new_tokens=32, learning_rate=3e-6)
+BASE = Settings(steps=30, batch_size=4, max_new_tokens=32, learning_rate=3e-6, objective="simct")
 
 #: The changed settings of each run, and its (teacher, student), in the order of the runs.
 FORWARD, BACKWARD = ("smollm2", "gemma3"), ("gemma3", "smollm2")
