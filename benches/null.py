@@ -98,7 +98,7 @@ BARS = {
 SHARED_PART, SHARED_LEAST = 0.25, 0.02
 MOST_LEFT_OUT = 0.12
 #: How many texts text events are measured on with all columns of real tokenizers.
-EVALUATED = 64
+EVALUATED = 32
 QUICK_TEXTS, QUICK_CORPORA = 40, ("code", "arithmetic", "words")
 PYPI_CORPORA = ("code", "arithmetic", "words")
 #: Objectives that need all columns run by default up to this number, both sides together.
