@@ -105,10 +105,11 @@ impl<T: Real> Leaves<T> {
                 let (by_log, others) = rest[group].split_at_checked(widths[group])?;
                 rest[group] = others;
                 let student = &leaves.masses[1];
-                let pairs = || by_log.iter().zip(student).filter(|(_, mass)| **mass > T::default());
-                let excess = T::of(pairs().map(|(&by, _)| by.into()).sum());
+                let pairs = by_log.iter().zip(student);
+                let with_mass = pairs.clone().filter(|(_, mass)| **mass > T::default());
+                let excess = T::of(with_mass.map(|(&by, _)| by.into()).sum());
                 let weight = if leaves.counted { weight } else { T::default() };
-                let by_mass = by_log.iter().zip(student).map(|(&by, &mass)| {
+                let by_mass = pairs.map(|(&by, &mass)| {
                     if mass > T::default() { weight * (by / mass - excess) } else { T::default() }
                 });
                 Some(by_mass.collect())
