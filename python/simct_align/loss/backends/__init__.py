@@ -9,7 +9,7 @@ methods of `TextBackend` computes `TextLoss`, too; `NativeBackend` does, on the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .native import NativeBackend
 from .protocol import (
@@ -82,9 +82,8 @@ class AutoBackend:
 
     def start_text(self, problem: TextProblem) -> TextRun:
         """Begin to compute a problem: see `TextBackend`."""
-        backend: Any = _REFERENCE if _NATIVE.refuses_text(problem) else _NATIVE
-        run: TextRun = backend.start_text(problem)
-        return run
+        backend: TextBackend = _REFERENCE if _NATIVE.refuses_text(problem) else _NATIVE
+        return backend.start_text(problem)
 
 
 _AUTO = AutoBackend()

@@ -137,7 +137,6 @@ class NativeTextComputation(TextComputation):
     def compare(self, chunk: TextChunk, weight: Tensor, stats: Tensor) -> Tensor:
         """See `TextComputation`."""
         settings, n_threads = self.problem.settings, torch.get_num_threads()
-        # The teacher first: the student's probabilities must last until the gradient.
         _, teacher = self._side("teacher", self.teacher, chunk)
         rows, student = self._side("student", self.student, chunk)
         leaves = _native.TextLeaves(
