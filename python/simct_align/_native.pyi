@@ -102,8 +102,8 @@ class Spellings:
 
 @final
 class TextLeaves:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         nodes: object,
         teacher: object,
         student: object,
@@ -111,7 +111,7 @@ class TextLeaves:
         epsilon: float,
         tree: bool,
         n_threads: int,
-    ) -> None: ...
+    ) -> TextLeaves: ...
     def group(
         self, deep: bool, floor: float
     ) -> tuple[NDArray[np.int64], NDArray[np.floating], NDArray[np.floating]]: ...
