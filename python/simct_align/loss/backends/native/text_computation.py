@@ -12,6 +12,8 @@ from simct_align import _native
 
 from ....divergence import LOG_FLOOR
 from ...text_metrics import OffsetStat
+from ..protocol import Logits
+from ..torch.rows import StudentLogitsRows
 from ..torch.text_computation import TextComputation
 from ..torch.text_rows import TextRows
 
@@ -128,6 +130,10 @@ class NativeTextComputation(TextComputation):
         super().__init__(problem)
         self._tree = HostTree(problem.tree)
         self._by_probs = torch.empty(0, dtype=problem.settings.dtype)
+        #: Of every row of the logits, whether its gradient has been written.
+        self._written = np.zeros(0, bool)
+        if isinstance(problem.student.source, Logits):
+            self._written = np.zeros(problem.student.source.logits[..., 0].numel(), bool)
 
     def _side(self, name: Side, rows: Rows, chunk: TextChunk) -> tuple[TextRows, HostSide]:
         side = self.problem.sides[name]
@@ -159,7 +165,7 @@ class NativeTextComputation(TextComputation):
             gradient = self._by_probs[: rows.probs.numel()].view_as(rows.probs)
             wanted = HostGradient(*by_log, weight, gradient)
             leaves.gradient(self._tree, student, wanted, n_threads)
-            self.student.accumulate_full(rows.flat, gradient)
+            self._accumulate(rows.flat, gradient)
         stats[OffsetStat.TREE] = counted & both_own & deep
         stats[OffsetStat.NEXT_BYTE] = counted & both_own & ~deep
         stats[OffsetStat.ONE_ROW] = counted & ~both_own
@@ -171,6 +177,25 @@ class NativeTextComputation(TextComputation):
         stats[OffsetStat.STUDENT_CONTROL] = figures.student_control
         stats[OffsetStat.LARGEST_LEAF] = figures.largest_leaf
         return value.masked_fill_(~counted, 0.0)
+
+    def _accumulate(self, rows: Tensor, gradient: Tensor) -> None:
+        """Write the gradient of rows that no chunk has written, and add that of the others.
+
+        Adding to rows that nothing has touched takes twice as long as writing them: their pages are
+        mapped to be read, and again to be written.
+        """
+        count = again = rows.shape[0]
+        if isinstance(self.student, StudentLogitsRows):
+            known, numbers = self._written, rows.numpy()
+            again = int(known[numbers].sum())
+            later = numbers[again:]
+            if known[later].any() or len(np.unique(later)) < len(later):
+                again = count  # rows that repeat are added
+            known[numbers] = True
+        if again:
+            self.student.accumulate_full(rows[:again], gradient[:again])
+        if again < count:
+            self.student.write_full(rows[again:], gradient[again:])
 
     def _divergences(self, leaves: _native.TextLeaves, value: Tensor, deep: bool) -> Tensor:
         """Write the divergences of a group of offsets; return their derivatives.
