@@ -26,7 +26,8 @@ Texts, their number and the seed are fixed in `_exact_corpora.py`. Losses read o
 texts use, which changes nothing (`_exact_models.py` has the reason, `tests/test_null.py` the
 check). Text events and on-path candidates need all columns, which takes minutes per pair and corpus
 with real tokenizers. There, the models are those of all texts, but text events are measured on the
-first --evaluated of them, drawn like all others, and without the share, which needs all texts.
+first --evaluated of them, drawn like all others, and without the share, which needs all texts. The
+default is few: the largest values over pairs halve or more with --evaluated 250.
 --every-column measures all objectives on all texts. The computation is in float64, with all columns
 of real tokenizers in float32. "text events" compares next bytes where tokens straddle (the default
 of `TextLoss`), "text events, trees" divides further there.
