@@ -149,6 +149,9 @@ def measure_text(setting: Setting, repeat: int, *, quick: bool) -> list[dict[str
     """
     rows: list[dict[str, Any]] = []
     shares: dict[str, dict[str, float]] = {}
+    # A tenth of the text: products of real widths take most of the time.
+    tenth = max(5, setting.units // 10)
+    pieces = {corpus: piece for corpus, _, piece in real_batches(tenth, quick=quick)}
     for corpus, aligner, batch in real_batches(setting.units, quick=quick):
         plain = batch.index().to(setting.device)
         events = batch.index(text_events=True).to(setting.device)
@@ -174,11 +177,7 @@ def measure_text(setting: Setting, repeat: int, *, quick: bool) -> list[dict[str
                     lambda: losses["TextLoss"][0](**logits, index=events).loss.backward()  # noqa: B023
                 )
             rows += [row | {"case": f"{corpus}, {kind}: {row['case']}"} for row in found]
-        # A tenth of the text: products of real widths take most of the time.
-        _, _, piece = next(
-            each for each in real_batches(max(5, setting.units // 10), quick=quick)
-            if each[0] == corpus
-        )  # fmt: skip
+        piece = pieces[corpus]
         linear = {
             "LinearSimCTLoss mean": (LinearSimCTLoss(aligner), piece.index().to(setting.device)),
             "LinearTextLoss": (

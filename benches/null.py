@@ -222,11 +222,11 @@ def values(
         cases.append(Distributions(teacher_p, student_p))
     weights = (p, student_p)
     totals: defaultdict[tuple[str, int], float] = defaultdict(float)
-    left_out: defaultdict[str, list[float]] = defaultdict(list)
+    left_out: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
     for part in pair.losses(losses, columns, cases, dtype=dtype, count=count):
         totals[part.loss, part.case] += float(part.sums @ weights[part.case])
         if part.case == 0 and part.offsets:
-            left_out[part.loss].append(np.array([part.left_out, part.offsets]))
+            left_out[part.loss].append((part.left_out, part.offsets))
     sizes = [float(weight[:count] @ pair.sizes[:count]) for weight in weights]
     true_kl = float(student_p @ np.log(student_p / teacher_p)) / float(student_p @ pair.sizes)
     shares = {name: np.divide(*np.sum(each, 0)) for name, each in left_out.items()}

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::text_chunk::{Real, SideChunk, TreeNodes};
 use crate::text_leaves::{Leaves, OffsetLeaves};
-use crate::text_masses::{Real, SideChunk, TreeNodes};
 use crate::text_tree::EXACT;
 use crate::threads::{Threads, in_parallel};
 

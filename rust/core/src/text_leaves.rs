@@ -15,7 +15,8 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::text_masses::{Masses, OffsetSide, Real, SideChunk, SourceMass, TreeNodes, TreeTokens};
+use crate::text_chunk::{Real, SideChunk, TreeNodes, TreeTokens};
+use crate::text_masses::{Masses, OffsetSide, SourceMass};
 use crate::text_tree::short;
 use crate::threads::{Threads, in_parallel};
 

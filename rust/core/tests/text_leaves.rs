@@ -5,8 +5,8 @@
 use simct_align::error::Error;
 use simct_align::ids::Side;
 use simct_align::pair::{Pair, PairOptions};
+use simct_align::text_chunk::{SideChunk, TreeNodes, TreeTokens};
 use simct_align::text_leaves::{Figure, LeafOptions, Leaves};
-use simct_align::text_masses::{SideChunk, TreeNodes, TreeTokens};
 use simct_align::text_tree::TextTree;
 use simct_align::threads::Threads;
 use simct_align::vocabulary::{Token, Vocabulary};

@@ -9,8 +9,8 @@ use numpy::{
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use simct_align::ids::Side;
+use simct_align::text_chunk::{Real, SideChunk, TreeNodes, TreeTokens};
 use simct_align::text_leaves::{Figure, Group, LeafOptions, Leaves};
-use simct_align::text_masses::{Real, SideChunk, TreeNodes, TreeTokens};
 use simct_align::threads::Threads;
 
 use crate::errors::to_py_err;
