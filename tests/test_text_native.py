@@ -31,7 +31,8 @@ def logits_of(batch, aligner, dtype, seed=0, boost=6.0):
     for side in SIDES:
         ids = torch.from_numpy(getattr(batch, side).values.astype(np.int64))
         z = torch.randn(len(ids), len(getattr(aligner, side)) + 3, generator=generator)
-        z[torch.arange(len(ids) - 1), ids[1:]] += boost * torch.rand(len(ids) - 1)
+        raised = torch.rand(len(ids) - 1, generator=generator)
+        z[torch.arange(len(ids) - 1), ids[1:]] += boost * raised
         found[side] = z.to(dtype)
     return found
 

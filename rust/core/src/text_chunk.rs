@@ -5,6 +5,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Range, Sub};
 
 use crate::error::{Error, Result};
 use crate::ids::Side;
+use crate::text_tree::short;
 
 /// A floating-point number: `f32` or `f64`.
 pub trait Real:
@@ -20,11 +21,18 @@ pub trait Real:
     + Sub<Output = Self>
     + Div<Output = Self>
 {
+    /// The least share of a sum of 64 that is known to this type's digits as the difference of two
+    /// sums of [`f64`].
+    const LEAST_SHARE: f64;
+
     /// The nearest number of this type.
     fn of(value: f64) -> Self;
 }
 
 impl Real for f32 {
+    // Each of the additions rounds by half of `f64::EPSILON` of the sum at most.
+    const LEAST_SHARE: f64 = 64.0 * f64::EPSILON / f32::EPSILON as f64;
+
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "rounding is meant")]
     fn of(value: f64) -> Self {
@@ -33,6 +41,9 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    // No difference is as exact as a sum.
+    const LEAST_SHARE: f64 = f64::INFINITY;
+
     #[inline]
     fn of(value: f64) -> Self {
         value
@@ -141,6 +152,16 @@ impl<'a, T: Real> SideChunk<'a, T> {
 
     pub(crate) fn row(&self, row: usize) -> &'a [T] {
         &self.probs[row * self.columns..(row + 1) * self.columns]
+    }
+
+    /// Of every column, its token's position in token order, or one past the last position.
+    pub(crate) fn places(&self) -> Vec<u32> {
+        let ids = self.tokens.ids;
+        let mut places = vec![short(ids.len()); self.columns];
+        for (place, &id) in (0..).zip(ids) {
+            places[id as usize] = place;
+        }
+        places
     }
 
     /// The row at an offset.

@@ -8,13 +8,20 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::text_chunk::{Real, SideChunk, TreeNodes};
+use crate::text_chunk::{Real, SideChunk, TreeNodes, whole};
 use crate::text_leaves::{Leaves, OffsetLeaves};
 use crate::text_tree::EXACT;
 use crate::threads::{Threads, in_parallel};
 
-/// What the tokens of the sources of an offset get, those that go on only, source after source.
-type Entries<T> = Vec<T>;
+/// What the sources of an offset get.
+#[derive(Default)]
+struct Entries<T> {
+    /// The derivative by the probability of their tokens, of those that go on only, source after
+    /// source.
+    by_prob: Vec<T>,
+    /// The derivative by the logarithm of every source's weight, through its masses here.
+    by_log_weight: Vec<f64>,
+}
 
 impl<T: Real> Leaves<T> {
     /// Writes the derivative by the student's logits over temperature.
@@ -44,46 +51,24 @@ impl<T: Real> Leaves<T> {
             && self.offsets.iter().enumerate().all(has_sources);
         let by_leaf = self.by_leaf(by_log, weight).filter(|_| fits);
         let by_leaf = by_leaf.ok_or(Error::ForeignTextEvents { side: student.side })?;
-        let job = Job { nodes, student, leaves: self, by_leaf };
+        let job = Job { nodes, student, leaves: self, by_leaf, places: student.places() };
         let count = threads.count();
         let entries = in_parallel(self.offsets.len(), count, Vec::new, |by_node, offset| {
             job.entries(by_node, offset)
         })?;
         let readers = job.readers();
-        let columns = student.columns.max(1);
-        let rows: Vec<_> = gradient.chunks_mut(columns).map(Mutex::new).collect();
-        let by_weight = in_parallel(
-            rows.len(),
-            count,
-            || (),
-            |(), row| {
-                let mut out = rows[row].lock().unwrap_or_else(PoisonError::into_inner);
-                job.by_probs(&readers[row], &entries, row, &mut out)
-            },
-        )?;
+        let by_weight: Vec<f64> = readers.iter().map(|row| row.by_log_weight(&entries)).collect();
         let mut later: f64 = by_weight.iter().sum();
-        let by_token: Vec<_> = (by_weight.iter().zip(student.token))
-            .map(|(&own, &token)| {
-                later -= own;
-                if token < 0 { 0.0 } else { later }
+        let rows: Vec<_> = gradient.chunks_mut(student.columns.max(1)).map(Mutex::new).collect();
+        let rows: Vec<_> = (rows.into_iter().zip(&by_weight).zip(student.token))
+            .map(|((out, &by_weight), &token)| {
+                later -= by_weight;
+                Row { out, by_weight, by_token: if token < 0 { 0.0 } else { later } }
             })
             .collect();
-        in_parallel(
-            rows.len(),
-            count,
-            || (),
-            |(), row| {
-                let mut out = rows[row].lock().unwrap_or_else(PoisonError::into_inner);
-                let less = T::of(by_weight[row] + by_token[row]);
-                for (out, &p) in out.iter_mut().zip(student.row(row)) {
-                    *out = p * (*out - less);
-                }
-                let token = usize::try_from(student.token[row]).ok();
-                if let Some(out) = token.and_then(|token| out.get_mut(token)) {
-                    *out += T::of(by_token[row]);
-                }
-            },
-        )?;
+        in_parallel(rows.len(), count, Vec::new, |by_place, number| {
+            job.write(number, &readers[number], &entries, &rows[number], by_place);
+        })?;
         Ok(())
     }
 
@@ -123,6 +108,16 @@ struct Job<'a, T> {
     student: &'a SideChunk<'a, T>,
     leaves: &'a Leaves<T>,
     by_leaf: Vec<Vec<T>>,
+    /// Of every column, its token's position in token order, or one past the last position.
+    places: Vec<u32>,
+}
+
+/// Where the gradient of a row goes.
+struct Row<'a, T> {
+    out: Mutex<&'a mut [T]>,
+    /// The derivative by the logarithm of its weight, and by that of its realized token.
+    by_weight: f64,
+    by_token: f64,
 }
 
 /// What reads a row: its own offset, and the offsets of which it is a source.
@@ -157,22 +152,31 @@ impl<T: Real> Job<'_, T> {
     /// `by_node` is memory that is used again.
     fn entries(&self, by_node: &mut Vec<[T; 2]>, offset: usize) -> Entries<T> {
         let numbers = self.student.sources_of(offset);
+        let mut found = Entries { by_prob: Vec::new(), by_log_weight: Vec::new() };
         if numbers.is_empty() {
-            return Vec::new();
+            return found;
         }
         by_node.resize(self.nodes.len(), [T::default(); 2]);
         self.for_runs(offset, |nodes, goes_on, exact| by_node[nodes].fill([goes_on, exact]));
-        let mut found = Vec::new();
         for (number, mass) in numbers.zip(&self.leaves.offsets[offset].sources) {
             let source = self.student.source(number);
-            let weight = T::of(mass.weight);
-            let suffixes = &self.student.tokens.suffixes[source.suffix..][..source.goes_on.len()];
-            found.extend(suffixes.iter().map(|&suffix| {
+            let (weight, row) = (T::of(mass.weight), self.student.row(source.row));
+            let suffixes = &self.student.tokens.suffixes[source.suffix..];
+            let mut by_log_weight = (weight * self.by_rest(offset)).into() * mass.ended;
+            for (&id, &suffix) in self.student.tokens.ids[source.goes_on].iter().zip(suffixes) {
                 let is_exact = usize::from(suffix & EXACT != 0);
-                weight * by_node[(suffix & !EXACT) as usize][is_exact]
-            }));
+                let by_prob = weight * by_node[(suffix & !EXACT) as usize][is_exact];
+                by_log_weight += (row[id as usize] * by_prob).into();
+                found.by_prob.push(by_prob);
+            }
+            found.by_log_weight.push(by_log_weight);
         }
         found
+    }
+
+    /// The derivative by the mass of the first leaf, where tokens that end belong.
+    fn by_rest(&self, offset: usize) -> T {
+        self.by_leaf[offset].first().copied().unwrap_or_default()
     }
 
     fn readers(&self) -> Vec<Readers> {
@@ -191,74 +195,81 @@ impl<T: Real> Job<'_, T> {
         readers
     }
 
-    /// Writes the derivative by the probabilities of a row; returns that by the logarithm of its
-    /// weight.
-    fn by_probs(
+    /// Writes the derivative by the logits of a row; `by_place` is memory that is used again.
+    fn write(
         &self,
+        number: usize,
         readers: &Readers,
         entries: &[Entries<T>],
-        row: usize,
-        out: &mut [T],
-    ) -> f64 {
-        let tokens = self.student.tokens;
-        out.fill(T::default());
+        row: &Row<'_, T>,
+        by_place: &mut Vec<T>,
+    ) {
+        let (tokens, probs) = (self.student.tokens, self.student.row(number));
+        let mut out = row.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let less = T::of(row.by_weight + row.by_token);
         if let Some(offset) = readers.own {
-            let leaves = &self.leaves.offsets[offset];
-            let weight = T::of(leaves.sides[1].own_weight);
-            let mut write = |positions: Range<usize>, value: T| {
-                for &id in &tokens.ids[positions] {
-                    out[id as usize] = value;
-                }
-            };
-            self.for_runs(offset, |nodes, goes_on, exact| {
-                let positions = tokens.of_nodes(nodes.clone());
-                if goes_on == exact {
-                    write(positions, weight * goes_on);
-                } else {
-                    // Only a single node has two leaves.
-                    let middle = positions.start + tokens.node_exact[nodes.start] as usize;
-                    write(positions.start..middle, weight * exact);
-                    write(middle..positions.end, weight * goes_on);
-                }
-            });
-            let by_leaf = &self.by_leaf[offset];
-            let by_stop = if leaves.both_own() { by_leaf.last() } else { by_leaf.first() };
-            let by_stop = by_stop.map_or(T::default(), |&by_stop| weight * by_stop);
-            for &id in tokens.stops {
-                if let Some(out) = usize::try_from(id).ok().and_then(|id| out.get_mut(id)) {
-                    *out += by_stop;
-                }
+            let by_stop = self.by_own(offset, by_place);
+            for ((out, &p), &place) in out.iter_mut().zip(probs).zip(&self.places) {
+                *out = p * (by_place[place as usize] - less);
+            }
+            for id in tokens.stops.iter().map(|&id| whole(id)) {
+                out[id] += probs[id] * by_stop;
+            }
+        } else {
+            for (out, &p) in out.iter_mut().zip(probs) {
+                *out = p * (T::default() - less);
             }
         }
         for at in &readers.sources {
             let source = self.student.source(at.number);
             let realized = self.student.realized(at.offset, &source);
             let weight = T::of(self.leaves.offsets[at.offset].sources[at.nth].weight);
-            let by_ended = self.by_leaf[at.offset].first().map_or(T::default(), |&by| weight * by);
+            let by_ended = weight * self.by_rest(at.offset);
             for &id in tokens.ids[source.ends].iter().filter(|&&id| Some(id) != realized) {
-                out[id as usize] += by_ended;
+                out[id as usize] += probs[id as usize] * by_ended;
             }
-            let values = &entries[at.offset][at.first_entry..];
-            for (&id, &value) in tokens.ids[source.goes_on].iter().zip(values) {
-                out[id as usize] += value;
-            }
-        }
-        let probs = self.student.row(row);
-        let (mut sums, mut p, mut by) =
-            ([T::default(); 8], probs.chunks_exact(8), out.chunks_exact(8));
-        let mut total = 0.0;
-        // Sums of a few thousand products each: they keep the digits of their type.
-        for (number, (p, by)) in p.by_ref().zip(by.by_ref()).enumerate() {
-            for ((sum, &p), &by) in sums.iter_mut().zip(p).zip(by) {
-                *sum += p * by;
-            }
-            if number % 512 == 511 {
-                total += sums.iter().map(|&sum| sum.into()).sum::<f64>();
-                sums = [T::default(); 8];
+            let by_prob = &entries[at.offset].by_prob[at.first_entry..];
+            for (&id, &by_prob) in tokens.ids[source.goes_on].iter().zip(by_prob) {
+                out[id as usize] += probs[id as usize] * by_prob;
             }
         }
-        total += sums.iter().map(|&sum| sum.into()).sum::<f64>();
-        let rest = p.remainder().iter().zip(by.remainder());
-        total + rest.map(|(&p, &by)| (p * by).into()).sum::<f64>()
+        if let Some(out) = usize::try_from(self.student.token[number]).ok().map(|id| &mut out[id]) {
+            *out += T::of(row.by_token);
+        }
+    }
+
+    /// Collects the derivative by the probabilities of an offset's own row in token order, with a 0
+    /// behind; returns that by the stops'.
+    fn by_own(&self, offset: usize, by_place: &mut Vec<T>) -> T {
+        let (tokens, leaves) = (self.student.tokens, &self.leaves.offsets[offset]);
+        let weight = T::of(leaves.sides[1].own_weight);
+        by_place.resize(tokens.ids.len() + 1, T::default());
+        self.for_runs(offset, |nodes, goes_on, exact| {
+            let places = tokens.of_nodes(nodes.clone());
+            if goes_on == exact {
+                by_place[places].fill(weight * goes_on);
+            } else {
+                // Only a single node has two leaves.
+                let (exactly, further) =
+                    by_place[places].split_at_mut(tokens.node_exact[nodes.start] as usize);
+                exactly.fill(weight * exact);
+                further.fill(weight * goes_on);
+            }
+        });
+        let by_leaf = &self.by_leaf[offset];
+        let by_stop = if leaves.both_own() { by_leaf.last() } else { by_leaf.first() };
+        by_stop.map_or(T::default(), |&by_stop| weight * by_stop)
+    }
+}
+
+impl Readers {
+    /// The derivative by the logarithm of the row's weight.
+    ///
+    /// To scale the weights of all rows at an offset changes nothing: the derivatives there sum to
+    /// 0, so that of its own row, which would take a pass over all columns, follows from the others.
+    fn by_log_weight<T>(&self, entries: &[Entries<T>]) -> f64 {
+        let of_own = self.own.map_or(0.0, |at| -entries[at].by_log_weight.iter().sum::<f64>());
+        let of_source = |at: &SourceAt| entries[at.offset].by_log_weight[at.nth];
+        of_own + self.sources.iter().map(of_source).sum::<f64>()
     }
 }

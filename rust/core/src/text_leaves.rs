@@ -112,7 +112,7 @@ impl Parts {
         &self,
         nodes: TreeNodes<'_>,
         tokens: TreeTokens<'_>,
-        masses: &Masses<T>,
+        masses: &Masses<'_, T>,
     ) -> Vec<T> {
         // One more for the stops.
         let mut leaves = Vec::with_capacity(self.leaves() + 1);
@@ -282,13 +282,13 @@ struct Finder<'a, T> {
     nodes: TreeNodes<'a>,
     sides: [&'a SideChunk<'a, T>; 2],
     options: LeafOptions,
-    masses: [Masses<T>; 2],
+    masses: [Masses<'a, T>; 2],
 }
 
-impl<T: Real> Finder<'_, T> {
+impl<'a, T: Real> Finder<'a, T> {
     fn offset(&mut self, offset: usize) -> OffsetLeaves<T> {
         let epsilon = self.options.epsilon;
-        let collect = |side: usize, masses: &mut Masses<T>| {
+        let collect = |side: usize, masses: &mut Masses<'a, T>| {
             let chunk = self.sides[side];
             let mut sources = vec![SourceMass::default(); chunk.sources_of(offset).len()];
             (masses.collect(chunk, self.nodes, offset, &mut sources), sources)
@@ -339,8 +339,7 @@ impl<T: Real> Finder<'_, T> {
     }
 
     /// Opens nodes all over the tree.
-    fn tree(&mut self, both_own: bool) -> Parts {
-        self.masses.iter_mut().for_each(Masses::sum_up);
+    fn tree(&self, both_own: bool) -> Parts {
         let mut parts = Parts { list: Vec::with_capacity(self.nodes.len() / 2), has_absent: false };
         let mut node = 0;
         while node < self.nodes.len() {

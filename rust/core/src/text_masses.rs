@@ -34,7 +34,7 @@ pub(crate) struct OffsetSide {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct SourceMass {
     /// Probability of the tokens that end at the offset, the realized one excepted.
-    ended: f64,
+    pub(crate) ended: f64,
     /// Probability of the tokens that go on.
     goes_on: f64,
     /// Logarithm of the weighted mass.
@@ -45,11 +45,10 @@ pub(crate) struct SourceMass {
 
 /// The masses of one side at an offset, for a thread that goes from offset to offset.
 #[derive(Debug)]
-pub(crate) struct Masses<T> {
-    /// Probabilities of the own row in token order.
-    own: Vec<T>,
-    /// Their sums: that of all tokens before a position.
-    own_before: Vec<f64>,
+pub(crate) struct Masses<'a, T> {
+    /// Probabilities of the own row, and their sums in token order.
+    own: Option<&'a [T]>,
+    own_sums: RunningSums,
     /// What earlier rows add to the nodes.
     earlier: NodeMasses<T>,
     /// 1 where straddling tokens go on with a string that begins with the node's; only of a side
@@ -57,41 +56,40 @@ pub(crate) struct Masses<T> {
     reached: Vec<u8>,
     /// Whether there are earlier rows.
     has_entries: bool,
-    /// Whether there is an own row, and what its probabilities are multiplied by.
-    has_own: bool,
+    /// What probabilities of the own row are multiplied by.
     own_weight: f64,
 }
 
-impl<T: Real> Masses<T> {
+impl<'a, T: Real> Masses<'a, T> {
     pub(crate) fn new() -> Self {
         Self {
-            own: Vec::new(),
-            own_before: Vec::new(),
+            own: None,
+            own_sums: RunningSums::default(),
             earlier: NodeMasses { nodes: Vec::new(), blocks: Vec::new() },
             reached: Vec::new(),
             has_entries: false,
-            has_own: false,
             own_weight: 0.0,
         }
     }
 
-    /// Collects the masses of an offset, those of the own row in token order only.
+    /// Collects the masses of an offset, those of the own row as sums in token order only.
     pub(crate) fn collect(
         &mut self,
-        chunk: &SideChunk<'_, T>,
+        chunk: &SideChunk<'a, T>,
         nodes: TreeNodes<'_>,
         offset: usize,
         sources: &mut [SourceMass],
     ) -> OffsetSide {
         let own = chunk.own_row(offset);
         let first = chunk.sources_of(offset).start;
+        self.own = own.map(|number| chunk.row(number));
         let mut found = OffsetSide { has_own: own.is_some(), ..OffsetSide::default() };
         let (mut log_own, mut top) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
         let mut rows = chunk.rows()..0;
         if let Some(number) = own {
             let row = chunk.row(number);
             found.stop = chunk.tokens.stops.iter().map(|&id| row[whole(id)].into()).sum();
-            let total = gather(row, chunk.tokens.ids, &mut self.own) + found.stop;
+            let total = self.own_sums.fill(row, chunk.tokens.ids) + found.stop;
             found.control = 1.0 - total;
             log_own = chunk.log_weight[number] + total.ln();
             (top, rows) = (log_own, number..number + 1);
@@ -124,7 +122,7 @@ impl<T: Real> Masses<T> {
         found.stop *= found.own_weight;
 
         self.has_entries = !sources.is_empty();
-        (self.has_own, self.own_weight) = (found.has_own, found.own_weight);
+        self.own_weight = found.own_weight;
         if self.has_entries {
             self.earlier.clear(nodes.len());
         }
@@ -152,13 +150,6 @@ impl<T: Real> Masses<T> {
         found
     }
 
-    /// Sums up everything before every token, for [`Self::closes`].
-    pub(crate) fn sum_up(&mut self) {
-        if self.has_own {
-            running_sums(&self.own, &mut self.own_before);
-        }
-    }
-
     /// Whether tokens end exactly behind a node's string with more than `epsilon` of its mass,
     /// which counts as `least` if it is less.
     #[inline]
@@ -170,12 +161,14 @@ impl<T: Real> Masses<T> {
         least: f64,
     ) -> bool {
         let (mut exact, mut below) = (0.0, 0.0);
-        if self.has_own {
-            let Range { start, end } = tokens.of_nodes(nodes.clone());
-            let before = self.own_before[start];
-            let n_exact = tokens.node_exact[nodes.start] as usize;
-            exact = self.own_weight * (self.own_before[start + n_exact] - before);
-            below = self.own_weight * (self.own_before[end] - before);
+        let n_exact = tokens.node_exact[nodes.start] as usize;
+        if n_exact == 0 && !self.has_entries {
+            return false;
+        }
+        if self.own.is_some() {
+            let places = tokens.of_nodes(nodes.clone());
+            exact = self.own_weight * self.own_sums.of(places.start..places.start + n_exact);
+            below = self.own_weight * self.own_sums.of(places);
         }
         if self.has_entries {
             exact += self.earlier.nodes[nodes.start][1].into();
@@ -184,12 +177,12 @@ impl<T: Real> Masses<T> {
         exact > epsilon * below.max(least)
     }
 
-    /// The mass of a run of nodes: a sum, not a difference, so that little mass keeps its digits.
+    /// The mass of a run of nodes.
     #[inline]
     pub(crate) fn of_nodes(&self, tokens: TreeTokens<'_>, nodes: Range<usize>) -> f64 {
         let mut mass = 0.0;
-        if self.has_own {
-            mass += self.own_weight * sum(&self.own[tokens.of_nodes(nodes.clone())]);
+        if let Some(own) = self.own {
+            mass += self.own_weight * self.own_mass(own, tokens, tokens.of_nodes(nodes.clone()));
         }
         if self.has_entries {
             mass += self.earlier.of(nodes);
@@ -201,10 +194,11 @@ impl<T: Real> Masses<T> {
     /// its string.
     pub(crate) fn of_node(&self, tokens: TreeTokens<'_>, node: usize) -> [f64; 2] {
         let mut masses = [0.0; 2];
-        if self.has_own {
-            let all = &self.own[tokens.of_nodes(node..node + 1)];
-            let (exact, rest) = all.split_at(tokens.node_exact[node] as usize);
-            masses = [rest, exact].map(|part| self.own_weight * sum(part));
+        if let Some(own) = self.own {
+            let Range { start, end } = tokens.of_nodes(node..node + 1);
+            let middle = start + tokens.node_exact[node] as usize;
+            masses = [middle..end, start..middle]
+                .map(|places| self.own_weight * self.own_mass(own, tokens, places));
         }
         if self.has_entries {
             for (mass, &of_entries) in masses.iter_mut().zip(&self.earlier.nodes[node]) {
@@ -212,6 +206,13 @@ impl<T: Real> Masses<T> {
             }
         }
         masses
+    }
+
+    /// The probability of a run of tokens in the own row.
+    #[inline]
+    fn own_mass(&self, own: &[T], tokens: TreeTokens<'_>, places: Range<usize>) -> f64 {
+        let known = self.own_sums.with_all_digits::<T>(places.clone());
+        known.unwrap_or_else(|| sum_of(own, tokens.ids[places].iter()))
     }
 
     /// Whether tokens of earlier rows go on after a node's string, but not as a child does.
@@ -223,11 +224,11 @@ impl<T: Real> Masses<T> {
     /// Whether the side has tokens of a run of nodes.
     #[inline]
     pub(crate) fn reaches(&self, nodes: Range<usize>) -> bool {
-        self.has_own || self.reached[nodes].contains(&1)
+        self.own.is_some() || self.reached[nodes].contains(&1)
     }
 }
 
-/// How many nodes have one sum in [`NodeMasses`].
+/// How many nodes have one sum in [`NodeMasses`], and how many values in [`RunningSums`].
 const BLOCK: usize = 64;
 
 /// Masses of nodes, few of which have any.
@@ -275,27 +276,68 @@ impl<T: Real> NodeMasses<T> {
     }
 }
 
-/// Writes the sums of the first values, of none to all of them. Four at a time, since an addition
-/// waits for the one before.
-fn running_sums<T: Real>(values: &[T], out: &mut Vec<f64>) {
-    out.resize(values.len() + 1, 0.0);
-    let (mut total, (fours, rest)) = (0.0, values.as_chunks::<4>());
-    let Some((first, sums)) = out.split_first_mut() else {
-        return;
-    };
-    *first = 0.0;
-    let (sums_of_fours, sums_of_rest) = sums.as_chunks_mut::<4>();
-    for (sums, &[a, b, c, d]) in sums_of_fours.iter_mut().zip(fours) {
-        let one = a.into();
-        let two = one + b.into();
-        let three = two + c.into();
-        let four = three + d.into();
-        *sums = [total + one, total + two, total + three, total + four];
-        total += four;
+/// Sums of probabilities in token order, from the beginning of their block on: sums over runs are
+/// differences.
+///
+/// A difference loses digits where its run has little of its block. Blocks are short: a token that
+/// has nearly all probability spoils its neighbours only.
+#[derive(Debug, Default)]
+struct RunningSums {
+    through: Vec<f64>,
+    blocks: Vec<f64>,
+}
+
+impl RunningSums {
+    /// Sums up the probabilities of tokens; returns the sum of all.
+    fn fill<T: Real>(&mut self, row: &[T], ids: &[u32]) -> f64 {
+        // Read in order once: from far memory, that is several times as fast as in any other.
+        std::hint::black_box(row.iter().step_by(LINE).fold(T::default(), |sum, &p| sum + p));
+        self.blocks.clear();
+        self.through.resize(ids.len(), 0.0);
+        for (ids, through) in ids.chunks(BLOCK).zip(self.through.chunks_mut(BLOCK)) {
+            // Four at a time, since an addition waits for the one before.
+            let (mut total, (fours, rest)) = (0.0, ids.as_chunks::<4>());
+            let (through_fours, through_rest) = through.as_chunks_mut::<4>();
+            for (through, ids) in through_fours.iter_mut().zip(fours) {
+                let [one, b, c, d] = ids.map(|id| row[id as usize].into());
+                let two = one + b;
+                let three = two + c;
+                let four = three + d;
+                *through = [total + one, total + two, total + three, total + four];
+                total += four;
+            }
+            for (through, &id) in through_rest.iter_mut().zip(rest) {
+                total += row[id as usize].into();
+                *through = total;
+            }
+            self.blocks.push(total);
+        }
+        self.blocks.iter().sum()
     }
-    for (sum, &value) in sums_of_rest.iter_mut().zip(rest) {
-        total += value.into();
-        *sum = total;
+
+    /// The sum over a run.
+    #[inline]
+    fn of(&self, run: Range<usize>) -> f64 {
+        if run.is_empty() {
+            return 0.0;
+        }
+        let (first, last) = (run.start / BLOCK, (run.end - 1) / BLOCK);
+        let before =
+            if run.start.is_multiple_of(BLOCK) { 0.0 } else { self.through[run.start - 1] };
+        let end = self.through[run.end - 1];
+        if first == last {
+            end - before
+        } else {
+            self.blocks[first] - before + self.blocks[first + 1..last].iter().sum::<f64>() + end
+        }
+    }
+
+    /// The sum over a run that is not empty, if it is known to as many digits as `T` has.
+    #[inline]
+    fn with_all_digits<T: Real>(&self, run: Range<usize>) -> Option<f64> {
+        let block = *self.blocks.get(run.start / BLOCK)?;
+        let sum = self.of(run);
+        (sum >= T::LEAST_SHARE * block).then_some(sum)
     }
 }
 
@@ -327,12 +369,3 @@ fn sum_of<'a, T: Real>(row: &[T], ids: impl Iterator<Item = &'a u32>) -> f64 {
 
 /// Numbers in a cache line, or half as many.
 const LINE: usize = 8;
-
-/// Puts probabilities into token order, and returns their sum.
-fn gather<T: Real>(row: &[T], ids: &[u32], out: &mut Vec<T>) -> f64 {
-    // Read in order once: from far memory, that is several times as fast as in any other.
-    std::hint::black_box(row.iter().step_by(LINE).fold(T::default(), |sum, &p| sum + p));
-    out.clear();
-    out.extend(ids.iter().map(|&id| row[id as usize]));
-    sum(out)
-}
