@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from support.paths import LEFT_OUT
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 # Pytest runs a process for each core: more threads of torch would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not Path("/dev/nvidiactl").exists():
+    # Without a GPU, Triton's interpreter runs the kernels. Triton asks once, as it is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -96,6 +96,7 @@ PUBLIC = {
         "TextSettings",
         "TextSide",
         "TorchBackend",
+        "TritonBackend",
         "backend_names",
         "choose_backend",
         "register_backend",

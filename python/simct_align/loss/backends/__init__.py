@@ -5,11 +5,18 @@ a loss as `backend=`, or give the object a name with `register_backend`. `TorchB
 reference; it computes every problem that another back end refuses. The module `protocol`
 describes the objects that a back end exchanges with the engine. A back end that also has the
 methods of `TextBackend` computes `TextLoss`, too; `NativeBackend` does, on the CPU.
+
+`"auto"` takes the fastest back end for a problem: `"triton"` for units on CUDA devices, `"native"`
+for text events on the CPU, else `"torch"`. The environment variable `SIMCT_BACKEND` replaces
+`"auto"` by another name. The log says once for every kind of loss which back end computes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import logging
+import os
+from typing import Any
 
 from .native import NativeBackend
 from .protocol import (
@@ -30,9 +37,7 @@ from .protocol import (
     TextSide,
 )
 from .torch import TorchBackend
-
-if TYPE_CHECKING:
-    from .torch.computation import TorchComputation
+from .triton import TritonBackend
 
 __all__ = [
     "AutoBackend",
@@ -53,12 +58,21 @@ __all__ = [
     "TextSettings",
     "TextSide",
     "TorchBackend",
+    "TritonBackend",
     "backend_names",
     "choose_backend",
     "register_backend",
 ]
 
-_REFERENCE, _NATIVE = TorchBackend(), NativeBackend()
+_REFERENCE, _NATIVE, _TRITON = TorchBackend(), NativeBackend(), TritonBackend()
+_LOG = logging.getLogger(__name__)
+#: Replaces "auto" by another back end.
+_VARIABLE = "SIMCT_BACKEND"
+
+
+@functools.cache
+def _log_choice(what: str, name: str) -> None:
+    _LOG.info("backend='auto': %s are computed by the back end %r", what, name)
 
 
 class AutoBackend:
@@ -71,9 +85,12 @@ class AutoBackend:
         del problem
         return None
 
-    def start(self, problem: Problem) -> TorchComputation:
+    def start(self, problem: Problem) -> Computation[Any]:
         """Begin to compute a problem: see `Backend`."""
-        return _REFERENCE.start(problem)
+        on_cuda = problem.realized_column.is_cuda
+        backend: Backend = _TRITON if on_cuda and not _TRITON.refuses(problem) else _REFERENCE
+        _log_choice(f"units on {problem.realized_column.device.type}", backend.name)
+        return backend.start(problem)
 
     def refuses_text(self, problem: TextProblem) -> str | None:
         """Return None: see `TextBackend`."""
@@ -83,11 +100,12 @@ class AutoBackend:
     def start_text(self, problem: TextProblem) -> TextRun:
         """Begin to compute a problem: see `TextBackend`."""
         backend: TextBackend = _REFERENCE if _NATIVE.refuses_text(problem) else _NATIVE
+        _log_choice(f"text events on {problem.tree.same.device.type}", backend.name)
         return backend.start_text(problem)
 
 
 _AUTO = AutoBackend()
-_BUILT_IN: dict[str, Backend] = {each.name: each for each in (_AUTO, _REFERENCE, _NATIVE)}
+_BUILT_IN: dict[str, Backend] = {each.name: each for each in (_AUTO, _REFERENCE, _NATIVE, _TRITON)}
 _BY_NAME: dict[str, Backend] = dict(_BUILT_IN)
 
 
@@ -99,7 +117,7 @@ def register_backend(backend: Backend) -> None:
 
     Raises:
         TypeError: The object lacks an attribute of `Backend`.
-        ValueError: The name is `"auto"`, `"torch"` or `"native"`, which cannot be replaced.
+        ValueError: The name is that of a built-in back end, which cannot be replaced.
     """
     if not isinstance(backend, Backend):
         raise TypeError(
@@ -115,7 +133,7 @@ def backend_names() -> list[str]:
     """Return the names that `backend=` takes.
 
     Returns:
-        `"auto"`, `"torch"`, `"native"` and the registered names.
+        `"auto"`, `"torch"`, `"native"`, `"triton"` and the registered names.
     """
     return list(_BY_NAME)
 
@@ -125,7 +143,7 @@ def choose_backend(backend: str | Backend) -> Backend:
 
     Args:
         backend: A name, or a `Backend`, which is returned as it is. `"auto"` is the fastest back
-            end that is installed: for text events on the CPU `"native"`, else `"torch"`.
+            end for a problem, or the one that the environment variable `SIMCT_BACKEND` names.
 
     Returns:
         The back end.
@@ -134,10 +152,13 @@ def choose_backend(backend: str | Backend) -> Backend:
         TypeError: `backend` is neither a name nor a `Backend`.
         ValueError: No back end has the name.
     """
+    source = "backend"
+    if backend == _AUTO.name and _VARIABLE in os.environ:
+        source, backend = _VARIABLE, os.environ[_VARIABLE]
     if isinstance(backend, Backend):
         return backend
     if not isinstance(backend, str):
         raise TypeError(f"backend: expected a name or a Backend, got {type(backend).__name__}")
     if backend not in _BY_NAME:
-        raise ValueError(f"backend: expected one of {backend_names()}, got {backend!r}")
+        raise ValueError(f"{source}: expected one of {backend_names()}, got {backend!r}")
     return _BY_NAME[backend]

@@ -1,0 +1,129 @@
+"""Internal: rows, tables and launches of the Triton kernels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...columns import SideColumns
+
+LN2, LOG2E = math.log(2.0), math.log2(math.e)
+#: Units that a program works on: 16 logits of two bytes are a sector of memory.
+UNITS = 16
+#: Columns that a program reads at once, of all its units: threads times columns of a thread. More
+#: would take more registers than leave room for two programs on a multiprocessor.
+T, E = 16, 8
+#: Threads of programs that work on single rows.
+ROW_T = 256
+#: Programs that a multiprocessor should have at least.
+PROGRAMS_PER_PROCESSOR = 4
+WARPS = 8
+
+
+def power_of_two(count: int) -> int:
+    """Return the smallest power of two that is at least `count`."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Split:
+    """How columns are cut into parts that programs work on.
+
+    Attributes:
+        per_split: The columns of a part.
+        n_splits: The number of parts.
+    """
+
+    per_split: int
+    n_splits: int
+
+    @classmethod
+    def of(cls, columns: int, groups: int, tile: int, device: torch.device) -> Split:
+        """Cut columns so that all multiprocessors have programs.
+
+        Args:
+            columns: The number of columns.
+            groups: The number of programs without a cut.
+            tile: The number of columns that a program reads at once.
+            device: The device.
+        """
+        processors = 1
+        if device.type == "cuda":
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+        tiles = -(-columns // tile)
+        wanted = -(-processors * PROGRAMS_PER_PROCESSOR // max(1, groups))
+        tiles_per_split = max(1, -(-tiles // max(1, min(tiles, wanted))))
+        per_split = tiles_per_split * tile
+        return cls(per_split, max(1, -(-columns // per_split)))
+
+
+class RowReader:
+    """A side's rows of logits for kernels.
+
+    Args:
+        logits: `[tokens, columns]` or `[batch, length, columns]`, any strides.
+        columns: The side's ids.
+        temperature: The number that logits are divided by.
+    """
+
+    def __init__(self, logits: Tensor, columns: SideColumns, temperature: float) -> None:
+        self.logits = logits
+        self.columns = columns
+        self.width = logits.shape[-1]
+        self.stride = logits.stride(-1)
+        self.scale = LOG2E / temperature
+        #: How many logits a thread may read at once: all rows begin at multiples of it.
+        self.aligned = math.gcd(E, *logits.stride()[:-1], self.width) if self.stride == 1 else 1
+        self.temperature = temperature
+        #: Of every logit column, the shared column, -1 for other tokens, -2 for no token.
+        self.column_of_id = torch.full((self.width,), -2, dtype=torch.int32, device=logits.device)
+        self.column_of_id[: columns.needed] = columns.column_of_id[: columns.needed].int()
+        self.column_of_id.index_fill_(0, columns.unused, -2)
+
+    def starts(self, rows: Tensor) -> Tensor:
+        """Return where rows begin, as `[n]` positions in memory from the first logit on."""
+        if self.logits.dim() == 2:
+            return rows * self.logits.stride(0)
+        length = self.logits.shape[1]
+        return rows // length * self.logits.stride(0) + rows % length * self.logits.stride(1)
+
+    def pick(self, rows: Tensor, ids: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Return logits of single tokens over temperature, in nats.
+
+        Args:
+            rows: `[n]` rows.
+            ids: `[n]` or `[n, k]` ids.
+            shift: `[n]` logits that are taken off; None for 0.
+
+        Returns:
+            A float32 tensor of the shape of `ids`.
+        """
+        if ids.dim() == 2:
+            rows = rows.unsqueeze(1)
+        if self.logits.dim() == 2:
+            picked = self.logits[rows, ids]
+        else:
+            length = self.logits.shape[1]
+            picked = self.logits[rows // length, rows % length, ids]
+        picked = picked.float()
+        if shift is not None:
+            picked = picked - (shift.unsqueeze(1) if ids.dim() == 2 else shift)
+        return picked / self.temperature
+
+    def norms(self, rows: Tensor) -> Tensor:
+        """Return shifts and binary log-normalizers of whole rows, `[n, 2]`."""
+        out = torch.empty((rows.shape[0], 2), dtype=torch.float32, device=rows.device)
+        if rows.shape[0]:
+            kernels.norm_rows[(rows.shape[0],)](
+                self.logits, self.starts(rows), self.stride, self.column_of_id, self.width,
+                self.scale, out, ALIGNED=self.aligned, T=ROW_T, E=E, num_warps=WARPS,
+            )  # fmt: skip
+        return out

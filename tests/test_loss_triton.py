@@ -1,0 +1,227 @@
+"""The kernels of the back end "triton" against PyTorch operations in float64.
+
+Without a GPU, Triton's interpreter runs the kernels on the CPU: see conftest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="no Triton here: the tests of its kernels are left out")
+
+from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from simct_align.loss.backends.triton import computation, launch
+from support.index_twin import case, random_pair
+from test_loss import DIVERGENCES, SCORES, SHAPES
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+#: Relative errors. The interpreter cuts float32 to bfloat16 instead of rounding it.
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+pytestmark = [
+    pytest.mark.skipif(
+        DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1",
+        reason="no GPU and no interpreter: the tests of Triton's kernels are left out",
+    ),
+    # The interpreter computes with NumPy, also what a mask then leaves out.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Tiles of 8 columns: small vocabularies have many, and several parts."""
+    for module in (launch, computation):
+        monkeypatch.setattr(module, "T", 4)
+        monkeypatch.setattr(module, "ROW_T", 4)
+        monkeypatch.setattr(module, "E", 2)
+
+
+def run(loss_fn, c, dtype, weights=None):
+    """The output and the gradient on the CPU."""
+    student = c.student.to(DEVICE, dtype, copy=True).requires_grad_()
+    out = loss_fn.to(DEVICE)(
+        teacher_logits=c.teacher.to(DEVICE, dtype), student_logits=student,
+        index=c.index.to(DEVICE),
+    )  # fmt: skip
+    (out.loss if weights is None else (out.per_unit * weights.to(DEVICE)).sum()).backward()
+    return out, student.grad.cpu().double()
+
+
+def compare(c, dtype=torch.float32, **keywords):
+    """Kernels against float64 on the same rounded logits."""
+    keywords = {"metrics": "full", **keywords}
+    c.teacher, c.student = c.teacher.to(dtype).double(), c.student.to(dtype).double()
+    ours, gradient = run(SimCTLoss(c.pair, backend="triton", **keywords), c, dtype)
+    truth, expected = run(SimCTLoss(c.pair, backend="torch", **keywords), c, torch.float64)
+    torch.testing.assert_close(
+        ours.per_unit.cpu().double(), truth.per_unit.cpu(), rtol=1e-4, atol=2e-5
+    )
+    for name in truth.metrics._fields:
+        torch.testing.assert_close(
+            getattr(ours.metrics, name).cpu().double(), getattr(truth.metrics, name).cpu(),
+            rtol=1e-4, atol=2e-5, equal_nan=True,
+        )  # fmt: skip
+    if expected.numel():
+        # What PyTorch operations in float32 get wrong, too, is allowed.
+        _, plain = run(SimCTLoss(c.pair, backend="torch", **keywords), c, dtype)
+        allowed = 2e-7 + 4 * (plain - expected).abs().amax(-1, keepdim=True)
+        allowed += TOLERANCES[dtype] * expected.abs().amax(-1, keepdim=True)
+        wrong = (gradient - expected).abs()
+        assert (wrong <= allowed).all(), float((wrong - allowed).max())
+    return ours
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_torch(score, shape):
+    seed = 7 * SCORES.index(score) + list(SHAPES).index(shape)
+    compare(case(seed, **SHAPES[shape]), score=score)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("score", ["mean", "event"])
+def test_equals_torch_under_every_divergence(name, score):
+    compare(case(5), divergence=DIVERGENCES[name][0], score=score)
+
+
+@pytest.mark.parametrize("stops", [(1, 1), (1, 3), (3, 1), (2, 2)])
+@pytest.mark.parametrize("score", ["mean", "sum", "event"])
+def test_any_number_of_stops(score, stops):
+    pair = random_pair(2, teacher_stops=stops[0], student_stops=stops[1])
+    compare(case(2, pair=pair), score=score)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("score", ["mean", "event"])
+def test_narrow_logits(dtype, score):
+    compare(case(9), dtype, score=score)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"candidates": "shared"},
+        {"temperature": 1.7},
+        {"min_teacher_mass": 0.5},
+        {"min_teacher_mass": 0.5, "candidates": "shared"},
+        {"metrics": "none"},
+        {"metrics": "multi"},
+        {"chunk_bytes": 1},
+        {"reduction": "sum"},
+    ],
+    ids=str,
+)
+def test_every_keyword(keywords):
+    compare(case(10, rows=9), **keywords)
+
+
+@pytest.mark.parametrize("score", ["mean", "event"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd"])
+def test_logits_far_from_zero(score, divergence):
+    for factor in (50.0, 1e4):
+        c = case(3)
+        c.student, c.teacher = factor * c.student, factor * c.teacher
+        compare(c, score=score, divergence=divergence)
+
+
+def test_forbidden_tokens_stay_finite():
+    c = case(4)
+    shared = torch.as_tensor(c.pair.shared.student_ids[:2])
+    c.student[:, shared] = -torch.inf
+    c.teacher[:, torch.as_tensor(c.pair.shared.teacher_ids[1:3])] = -torch.inf
+    out = compare(c)
+    assert torch.isfinite(out.per_unit).all()
+
+
+def test_any_strides():
+    c = case(6, padded=True)
+    wide = [
+        torch.randn(*z.shape[:2], z.shape[2] + 3, dtype=z.dtype) for z in (c.teacher, c.student)
+    ]
+    for z, own in zip(wide, (c.teacher, c.student), strict=True):
+        z[..., 1 : own.shape[2] + 1] = own
+    c.teacher = wide[0][..., 1 : c.teacher.shape[2] + 1]
+    c.student = (
+        wide[1][..., 1 : c.student.shape[2] + 1].transpose(0, 1).contiguous().transpose(0, 1)
+    )
+    loss = [SimCTLoss(c.pair, backend=name) for name in ("triton", "torch")]
+    results = []
+    for loss_fn in loss:
+        leaf = c.student.float().detach().requires_grad_()
+        out = loss_fn(teacher_logits=c.teacher.float(), student_logits=leaf, index=c.index)
+        out.loss.backward()
+        results.append((out.per_unit, leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=2e-5)
+
+
+def test_a_nan_spoils_its_row_alone():
+    c = case(7)
+    row = int(c.index.student_row[0])
+    c.student[row, 0] = torch.nan
+    ours, gradient = run(SimCTLoss(c.pair, backend="triton", reduction="none"), c, torch.float32,
+                         torch.ones(c.index.n_shared + c.index.n_multi))  # fmt: skip
+    truth, _ = run(SimCTLoss(c.pair, backend="torch", reduction="none"), c, torch.float64,
+                   torch.ones(c.index.n_shared + c.index.n_multi))  # fmt: skip
+    assert (ours.per_unit.isnan().cpu() <= truth.per_unit.isnan().cpu()).all()
+    others = torch.ones(len(gradient), dtype=torch.bool)
+    others[row] = False
+    assert torch.isfinite(gradient[others]).all()
+
+
+def test_problems_that_it_refuses_are_computed_and_logged(caplog):
+    c = case(8)
+    with caplog.at_level(logging.WARNING, "simct_align"):
+        for _ in range(2):
+            run(SimCTLoss(c.pair, backend="triton"), c, torch.float64)
+    messages = [record.message for record in caplog.records]
+    assert messages == [
+        "backend='triton': computing with the back end 'torch' instead: the kernels compute in "
+        "float32, and the logits are float64"
+    ]
+    loss_fn = LinearSimCTLoss(c.pair, backend="triton")
+    hidden = {
+        f"{side}_{what}": torch.randn(rows, 5)
+        for side, z in (("teacher", c.teacher), ("student", c.student))
+        for what, rows in zip(("hidden", "weight"), z.shape, strict=True)
+    }
+    with caplog.at_level(logging.WARNING, "simct_align"):
+        assert torch.isfinite(loss_fn(**hidden, index=c.index).loss)
+    assert "hidden states" in caplog.records[-1].message
+
+
+def test_the_environment_names_the_back_end(monkeypatch):
+    c = case(1)
+    monkeypatch.setenv("SIMCT_BACKEND", "triton")
+    assert SimCTLoss(c.pair).backend.name == "triton"
+    assert SimCTLoss(c.pair, backend="torch").backend.name == "torch"
+    monkeypatch.setenv("SIMCT_BACKEND", "fast")
+    with pytest.raises(ValueError, match="SIMCT_BACKEND: expected one of"):
+        SimCTLoss(c.pair)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_compile_without_spilling(capability):
+    """The compiler needs no GPU, but a process without the interpreter."""
+    script = Path(__file__).parent / "support" / "compile_kernels.py"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    printed = subprocess.run(
+        [sys.executable, script, str(capability)], env=environment, capture_output=True, text=True
+    )
+    assert printed.returncode == 0, printed.stderr
+    found = [json.loads(line) for line in printed.stdout.splitlines()]
+    assert len({each["kernel"] for each in found}) == 9
+    for each in found:
+        assert each["STACK"] == each["LOCAL"] == 0, each
+        assert each["REG"] <= 255
+        # Whole rows are read and written 16 bytes at a time.
+        if each["kernel"] in ("write_gradient", "write_path_rows"):
+            assert each["ld"] == each["st"] == 128, each
