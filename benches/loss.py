@@ -2,7 +2,7 @@
 
     python benches/loss.py                  the full sizes (500 units; 12 GB of memory)
     python benches/loss.py --quick          a tenth of every size, for CI; no CSV row, no bars
-    python benches/loss.py --device cuda --units 4000 --dtype bfloat16    on a GPU; no bars
+    python benches/loss.py --device cuda    on a GPU, beside what its memory allows: _loss_gpu.py
 
 All cases run in one process with one thread, and ratios are those of one run. The cases:
 
@@ -27,7 +27,8 @@ after the call (the inputs, and the gradients that the caller keeps). It is meas
 elsewhere the column is empty. On a GPU the allocator's numbers are used in the same way.
 
 `--dtype bfloat16` gives every case inputs of that dtype; all cases compute in float32. The bars
-apply to 500 units in float32 on a CPU; other settings are recorded in a CSV of their own.
+apply to 500 units in float32 on a CPU; other settings are recorded in a CSV of their own. The
+defaults on a GPU are 4,000 units in bfloat16.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import torch
 
 from _common import ROOT, append_csv, print_table, time_best, time_in_turn
 from _loss_common import DTYPES, Setting, peak_extra, real_batches
+from _loss_gpu import measure_gpu
 from _loss_rivals import Case, on_path_by_hand, per_unit_loop, plain_kl, vectorised
 from _loss_text import MEMORY_BAR, TIME_BAR, measure_text
 from continuations import MAX_PATH
@@ -216,14 +218,18 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of every size")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="where the losses run (default: cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of logits and weights")
+    parser.add_argument("--dtype", choices=DTYPES, help="of logits and weights (default: float32)")
     parser.add_argument("--units", type=int, help="(default: 500; 50 with --quick)")
     arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    on_gpu = device.type != "cpu"
     setting = Setting(
-        arguments.units or (50 if arguments.quick else 500),
-        torch.device(arguments.device),
-        DTYPES[arguments.dtype],
+        arguments.units or (50 if arguments.quick else 4000 if on_gpu else 500),
+        device,
+        DTYPES[arguments.dtype or ("bfloat16" if on_gpu else "float32")],
     )
+    if on_gpu:
+        return measure_gpu(setting, 2 * arguments.repeat, quick=arguments.quick)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     quick = arguments.quick
