@@ -232,23 +232,17 @@ class Bench:
 
     def run(self) -> int:
         """Run all parts; return how many failed."""
-        units, torch_too = self.setting.units, ("triton", "torch")
+        units, ours, both = self.setting.units, ("triton",), ("triton", "torch")
+        mean = {"candidates": "realized", "score": "mean"}
+        event = {"candidates": "realized", "score": "event"}
         for name, part in (
             ("copy", self.copy),
             ("plain reverse KL", self.plain),
-            (
-                "SimCTLoss",
-                lambda: self.simct(units, torch_too, candidates="realized", score="mean"),
-            ),
-            ("shared", lambda: self.simct(units, ("triton",), candidates="shared")),
-            ("event", lambda: self.simct(units, ("triton",), candidates="realized", score="event")),
-            ("jsd", lambda: self.simct(units, ("triton",), divergence="jsd")),
-            (
-                "few units",
-                lambda: self.simct(
-                    min(units, FEW_UNITS), torch_too, candidates="realized", score="mean"
-                ),
-            ),
+            ("SimCTLoss", lambda: self.simct(units, both, **mean)),
+            ("shared", lambda: self.simct(units, ours, candidates="shared")),
+            ("event", lambda: self.simct(units, ours, **event)),
+            ("jsd", lambda: self.simct(units, ours, divergence="jsd")),
+            ("few units", lambda: self.simct(min(units, FEW_UNITS), both, **mean)),
             ("LinearSimCTLoss", self.linear),
             ("Liger", self.liger),
             ("TextLoss", lambda: self.text(linear=False)),

@@ -208,6 +208,24 @@ def test_the_environment_names_the_back_end(monkeypatch):
         SimCTLoss(c.pair)
 
 
+def test_the_bench_goes_on_where_a_part_fails(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benches")
+    from _loss_common import Setting
+    from _loss_gpu import Bench
+
+    bench = Bench(Setting(8, torch.device(DEVICE), torch.float32), 1, quick=True)
+    monkeypatch.setattr(bench, "plain", lambda: 1 / 0)
+    for part in ("text", "linear", "liger"):
+        monkeypatch.setattr(bench, part, lambda **_: None)
+    assert bench.run() == 1
+    printed = capsys.readouterr().out
+    assert "ZeroDivisionError" in printed
+    assert "failed: plain reverse KL" in printed
+    assert {"SimCTLoss shared, 8 units, triton", "SimCTLoss realized, mean, 8 units, torch"} <= {
+        row.name for row in bench.rows
+    }
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_compile_without_spilling(capability):
     """The compiler needs no GPU, but a process without the interpreter."""
