@@ -36,13 +36,17 @@ pytestmark = [
 ]
 
 
+def set_tiles(monkeypatch, threads, columns):
+    for module in (launch, computation):
+        monkeypatch.setattr(module, "T", threads)
+        monkeypatch.setattr(module, "ROW_T", threads)
+        monkeypatch.setattr(module, "E", columns)
+
+
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles of 8 columns: small vocabularies have many, and several parts."""
-    for module in (launch, computation):
-        monkeypatch.setattr(module, "T", 4)
-        monkeypatch.setattr(module, "ROW_T", 4)
-        monkeypatch.setattr(module, "E", 2)
+    set_tiles(monkeypatch, 4, 2)
 
 
 def run(loss_fn, c, dtype, weights=None):
@@ -213,6 +217,7 @@ def test_the_bench_goes_on_where_a_part_fails(monkeypatch, capsys):
     import _loss_gpu
     from _loss_common import Setting
 
+    set_tiles(monkeypatch, 16, 8)
     monkeypatch.setattr(_loss_gpu, "QUICK_COLUMNS", (96, 64, 40))
     bench = _loss_gpu.Bench(Setting(8, torch.device(DEVICE), torch.float32), 1, quick=True)
     monkeypatch.setattr(bench, "plain", lambda: 1 / 0)
