@@ -6,8 +6,9 @@ use std::fmt::Display;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyInt, PyIterator, PyString};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyIterator, PyString};
 use simct_align::ids::{RaggedIds, Side, TokenId};
 use simct_align::top_k::{TopK, is_logprob};
 
@@ -289,10 +290,13 @@ impl<'a> Reader<'a> {
 
     /// Reads a log-probability that may be in an object or a dict.
     fn logprob(&self, value: &Bound<'_, PyAny>) -> PyResult<f64> {
-        let logprob = if let Ok(entry) = value.cast::<PyDict>() {
-            entry.get_item("logprob")?
+        let name = intern!(value.py(), "logprob");
+        let logprob = if value.is_instance_of::<PyFloat>() {
+            None
+        } else if let Ok(entry) = value.cast::<PyDict>() {
+            entry.get_item(name)?
         } else {
-            value.getattr_opt("logprob")?
+            value.getattr_opt(name)?
         };
         let logprob = self.number(logprob.as_ref().unwrap_or(value))?;
         let infinite = logprob == WRITTEN_FOR_NEGATIVE_INFINITY;
