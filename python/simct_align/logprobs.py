@@ -69,10 +69,10 @@ class TokenLogprobs(UnitColumns):
         """Return the teacher's log-probabilities as one number per student token.
 
         Use it with a teacher that returns log-probabilities of the tokens alone, as servers do:
-        subtract the student's own log-probabilities for log-ratio rewards and advantages. The log-
-        probability of a unit is the sum over its teacher tokens. It is spread over the unit's
-        student tokens, so that the sum over a unit is the same on both sides, but for rounding.
-        SHARED and SPECIAL units, one token on both sides, keep their number.
+        subtract the student's own log-probabilities for log-ratio rewards and advantages. A unit's
+        log-probability is the sum over its teacher tokens. It is spread over the unit's student
+        tokens, so that the sum over a unit is the same on both sides, but for rounding. SHARED and
+        SPECIAL units, one token on both sides, keep their number.
 
         Some student tokens get `fill`: tokens outside of the mask, tokens in no unit, and tokens
         of a unit that lost its dummy prefix (`UnitClass.TRIMMED`), whose texts differ by a space.

@@ -148,9 +148,9 @@ def from_vllm(
     """Read `prompt_logprobs` of vLLM, offline or from its OpenAI-compatible server.
 
     Ask with `prompt_logprobs=k` and send token ids, so that the server has the same ids as the
-    alignment. For every position but the first, vLLM returns a dictionary from id to log-
-    probability, rank and text: the k likeliest tokens, and the token of the text. The server's JSON
-    has −9999.0 in place of −inf, which becomes −inf again.
+    alignment. For every position but the first, vLLM returns a dictionary from id to
+    log-probability, rank and text: the k likeliest tokens, and the token of the text. The server's
+    JSON has −9999.0 in place of −inf, which becomes −inf again.
 
     Args:
         answers: One answer per row, or a response with one choice per row. An answer is a
