@@ -257,6 +257,13 @@ def test_they_go_straight_to_the_student() -> None:
     assert batch.student_logprobs(served.logprobs).tolist() == [-1.5, -1.5, -0.5, -0.5, -0.5]
 
 
+def test_ids_may_be_of_numpy() -> None:
+    found = from_vllm([[None, {np.int64(5): np.float32(-0.5)}]], [[3, 5]])
+    np.testing.assert_array_equal(found.logprobs, [NAN, -0.5])
+    pairs = [(None, np.int32(3)), (np.float64(-0.5), np.int32(5))]
+    np.testing.assert_array_equal(from_sglang([pairs], [[3, 5]]).logprobs, [NAN, -0.5])
+
+
 def test_no_rows_and_empty_rows() -> None:
     for read, _ in READERS.values():
         found = read([], [])
@@ -359,6 +366,14 @@ def vllm(position: int, entry: Any) -> list[Any]:
         ),
         (vllm(1, {"4": -1.0, "-1": -2.0}), ValueError, "row 0, position 1: id -1 is not in a voc"),
         (vllm(1, {" the": -1.0}), ValueError, "row 0, position 1: expected an id, got .* the"),
+        (vllm(1, {True: -1.0}), TypeError, "row 0, position 1: expected an id, got bool"),
+        (vllm(1, {10**30: -1.0}), ValueError, "row 0, position 1: id 10+ does not fit int64"),
+        (
+            vllm(1, {"4": 10**400}),
+            TypeError,
+            "row 0, position 1: expected a log-probability, got i",
+        ),
+        ([{"prompt_logprobs": 5}], TypeError, "row 0: prompt_logprobs: expected a list, got int"),
         (vllm(1, {4.0: -1.0}), TypeError, "row 0, position 1: expected an id, got float"),
         (vllm(1, {"4": None}), TypeError, "row 0, position 1: expected a log-probability, got No"),
         (vllm(1, {"4": {"logprob": None}}), TypeError, "position 1: expected a log-probability, g"),
@@ -392,6 +407,10 @@ def test_wrong_answers(answers: Any, error: type[Exception], message: str) -> No
         ([[None, 9, None], -1.0], None, TypeError, r"position 1: expected a list \[log-probabil"),
         ([[None, 9, None], "ab"], None, TypeError, r"position 1: expected a list \[log-probabil"),
         ([[None, 9, None], [-1.0, "4", None]], None, ValueError, "row 0, position 1: expected an"),
+        ([[None, 9], {0: -1.0, 1: 4}], None, TypeError, r"position 1: .* \[log-.*, got dict"),
+        (5, None, TypeError, "row 0: input_token_logprobs: expected a list, got int"),
+        (None, 5, TypeError, "row 0: input_top_logprobs: expected a list, got int"),
+        (None, [None, 5], TypeError, "row 0, position 1: expected a list of entries, got int"),
         (None, [None], ValueError, "input_top_logprobs has 1 positions, expected 2"),
         (None, [None, None], ValueError, r"position 1: the answer has 0 log-probabilities, expe"),
         (None, [None, [[-1.0, 4]]], ValueError, r"has 1 log-probabilities, expected at least 2"),

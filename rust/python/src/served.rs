@@ -8,7 +8,7 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyIterator, PyString};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyIterator, PyList, PyTuple};
 use simct_align::ids::{RaggedIds, Side, TokenId};
 use simct_align::top_k::{TopK, is_logprob};
 
@@ -53,7 +53,7 @@ pub(crate) fn read_prompt_logprobs<'py>(
     let mut reader = Reader::new(&question)?;
     for (row, answer) in answers.iter().enumerate() {
         let ids = reader.start_row(row)?;
-        reader.check_length("prompt_logprobs", answer.len()?, ids.len())?;
+        reader.check_length("prompt_logprobs", answer, ids.len(), false)?;
         for (entry, &id) in answer.try_iter()?.zip(ids) {
             let entry = entry?;
             if !entry.is_none() {
@@ -83,7 +83,7 @@ pub(crate) fn read_input_logprobs<'py>(
     let mut reader = Reader::new(&question)?;
     for (row, (tokens, lists)) in answers.iter().enumerate() {
         let ids = reader.start_row(row)?;
-        reader.check_length("input_token_logprobs", tokens.len()?, ids.len())?;
+        reader.check_length("input_token_logprobs", tokens, ids.len(), false)?;
         let mut lists = reader.lists("input_top_logprobs", lists.as_ref(), ids.len())?;
         for (token, &id) in tokens.try_iter()?.zip(ids) {
             let (taken, found) = reader.pair(&token?)?;
@@ -92,7 +92,10 @@ pub(crate) fn read_input_logprobs<'py>(
                 reader.check_id(found, id)?;
             }
             if let Some(list) = next(&mut lists)?.filter(|list| !list.is_none()) {
-                for entry in list.try_iter()? {
+                let Ok(entries) = list.try_iter() else {
+                    return Err(reader.wrong_type("a list of entries", &list));
+                };
+                for entry in entries {
                     match reader.pair(&entry?)? {
                         (Some(logprob), id) => reader.list.push((id, logprob)),
                         (None, id) => {
@@ -120,8 +123,8 @@ pub(crate) fn read_echo_logprobs<'py>(
     for (row, (tokens, logprobs, lists)) in answers.iter().enumerate() {
         let ids = reader.start_row(row)?;
         // Generated tokens follow the text, in each of the lists.
-        reader.check_length("tokens", tokens.len()?.min(ids.len()), ids.len())?;
-        reader.check_length("token_logprobs", logprobs.len()?.min(ids.len()), ids.len())?;
+        reader.check_length("tokens", tokens, ids.len(), true)?;
+        reader.check_length("token_logprobs", logprobs, ids.len(), true)?;
         let mut lists = reader.lists("top_logprobs", lists.as_ref(), logprobs.len()?)?;
         let found = tokens.try_iter()?.zip(logprobs.try_iter()?);
         for (&id, (token, logprob)) in ids.iter().zip(found) {
@@ -218,8 +221,22 @@ impl<'a> Reader<'a> {
         Ok(ids)
     }
 
-    fn check_length(&self, name: &str, found: usize, expected: usize) -> PyResult<()> {
-        if found == expected {
+    /// Checks how many positions a part of the answer has; there may be more if `more` says so.
+    fn check_length(
+        &self,
+        name: &str,
+        found: &Bound<'_, PyAny>,
+        expected: usize,
+        more: bool,
+    ) -> PyResult<()> {
+        let Ok(found) = found.len() else {
+            return Err(PyTypeError::new_err(format!(
+                "row {}: {name}: expected a list, got {}",
+                self.row,
+                name_of_type(found)
+            )));
+        };
+        if found == expected || (more && found > expected) {
             return Ok(());
         }
         Err(PyValueError::new_err(format!(
@@ -242,7 +259,7 @@ impl<'a> Reader<'a> {
                 self.row
             ))),
             (Some(lists), _) => {
-                self.check_length(name, lists.len()?, positions)?;
+                self.check_length(name, lists, positions, false)?;
                 lists.try_iter().map(Some)
             }
         }
@@ -262,9 +279,9 @@ impl<'a> Reader<'a> {
 
     /// Reads [log-probability, id, text], with or without the text.
     fn pair(&self, entry: &Bound<'_, PyAny>) -> PyResult<(Option<f64>, i64)> {
-        let expected = "a list [log-probability, id, text]";
-        if entry.is_instance_of::<PyString>() || !matches!(entry.len(), Ok(2 | 3)) {
-            return Err(self.wrong_type(expected, entry));
+        let is_list = entry.is_instance_of::<PyList>() || entry.is_instance_of::<PyTuple>();
+        if !is_list || !matches!(entry.len()?, 2 | 3) {
+            return Err(self.wrong_type("a list [log-probability, id, text]", entry));
         }
         let (logprob, id) = (entry.get_item(0)?, entry.get_item(1)?);
         let logprob = (!logprob.is_none()).then(|| self.number(&logprob)).transpose()?;
@@ -276,8 +293,15 @@ impl<'a> Reader<'a> {
             IdForm::Any => "an id",
             IdForm::Marked => "an id or \"token_id:<id>\" (vLLM: return_tokens_as_token_ids=True)",
         };
-        if key.is_instance_of::<PyInt>() && !key.is_instance_of::<PyBool>() {
-            return key.extract();
+        if key.is_instance_of::<PyBool>() {
+            return Err(self.wrong_type(expected, key));
+        }
+        match key.extract() {
+            Ok(id) => return Ok(id),
+            Err(_) if key.is_instance_of::<PyInt>() => {
+                return Err(self.error(format!("id {key} does not fit int64")));
+            }
+            Err(_) => {}
         }
         let Ok(text) = key.extract::<&str>() else {
             return Err(self.wrong_type(expected, key));
@@ -381,9 +405,12 @@ impl<'a> Reader<'a> {
     }
 
     fn wrong_type(&self, expected: &str, found: &Bound<'_, PyAny>) -> PyErr {
-        let found = found.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
-        PyTypeError::new_err(self.at(format!("expected {expected}, got {found}")))
+        PyTypeError::new_err(self.at(format!("expected {expected}, got {}", name_of_type(found))))
     }
+}
+
+fn name_of_type(object: &Bound<'_, PyAny>) -> String {
+    object.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string())
 }
 
 /// The next list, if the row has lists.
