@@ -366,6 +366,7 @@ def vllm(position: int, entry: Any) -> list[Any]:
         ),
         (vllm(1, {"4": -1.0, "-1": -2.0}), ValueError, "row 0, position 1: id -1 is not in a voc"),
         (vllm(1, {" the": -1.0}), ValueError, "row 0, position 1: expected an id, got .* the"),
+        (vllm(1, {"\ud800": -1.0}), ValueError, "row 0, position 1: expected an id, got"),
         (vllm(1, {True: -1.0}), TypeError, "row 0, position 1: expected an id, got bool"),
         (vllm(1, {10**30: -1.0}), ValueError, "row 0, position 1: id 10+ does not fit int64"),
         (

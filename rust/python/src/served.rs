@@ -8,7 +8,7 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyIterator, PyList, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyIterator, PyList, PyString, PyTuple};
 use simct_align::ids::{RaggedIds, Side, TokenId};
 use simct_align::top_k::{TopK, is_logprob};
 
@@ -293,22 +293,22 @@ impl<'a> Reader<'a> {
             IdForm::Any => "an id",
             IdForm::Marked => "an id or \"token_id:<id>\" (vLLM: return_tokens_as_token_ids=True)",
         };
+        if let Ok(text) = key.cast::<PyString>() {
+            let text = text.to_string_lossy();
+            let digits = text.strip_prefix(TOKEN_ID).or((form == IdForm::Any).then_some(&*text));
+            return digits
+                .and_then(|digits| digits.parse().ok())
+                .ok_or_else(|| self.error(format!("expected {expected}, got {text:?}")));
+        }
         if key.is_instance_of::<PyBool>() {
             return Err(self.wrong_type(expected, key));
         }
-        match key.extract() {
-            Ok(id) => return Ok(id),
-            Err(_) if key.is_instance_of::<PyInt>() => {
-                return Err(self.error(format!("id {key} does not fit int64")));
+        key.extract().map_err(|_| {
+            if key.is_instance_of::<PyInt>() {
+                self.error(format!("id {key} does not fit int64"))
+            } else {
+                self.wrong_type(expected, key)
             }
-            Err(_) => {}
-        }
-        let Ok(text) = key.extract::<&str>() else {
-            return Err(self.wrong_type(expected, key));
-        };
-        let digits = text.strip_prefix(TOKEN_ID).or((form == IdForm::Any).then_some(text));
-        digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| {
-            PyValueError::new_err(self.at(format!("expected {expected}, got {text:?}")))
         })
     }
 
