@@ -99,13 +99,21 @@ def test_stub_matches_the_module() -> None:
             assert stub[name] == parameters, name
 
 
-def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/served.md"])
+def test_code_of_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
     assert blocks
     namespace: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, page, "exec"), namespace)
+
+
+def test_all_pages_with_code_are_run() -> None:
+    pages = [
+        page for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text("utf-8")
+    ]
+    assert [page.name for page in pages] == ["served.md"]
 
 
 def test_readme_commands_run(tmp_path: Path) -> None:

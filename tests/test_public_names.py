@@ -112,6 +112,13 @@ PUBLIC = {
         "UnitRows",
     ),
     "simct_align.pipelines": ("AlignRows", "RetokenizeRows", "TokenizeRows"),
+    "simct_align.served": (
+        "ServedLogprobs",
+        "TopKLogprobs",
+        "from_openai",
+        "from_sglang",
+        "from_vllm",
+    ),
 }
 #: The optional dependency that a public module imports.
 NEEDS = {

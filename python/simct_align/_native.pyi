@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 
 from simct_align.index import IndexContents
 from simct_align.inputs import LogitRows, RaggedIds
+from simct_align.logprobs import SpreadChoice, TokenRows
+from simct_align.served import Question
 from simct_align.units import UnitColumns
 
 _Ranges: TypeAlias = tuple[
@@ -14,6 +16,10 @@ _Ranges: TypeAlias = tuple[
 
 _Entries: TypeAlias = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 _Ragged: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+# log-probabilities of the tokens, ids of the lists, their log-probabilities, list offsets
+_Served: TypeAlias = tuple[
+    NDArray[np.float64], NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]
+]
 
 __version__: str
 
@@ -206,3 +212,22 @@ def segment_numbers(
     end: NDArray[np.int32],
     width: int,
 ) -> NDArray[np.int64]: ...
+def spread_sums(
+    units: UnitColumns,
+    values: NDArray[np.floating[Any]],
+    rows: tuple[TokenRows, TokenRows],
+    choice: SpreadChoice,
+) -> NDArray[np.floating[Any]]: ...
+def check_top_k(
+    ids: NDArray[np.int64],
+    logprobs: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    vocab_size: int,
+) -> None: ...
+def read_prompt_logprobs(answers: list[object], question: Question) -> _Served: ...
+def read_input_logprobs(
+    answers: list[tuple[object, object | None]], question: Question
+) -> _Served: ...
+def read_echo_logprobs(
+    answers: list[tuple[object, object, object | None]], question: Question
+) -> _Served: ...

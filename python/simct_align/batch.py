@@ -12,8 +12,9 @@ from simct_align.continuations import checked_max_path, enumerate_continuations
 from simct_align.errors import MissingAlignerError
 from simct_align.index import AlignedIndex, IndexContents
 from simct_align.inputs import RaggedIds, logit_rows, same_dtype, thread_count
+from simct_align.logprobs import TokenLogprobs
 from simct_align.pair import VocabularyPair, living_pair
-from simct_align.units import Unit, UnitClass, UnitColumns, UnitKind, UnmatchedReason
+from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -83,7 +84,7 @@ class AlignmentCounts:
 
 
 @dataclass(frozen=True, repr=False)
-class AlignedBatch(UnitColumns):
+class AlignedBatch(TokenLogprobs):
     """The finest joint segmentation of a batch, from `Aligner.align_batch`.
 
     Positions count from the start of their row, as the row was passed in. Ranges are half-open.

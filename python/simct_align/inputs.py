@@ -155,7 +155,9 @@ def logit_rows(
     return LogitRows(side, np.ascontiguousarray(starts, np.int64), None)
 
 
-def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
+def read_side(
+    name: str, ids: object, mask: object | None, *, mask_name: str | None = None
+) -> RaggedIds:
     """Read the ids and the mask of one side of a batch.
 
     Args:
@@ -163,6 +165,7 @@ def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
         ids: Lists of lists, a list of 1-D arrays or tensors, a 2-D array or tensor, a tuple
             `(values, offsets)`, or a `RaggedIds`.
         mask: `None`, or a mask in the same form and shape as `ids`.
+        mask_name: The name of the mask, for messages; the default is that of `align_batch`.
 
     Returns:
         The ids with their mask.
@@ -177,8 +180,7 @@ def read_side(name: str, ids: object, mask: object | None) -> RaggedIds:
     ragged = _read_rows(f"{name}_ids", ids)
     if mask is None:
         return ragged
-    mask_name = f"{name}_mask"
-    taken = _read_mask(mask_name, mask, ragged)
+    taken = _read_mask(mask_name or f"{name}_mask", mask, ragged)
     return RaggedIds(ragged.values, ragged.offsets, taken, ragged.width)
 
 
@@ -270,6 +272,25 @@ def _read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:
         )
     values = ragged.values
     return values.view(np.uint8) if values.dtype == np.bool_ else (values != 0).view(np.uint8)
+
+
+def array_of(name: str, value: object) -> NDArray[Any]:
+    """Return a NumPy array or CPU tensor as an array with the same memory.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The array or tensor.
+
+    Returns:
+        The array.
+
+    Raises:
+        TypeError: `value` is something else, or a tensor on another device.
+    """
+    array = _as_array(name, value)
+    if array is None:
+        raise TypeError(f"{name}: expected an array or a tensor, got {type(value).__name__}")
+    return array
 
 
 def _as_array(name: str, value: object) -> NDArray[Any] | None:

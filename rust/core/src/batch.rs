@@ -268,7 +268,7 @@ impl<T: TokenId, S: TokenId> Job<'_, T, S> {
 }
 
 /// Rows in runs of about [`CHUNK_TOKENS`] tokens.
-fn chunks(offsets: &[i64]) -> Vec<Range<usize>> {
+pub(crate) fn chunks(offsets: &[i64]) -> Vec<Range<usize>> {
     let chunk_tokens = i64::try_from(CHUNK_TOKENS).unwrap_or(i64::MAX);
     let (mut chunks, mut start) = (Vec::new(), 0);
     for end in 1..offsets.len() {

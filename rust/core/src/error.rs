@@ -204,6 +204,34 @@ pub enum Error {
         /// One past the last.
         end: i32,
     },
+    /// A listed id without a token.
+    #[error("{place}: id {id} is not in a vocabulary of {vocab_size} tokens")]
+    ListedId {
+        /// The list, in words.
+        place: String,
+        /// What came.
+        id: i64,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// An id that a list has twice.
+    #[error("{place}: id {id} is in the list twice")]
+    ListedTwice {
+        /// The list, in words.
+        place: String,
+        /// What came.
+        id: i64,
+    },
+    /// A number that is not the logarithm of a probability.
+    #[error("{place}: the log-probability of id {id} is {found}, expected at most 0")]
+    NotALogprob {
+        /// The list, in words.
+        place: String,
+        /// Whose log-probability.
+        id: i64,
+        /// What came.
+        found: String,
+    },
     /// A row of the batch that begins before the logits do.
     #[error("{side}_row_starts: the index would read row {row} of the logits, expected 0 or more")]
     RowBeforeLogits {

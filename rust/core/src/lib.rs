@@ -44,12 +44,14 @@ pub mod retokenize;
 pub mod sections;
 pub mod segment;
 pub mod spelling;
+pub mod spread;
 pub mod storage;
 pub mod text_chunk;
 pub mod text_events;
 pub mod text_leaves;
 pub mod text_tree;
 pub mod threads;
+pub mod top_k;
 pub mod trie;
 pub mod vocabulary;
 

@@ -11,6 +11,8 @@ mod ids;
 mod index;
 mod pair;
 mod retokenize;
+mod served;
+mod spread;
 mod text_leaves;
 mod text_tree;
 mod vocabulary;
@@ -38,6 +40,12 @@ mod _native {
     use super::pair::Pair;
     #[pymodule_export]
     use super::retokenize::{RetokenizePlan, RetokenizedIds, Retokenizer};
+    #[pymodule_export]
+    use super::served::{
+        check_top_k, read_echo_logprobs, read_input_logprobs, read_prompt_logprobs,
+    };
+    #[pymodule_export]
+    use super::spread::spread_sums;
     #[pymodule_export]
     use super::text_leaves::TextLeaves;
     #[pymodule_export]

@@ -1,0 +1,436 @@
+"""Log-probabilities of a teacher that is served: from the answers of servers to arrays.
+
+A server returns, for every token of a text that it reads, the log-probability of that token and, on
+request, of the likeliest tokens in its place. The functions of this module check the answers of
+vLLM, SGLang and servers with OpenAI's completions API, and return arrays in the layout of the ids
+that were sent. `AlignedBatch.student_logprobs` carries the log-probabilities over to the student's
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from simct_align import _native
+from simct_align.inputs import array_of, integer, read_side
+from simct_align.logprobs import floats
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["ServedLogprobs", "TopKLogprobs", "from_openai", "from_sglang", "from_vllm"]
+
+#: The largest number of tokens of a vocabulary of this package.
+_MAX_TOKENS = (1 << 24) - 1
+
+
+@dataclass(frozen=True)
+class TopKLogprobs:
+    """The likeliest tokens at every position, with their log-probabilities.
+
+    The list of position `i` is `offsets[i]:offsets[i + 1]`. Lists may have different lengths, and
+    an empty list means that nothing is known about a position. Like the log-probability of a token,
+    the list of a position is about the token *at* this position.
+
+    Args:
+        ids: Token ids of all lists, integers `[entries]`; kept as int32.
+        logprobs: Their log-probabilities, `[entries]`; kept as float32.
+        offsets: The first entry of every list, then the end, integers `[positions + 1]`.
+        vocab_size: Number of tokens of the model, or None if it is not known.
+
+    Raises:
+        TypeError: An array has another rank or kind of dtype, or `vocab_size` is not an integer.
+        ValueError: The arrays do not fit together; an id is negative or not below `vocab_size`; a
+            list has an id twice; or a log-probability is NaN or larger than 0 (0.001 is allowed
+            for rounding). The message names the position.
+
+    Complexity:
+        O(entries × log of the longest list) time, in Rust, without the GIL.
+
+    Example:
+        >>> top = TopKLogprobs([7, 3, 7], [-0.1, -2.5, -0.7], [0, 0, 2, 3])
+        >>> len(top), top.of_position(1)[0].tolist()
+        (3, [7, 3])
+    """
+
+    ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocab_size is not None:
+            integer("vocab_size", self.vocab_size, at_least=1, at_most=_MAX_TOKENS)
+        ids, offsets = (_integers(name, getattr(self, name)) for name in ("ids", "offsets"))
+        logprobs = floats("logprobs", self.logprobs)[0].astype(np.float32, copy=False)
+        if logprobs.ndim != 1:
+            raise TypeError(f"logprobs: expected a 1-D array, got rank {logprobs.ndim}")
+        logprobs = np.ascontiguousarray(logprobs)
+        _native.check_top_k(ids, logprobs, offsets, self.vocab_size or _MAX_TOKENS)
+        columns = {"ids": ids.astype(np.int32), "logprobs": logprobs, "offsets": offsets}
+        for name, column in columns.items():
+            object.__setattr__(self, name, column)
+
+    def __len__(self) -> int:
+        """Return the number of positions."""
+        return len(self.offsets) - 1
+
+    def of_position(self, position: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return the list of one position.
+
+        Args:
+            position: Number of the position, from 0.
+
+        Returns:
+            `(ids, logprobs)`: views of equal lengths.
+
+        Raises:
+            IndexError: There is no such position.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} is not one of {len(self)} positions")
+        entries = slice(self.offsets[position], self.offsets[position + 1])
+        return self.ids[entries], self.logprobs[entries]
+
+
+@dataclass(frozen=True)
+class ServedLogprobs:
+    """The log-probabilities in the answers of a server.
+
+    Entry `i` of a row belongs to token `i` of the row: it is the log-probability of this token,
+    given the tokens before it.
+
+    Attributes:
+        logprobs: The log-probability of every token, float64, in the layout of the ids:
+            `[rows, T]` for dense ids, else flat `[tokens]`. NaN where the server has none: the
+            first position of an answer, positions before `start`, and padding.
+        top: The likeliest tokens of every position: one list per entry of `logprobs`, row after
+            row. The likeliest token comes first. The list is empty where `logprobs` is NaN, and
+            everywhere if the answers have no lists.
+        without: Number of tokens that were sent and have no log-probability.
+    """
+
+    logprobs: NDArray[np.float64]
+    top: TopKLogprobs
+    without: int
+
+
+class Question(NamedTuple):
+    """What a server was asked, for the readers of its answers.
+
+    Attributes:
+        values: The ids that were sent, int64 `[tokens]`.
+        offsets: The first id of every row, then the end, int64 `[rows + 1]`.
+        starts: The first position of every row that the answer has, int64 `[rows]`.
+        top_k: The length of the lists; None for all entries of the answer.
+        vocab_size: Number of tokens of the model.
+    """
+
+    values: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    top_k: int | None
+    vocab_size: int
+
+
+def from_vllm(
+    answers: object,
+    teacher_ids: object,
+    *,
+    attention_mask: object | None = None,
+    top_k: int | None = None,
+    vocab_size: int | None = None,
+) -> ServedLogprobs:
+    """Read `prompt_logprobs` of vLLM, offline or from its OpenAI-compatible server.
+
+    Ask with `prompt_logprobs=k` and send token ids, so that the server has the same ids as the
+    alignment. For every position but the first, vLLM returns a dictionary from id to
+    log-probability, rank and text: the k likeliest tokens, and the token of the text. The server's
+    JSON has −9999.0 in place of −inf, which becomes −inf again.
+
+    Args:
+        answers: One answer per row, or a response with one choice per row. An answer is a
+            `RequestOutput`, a response or choice (as an object or as a dict of JSON) with
+            `prompt_logprobs`, or the value of `prompt_logprobs`.
+        teacher_ids: The ids that were sent, in any form that `align_batch` takes. Rows that are
+            padded need `attention_mask`.
+        attention_mask: Which positions of `teacher_ids` were sent, in its shape. The default is
+            all positions.
+        top_k: Length of the lists. Longer lists, such as those that have the token of the text in
+            addition, keep the likeliest entries. The default keeps all entries. 0 makes no lists.
+        vocab_size: Number of tokens of the model, to check ids.
+
+    Returns:
+        The log-probabilities, in the layout of `teacher_ids`.
+
+    Raises:
+        TypeError: An argument or a part of an answer has another type.
+        ValueError: The number of answers is not that of the rows; an answer has no
+            `prompt_logprobs` or another number of positions than its row; a position other than the
+            first has no log-probability of its token; a log-probability is NaN or above 0; a list
+            is shorter than `top_k`; or an id is out of range. The message names row and position,
+            counted over the positions that were sent.
+
+    Complexity:
+        O(entries of the answers), in Rust. The GIL is held, because the answers are Python objects.
+
+    Example:
+        >>> answer = {
+        ...     "prompt_logprobs": [
+        ...         None,
+        ...         {"5": {"logprob": -0.5, "rank": 1, "decoded_token": "+"}},
+        ...     ]
+        ... }
+        >>> from_vllm([answer], [[3, 5]]).logprobs.tolist()
+        [nan, -0.5]
+    """
+    asked = _Asked(teacher_ids, attention_mask, top_k, vocab_size)
+    found = [
+        _value(row, answer, "prompt_logprobs") for row, answer in enumerate(asked.rows(answers))
+    ]
+    return asked.layout(*_native.read_prompt_logprobs(found, asked.question))
+
+
+def from_sglang(
+    answers: object,
+    teacher_ids: object,
+    *,
+    attention_mask: object | None = None,
+    start: int | ArrayLike = 0,
+    top_k: int | None = None,
+    vocab_size: int | None = None,
+) -> ServedLogprobs:
+    """Read `input_token_logprobs` and `input_top_logprobs` of SGLang.
+
+    Ask with `input_ids`, `return_logprob=True`, `logprob_start_len=0` and, for lists,
+    `top_logprobs_num=k`. Entries are `[log-probability, id, text]`. The first entry of an answer
+    has no log-probability. A `logprob_start_len` above 0 should therefore be the position before
+    the first token that needs one.
+
+    Args:
+        answers: One answer per row: a response of `/generate` (as an object or as a dict of JSON),
+            its `meta_info`, or the value of `input_token_logprobs`.
+        teacher_ids: As for `from_vllm`.
+        attention_mask: As for `from_vllm`.
+        start: The `logprob_start_len` of the request: one number, or one per row. It counts the
+            positions that were sent.
+        top_k: Length of the lists, as for `from_vllm`.
+        vocab_size: Number of tokens of the model, to check ids. SGLang writes 0 for the last id of
+            the vocabulary, which is accepted only with `vocab_size`.
+
+    Returns:
+        The log-probabilities, in the layout of `teacher_ids`.
+
+    Raises:
+        TypeError: As for `from_vllm`.
+        ValueError: As for `from_vllm`; an entry has another id than `teacher_ids`; `start` is not
+            a position of its row; or `top_k` is given and an answer has no lists.
+
+    Complexity:
+        O(entries of the answers), in Rust, with the GIL.
+
+    Example:
+        >>> answer = {"meta_info": {"input_token_logprobs": [[None, 3, None], [-0.5, 5, None]]}}
+        >>> from_sglang([answer], [[3, 5]]).logprobs.tolist()
+        [nan, -0.5]
+    """
+    asked = _Asked(teacher_ids, attention_mask, top_k, vocab_size, start)
+    found = []
+    for row, answer in enumerate(asked.rows(answers)):
+        meta = _field(answer, "meta_info")
+        meta = answer if meta is None else meta
+        tokens = _value(row, meta, "input_token_logprobs")
+        found.append((tokens, _field(meta, "input_top_logprobs") or None))
+    return asked.layout(*_native.read_input_logprobs(found, asked.question))
+
+
+def from_openai(
+    answers: object,
+    teacher_ids: object,
+    *,
+    attention_mask: object | None = None,
+    top_k: int | None = None,
+    vocab_size: int | None = None,
+) -> ServedLogprobs:
+    """Read `logprobs` of a completion that echoes its prompt.
+
+    Ask OpenAI's completions API with `echo=True` and `logprobs=k`, and send token ids. The API
+    names tokens by their text, which does not tell their ids. The ids come from the tokens if the
+    server writes `"token_id:<id>"` (vLLM: `return_tokens_as_token_ids=True`), else from
+    `prompt_token_ids` of the choice (vLLM: `return_token_ids=True`). In the second case only
+    `top_k=0` is possible. Tokens that the server generated after the text are left out.
+
+    Args:
+        answers: One answer per row, or a response with one choice per row. An answer is a response
+            or choice (as an object or as a dict of JSON), or the choice's `logprobs`.
+        teacher_ids: As for `from_vllm`.
+        attention_mask: As for `from_vllm`.
+        top_k: Length of the lists, as for `from_vllm`.
+        vocab_size: Number of tokens of the model, to check ids.
+
+    Returns:
+        The log-probabilities, in the layout of `teacher_ids`.
+
+    Raises:
+        TypeError: As for `from_vllm`.
+        ValueError: As for `from_vllm`; the ids of the tokens are not in the answer, or differ from
+            `teacher_ids`; or `top_k` is given and an answer has no lists.
+
+    Complexity:
+        O(entries of the answers), in Rust, with the GIL.
+
+    Example:
+        >>> logprobs = {
+        ...     "tokens": ["token_id:3", "token_id:5"],
+        ...     "token_logprobs": [None, -0.5],
+        ...     "top_logprobs": [None, {"token_id:5": -0.5, "token_id:4": -1.5}],
+        ... }
+        >>> from_openai([{"logprobs": logprobs}], [[3, 5]]).top.ids.tolist()
+        [5, 4]
+    """
+    asked = _Asked(teacher_ids, attention_mask, top_k, vocab_size)
+    found = []
+    for row, answer in enumerate(asked.rows(answers)):
+        choice = _only_choice(row, answer)
+        logprobs = _field(choice, "logprobs")
+        logprobs = choice if logprobs is None else logprobs
+        tokens = _field(logprobs, "tokens")
+        ids = _field(choice, "prompt_token_ids")
+        if ids is not None and not (tokens and str(tokens[0]).startswith("token_id:")):
+            tokens = ids
+        if tokens is None:
+            raise ValueError(f"row {row}: the answer has no logprobs with tokens")
+        values = _value(row, logprobs, "token_logprobs")
+        found.append((tokens, values, _field(logprobs, "top_logprobs") or None))
+    return asked.layout(*_native.read_echo_logprobs(found, asked.question))
+
+
+class _Asked:
+    """The rows that were sent to a server, and the way back to the layout of their ids."""
+
+    def __init__(
+        self,
+        teacher_ids: object,
+        attention_mask: object | None,
+        top_k: int | None,
+        vocab_size: int | None,
+        start: int | ArrayLike = 0,
+    ) -> None:
+        side = read_side("teacher", teacher_ids, attention_mask, mask_name="attention_mask")
+        offsets = side.offsets
+        _check_offsets(offsets, len(side.values))
+        self._width, self._rows, self._vocab_size = side.width, len(side), vocab_size
+        self._sent = np.ones(len(side.values), np.bool_) if side.mask is None else side.mask != 0
+        if side.mask is not None:
+            offsets = np.concatenate([[0], np.cumsum(self._sent)])[offsets]
+        self.question = Question(
+            side.values[self._sent].astype(np.int64),
+            np.ascontiguousarray(offsets, np.int64),
+            _starts(start, len(side)),
+            None if top_k is None else integer("top_k", top_k, at_least=0),
+            _MAX_TOKENS
+            if vocab_size is None
+            else integer("vocab_size", vocab_size, at_least=1, at_most=_MAX_TOKENS),
+        )
+
+    def rows(self, answers: object) -> list[object]:
+        """Return one answer per row."""
+        choices = _field(answers, "choices")
+        if choices is not None:
+            # The text of a chat has its log-probabilities beside the choices.
+            rows = [answers] if self._rows == 1 else sorted(choices, key=_index)
+        elif isinstance(answers, Sequence) and not isinstance(answers, (str, bytes)):
+            rows = list(answers)
+        else:
+            raise TypeError(
+                "answers: expected a list with one answer per row, or a response with choices, got "
+                f"{type(answers).__name__}"
+            )
+        if len(rows) != self._rows:
+            raise ValueError(
+                f"answers has {len(rows)} entries, expected {self._rows}, one for every row of "
+                "teacher_ids"
+            )
+        return rows
+
+    def layout(
+        self,
+        taken: NDArray[np.float64],
+        ids: NDArray[np.int32],
+        logprobs: NDArray[np.float32],
+        offsets: NDArray[np.int64],
+    ) -> ServedLogprobs:
+        """Return what was read, in the layout of the ids that were sent."""
+        every = np.full(len(self._sent), np.nan)
+        every[self._sent] = taken
+        lengths = np.zeros(len(self._sent) + 1, np.int64)
+        lengths[1:][self._sent] = np.diff(offsets)
+        return ServedLogprobs(
+            every if self._width is None else every.reshape(self._rows, self._width),
+            TopKLogprobs(ids, logprobs, np.cumsum(lengths), self._vocab_size),
+            int(np.count_nonzero(np.isnan(taken))),
+        )
+
+
+def _check_offsets(offsets: NDArray[np.int64], tokens: int) -> None:
+    rise = len(offsets) > 0 and (np.diff(offsets) >= 0).all()
+    if not rise or offsets[0] != 0 or offsets[-1] != tokens:
+        raise ValueError(
+            f"teacher_ids: offsets must start at 0, never fall and end at the number of values "
+            f"({tokens})"
+        )
+
+
+def _starts(start: int | ArrayLike, rows: int) -> NDArray[np.int64]:
+    starts = np.asarray(start)
+    if starts.shape not in ((), (rows,)) or (starts.size and starts.dtype.kind not in "iu"):
+        raise TypeError(
+            f"start: expected an integer, or {rows} of them, got {starts.dtype} of shape "
+            f"{starts.shape}"
+        )
+    return np.ascontiguousarray(np.broadcast_to(starts, rows), np.int64)
+
+
+def _integers(name: str, values: object) -> NDArray[np.int64]:
+    array = np.asarray(values) if isinstance(values, (list, tuple)) else array_of(name, values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(
+            f"{name}: expected a 1-D array of integers, got {array.dtype} of rank {array.ndim}"
+        )
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _field(holder: object, name: str) -> Any:
+    """Return a field of an object or of a dict of JSON; None if there is none."""
+    if isinstance(holder, Mapping):
+        return holder.get(name)
+    return None if isinstance(holder, Sequence) else getattr(holder, name, None)
+
+
+def _value(row: int, answer: object, name: str) -> object:
+    """Return a field of an answer or of its only choice; the answer, if it is the value itself."""
+    if isinstance(answer, Sequence) and not isinstance(answer, (str, bytes)):
+        return answer
+    value = _field(answer, name)
+    if value is None:
+        value = _field(_only_choice(row, answer), name)
+    if value is None:
+        raise ValueError(f"row {row}: the answer has no {name}")
+    return value
+
+
+def _only_choice(row: int, answer: object) -> object:
+    choices = _field(answer, "choices")
+    if choices is None:
+        return answer
+    if len(choices) != 1:
+        raise ValueError(f"row {row}: the answer has {len(choices)} choices, expected 1")
+    return choices[0]
+
+
+def _index(choice: object) -> int:
+    return int(_field(choice, "index") or 0)
