@@ -409,8 +409,7 @@ impl<I: TokenId> Job<'_, I> {
                 }
                 let mut text_row = TextRow { id: NONE, position: NONE, stretch: number };
                 if let Some(token) = tokens[side].get(passed[side]) {
-                    text_row.position = token.position;
-                    text_row.id = self.tree.side(SIDES[side]).ids()[token.position as usize];
+                    (text_row.position, text_row.id) = (token.position, token.id);
                     let row = short(found.rows[side].len());
                     let token = passed[side];
                     open[side].push(Open { row, at, token, place: None, length: 0 });

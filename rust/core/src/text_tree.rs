@@ -118,11 +118,12 @@ pub(crate) struct TextToken {
     pub(crate) length: u32,
     /// How many tokens before it are longer: see [`TreeSide::suffix_of`].
     pub(crate) rank: u32,
+    pub(crate) id: u32,
 }
 
 impl TextToken {
     const NONE: Self =
-        Self { position: NONE, first: 0, exact: 0, end: 0, node: 0, length: 0, rank: 0 };
+        Self { position: NONE, first: 0, exact: 0, end: 0, node: 0, length: 0, rank: 0, id: NONE };
 }
 
 impl PartialEq for TreeSide {
@@ -357,6 +358,7 @@ impl TreeSide {
                     node,
                     length: short(length),
                     rank: longer[length.min(MAX_REACH)],
+                    id,
                 };
                 for count in &mut longer[..length.min(MAX_REACH + 1)] {
                     *count += 1;
