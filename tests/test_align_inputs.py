@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import array
+import collections
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +87,73 @@ def test_the_rows_hold_every_kind(expected: AlignedBatch) -> None:
     assert expected.coverage().student_tokens == 12
 
 
+class EngineIds(Sequence[Any]):
+    """What an inference engine hands out: a sequence, but no list."""
+
+    def __init__(self, entries: Any) -> None:
+        self._entries = list(entries)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._entries[at]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class OnlyDLPack:
+    """An array of a library that NumPy does not know, with DLPack and nothing else."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()  # type: ignore[no-any-return]
+
+
+def arrow(rows: Any, kind: str = "list_") -> Any:
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.array(rows, getattr(pyarrow, kind)(pyarrow.int64()))
+
+
+def arrow_chunks(rows: list[list[int]]) -> Any:
+    return pytest.importorskip("pyarrow").chunked_array([arrow(rows[:1]), arrow(rows[1:])])
+
+
+def column(rows: list[list[int]], style: str | None = None) -> Any:
+    data = pytest.importorskip("datasets").Dataset.from_dict({"ids": rows})
+    return data.with_format(style)["ids"]
+
+
+def shuffled_column(rows: list[list[int]]) -> Any:
+    data = pytest.importorskip("datasets").Dataset.from_dict({"ids": rows[::-1]})
+    return data.select(range(len(rows) - 1, -1, -1))["ids"]
+
+
+def computed_column(rows: list[list[int]]) -> Any:
+    data = (
+        pytest.importorskip("datasets")
+        .Dataset.from_dict({"ids": [[0], *rows]})
+        .select(range(1, len(rows) + 1))
+    )
+    data.set_transform(lambda batch: {"ids": [list(map(int, row)) for row in batch["ids"]]})
+    return data["ids"]
+
+
+def nested(rows: list[list[int]], layout: str) -> Any:
+    torch = pytest.importorskip("torch")
+    parts = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return torch.nested.nested_tensor(parts, layout=getattr(torch, layout))
+
+
+def object_array(rows: list[Any]) -> Any:
+    array = np.empty(len(rows), object)
+    array[:] = rows
+    return array
+
+
 ROW_FORMS: dict[str, Callable[[list[list[int]]], Any]] = {
     "list_of_tuples": lambda rows: [tuple(row) for row in rows],
     "lists_of_numpy_integers": lambda rows: [[np.int32(i) for i in row] for row in rows],
@@ -101,6 +171,40 @@ ROW_FORMS: dict[str, Callable[[list[list[int]]], Any]] = {
     "ragged_read_only": lambda rows: tuple(read_only(part) for part in ragged(rows)),
     "ragged_negative_stride": lambda rows: (ragged(rows)[0][::-1].copy()[::-1], ragged(rows)[1]),
     "ragged_strided": lambda rows: (np.repeat(ragged(rows)[0], 3)[::3], ragged(rows)[1]),
+    "list_of_array_arrays": lambda rows: [array.array("q", row) for row in rows],
+    "list_of_memoryviews": lambda rows: [memoryview(array.array("i", row)) for row in rows],
+    "list_of_engine_ids": lambda rows: [EngineIds(row) for row in rows],
+    "engine_ids_of_engine_ids": lambda rows: EngineIds(EngineIds(row) for row in rows),
+    "tuple_of_tuples": lambda rows: tuple(map(tuple, rows)),
+    "tuple_of_engine_ids": lambda rows: tuple(map(EngineIds, rows)),
+    "tuple_of_lists": tuple,
+    "deque": collections.deque,
+    "object_array": object_array,
+    "list_of_ranges_and_lists": lambda rows: [
+        range(r[0], r[0] + 1) if len(r) == 1 else r for r in rows
+    ],
+    "list_of_dlpack": lambda rows: [OnlyDLPack(np.array(row, np.int64)) for row in rows],
+    "arrow": arrow,
+    "arrow_slice": lambda rows: arrow([[9], *rows, [9]])[1 : len(rows) + 1],
+    "arrow_large": lambda rows: arrow(rows, "large_list"),
+    "arrow_view": lambda rows: arrow(rows, "list_view"),
+    "arrow_chunks": arrow_chunks,
+    "list_of_arrow_rows": lambda rows: list(arrow(rows)),
+    "column": column,
+    "column_numpy": lambda rows: column(rows, "numpy"),
+    "column_torch": lambda rows: column(rows, "torch"),
+    "column_arrow": lambda rows: column(rows, "arrow"),
+    "column_shuffled": shuffled_column,
+    "column_computed": computed_column,
+    "nested_jagged": lambda rows: nested(rows, "jagged"),
+    "nested_strided": lambda rows: nested(rows, "strided"),
+    "pandas": lambda rows: pytest.importorskip("pandas").Series(rows, index=[7, 5, 3, 1]),
+    "ragged_arrow": lambda rows: tuple(map(pytest.importorskip("pyarrow").array, ragged(rows))),
+    "ragged_array_array": lambda rows: (
+        array.array("q", ragged(rows)[0]),
+        ragged(rows)[1].tolist(),
+    ),
+    "ragged_dlpack": lambda rows: tuple(map(OnlyDLPack, ragged(rows))),
     "ragged_big_endian": lambda rows: ragged(rows, ">i4"),
 }
 
@@ -229,6 +333,53 @@ def test_native_arrays_are_not_copied(aligner: Aligner) -> None:
         assert np.shares_memory(batch.student.values, values)
 
 
+@pytest.mark.parametrize("form", ["dlpack", "arrow", "column", "nested", "memoryview"])
+def test_flat_values_of_other_libraries_are_not_copied(aligner: Aligner, form: str) -> None:
+    values, offsets = ragged(STUDENT_ROWS)
+    if form == "dlpack":
+        given: Any = (OnlyDLPack(values), offsets)
+    elif form == "memoryview":
+        given = (memoryview(values), offsets)
+    elif form == "nested":
+        given = nested(STUDENT_ROWS, "jagged")
+        values = given.values().numpy()
+    else:
+        given = arrow(STUDENT_ROWS)
+        if form == "column":
+            given = column(STUDENT_ROWS)
+            values = given.source.data["ids"].chunk(0).values.to_numpy()
+        else:
+            values = given.values.to_numpy()
+    batch = aligner.align_batch(TEACHER_ROWS, given)
+    assert np.shares_memory(batch.student.values, values)
+
+
+def test_two_rows_in_a_tuple(aligner: Aligner) -> None:
+    """Two tuples are rows; two flat arrays or lists are values and offsets."""
+    student = [STUDENT_ROWS[0], STUDENT_ROWS[3]]
+    teacher = [TEACHER_ROWS[0], TEACHER_ROWS[3]]
+    wanted = aligner.align_batch(teacher, student)
+    for rows in (tuple(map(tuple, student)), tuple(map(EngineIds, student))):
+        assert table(aligner.align_batch(teacher, rows)) == table(wanted)
+    dense = np.array([[3, 3], [3, 3]])
+    pair = aligner.align_batch([[0], [0]], (dense[0].tolist()[:1], [0, 1, 1]))
+    assert pair.row_offsets.tolist() == [0, 1, 1]
+    # Two-dimensional parts cannot be values and offsets.
+    with pytest.raises(TypeError, match=r"row 0.*rank 2"):
+        aligner.align_batch([[0], [0]], (dense, dense))
+
+
+def test_decode_bytes_of_any_sequence(aligner: Aligner) -> None:
+    ids = STUDENT_ROWS[3]
+    wanted = aligner.student.decode_bytes(ids)
+    for row in (EngineIds(ids), array.array("h", ids), np.array(ids, np.uint16), arrow([ids])[0]):
+        assert aligner.student.decode_bytes(row) == wanted
+    assert aligner.student.decode_bytes(()) == b""
+    for wrong in ("12", b"12", 3, [[1]], np.zeros((1, 1), int), [1.5], {1}):
+        with pytest.raises(TypeError, match="ids"):
+            aligner.student.decode_bytes(wrong)
+
+
 def test_arguments_are_left_alone(aligner: Aligner) -> None:
     t_ids, t_mask = padded(TEACHER_ROWS, left=True)
     s_ids, s_mask = padded(STUDENT_ROWS, left=False)
@@ -313,8 +464,18 @@ TYPE_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "none_in_list": ({"student_ids": [[3], [None]]}, "student_ids.*row 1.*position 0.*None"),
     "text_in_list": ({"student_ids": [["3"]]}, "student_ids.*row 0.*position 0.*str"),
     "text_row": ({"student_ids": ["ab"]}, "student_ids.*row 0.*str"),
+    "set_of_rows": ({"student_ids": {(3,)}}, "student_ids.*set"),
+    "mapping": ({"student_ids": {0: [3]}}, "student_ids.*dict"),
+    "generator": ({"student_ids": ([3] for _ in range(1))}, "student_ids.*generator"),
+    "set_row": ({"student_ids": [{3}]}, "student_ids: row 0.*set"),
+    "bytes_row": ({"student_ids": [b"ab"]}, "student_ids: row 0.*bytes"),
+    "float_array_array": ({"student_ids": [array.array("d", [3])]}, "student_ids: row 0.*float64"),
+    "engine_floats": ({"student_ids": [EngineIds([3, 1.0])]}, "row 0, position 1.*float"),
+    "named_in_a_mixture": (
+        {"student_ids": [np.array([3]), [3, None]], "teacher_ids": [[0], [0]]},
+        "student_ids: row 1, position 1.*NoneType",
+    ),
     "object_array": ({"student_ids": np.array([[None]])}, "student_ids.*object"),
-    "three_parts": ({"student_ids": ([3], [0, 1], [1])}, "student_ids.*3"),
     "ragged_rank_2": ({"student_ids": (np.zeros((1, 1), int), [0, 1])}, "student_ids.*rank 2"),
     "float_offsets": ({"student_ids": ([3], np.array([0.0, 1.0]))}, "student_ids.*offsets.*float"),
     "float_values": ({"student_ids": (np.array([3.0]), [0, 1])}, "student_ids.*values.*float"),
@@ -325,6 +486,8 @@ TYPE_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "float_threads": ({"threads": 1.5}, "threads.*float"),
 }
 VALUE_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "three_rows_in_a_tuple": ({"student_ids": ([3], [0, 1], [1])}, "1 rows.*3"),
+    "two_lists_that_are_rows": ({"student_ids": ([3, 1], [0, 1])}, "pass two rows as a list"),
     "more_teacher_rows": ({"teacher_ids": [[0], [0]]}, "2 rows.*1"),
     "offset_start": ({"student_ids": ([3], [1, 1])}, "student_ids.*offsets.*index 0"),
     "offset_end": ({"student_ids": ([3], [0, 2])}, "student_ids.*offsets"),
@@ -369,12 +532,32 @@ def test_value_errors(aligner: Aligner, name: str) -> None:
         aligner.align_batch(**{**GOOD, **arguments})
 
 
+ARROW_ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
+    "null_row": ([[3], None], ValueError, "student_ids: row 1 is null"),
+    "null_id": ([[3], [3, None]], ValueError, "student_ids: row 1, position 1 is null"),
+    "nested_rows": ([[[3]], [[3]]], TypeError, "student_ids: expected rows of integers"),
+    "texts": ([["3"], ["3"]], TypeError, "student_ids"),
+    "floats": ([[3.0], [3.0]], TypeError, "student_ids.*float64"),
+}
+
+
+@pytest.mark.parametrize("name", ARROW_ERRORS)
+def test_arrow_arrays_that_cannot_be_read(aligner: Aligner, name: str) -> None:
+    rows, error, message = ARROW_ERRORS[name]
+    with pytest.raises(error, match=message):
+        aligner.align_batch([[0], [0]], pytest.importorskip("pyarrow").array(rows))
+
+
 def test_tensors_that_cannot_be_read(aligner: Aligner) -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match=r"student_ids.*float"):
         aligner.align_batch([[0]], torch.zeros(1, 1))
     with pytest.raises(TypeError, match=r"student_ids.*CPU.*meta"):
         aligner.align_batch([[0]], torch.zeros(1, 1, dtype=torch.long, device="meta"))
+    with pytest.raises(TypeError, match=r"student_ids.*bfloat16"):
+        aligner.align_batch([[0]], torch.zeros(1, 1, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match=r"student_ids.*2-D rows"):
+        aligner.align_batch([[0]], torch.nested.nested_tensor([torch.zeros(1, 1).long()]))
 
 
 @pytest.mark.parametrize(

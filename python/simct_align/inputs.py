@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from simct_align import _native
+from simct_align.id_forms import as_array, as_list, as_ragged, holds_rows, joined
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
 #: More threads than any machine has cores.
@@ -162,8 +165,10 @@ def read_side(
 
     Args:
         name: `"teacher"` or `"student"`, for messages.
-        ids: Lists of lists, a list of 1-D arrays or tensors, a 2-D array or tensor, a tuple
-            `(values, offsets)`, or a `RaggedIds`.
+        ids: A sequence of rows, each a sequence of integers or a 1-D array; a 2-D array; rows that
+            another library keeps flat (a list array of PyArrow, a column of `datasets`, a nested
+            tensor); a tuple `(values, offsets)`; or a `RaggedIds`. Arrays are those that
+            `id_forms.as_array` reads.
         mask: `None`, or a mask in the same form and shape as `ids`.
         mask_name: The name of the mask, for messages; the default is that of `align_batch`.
 
@@ -184,6 +189,29 @@ def read_side(
     return RaggedIds(ragged.values, ragged.offsets, taken, ragged.width)
 
 
+def read_row(name: str, row: object) -> NDArray[Any]:
+    """Read one row of ids: any sequence of integers, or a 1-D array that `read_side` reads.
+
+    Args:
+        name: Name of the argument, for messages.
+        row: The row.
+
+    Returns:
+        The ids, int32, uint32 or int64 `[n]`.
+
+    Raises:
+        TypeError: `row` is not a sequence of integers.
+        ValueError: An id does not fit int64.
+    """
+    array = as_array(name, row)
+    if array is None and as_list(row) is not None:
+        return _read_list(name, [row]).values
+    if array is None or array.ndim != 1:
+        found = type(row).__name__ if array is None else f"an array of rank {array.ndim}"
+        raise TypeError(f"{name}: expected a one-dimensional sequence of integers, got {found}")
+    return _integers(name, array)
+
+
 def same_dtype(teacher: RaggedIds, student: RaggedIds) -> tuple[RaggedIds, RaggedIds]:
     """Return both sides with ids of the same dtype, as the Rust core needs them."""
     if teacher.values.dtype == student.values.dtype:
@@ -197,16 +225,23 @@ def same_dtype(teacher: RaggedIds, student: RaggedIds) -> tuple[RaggedIds, Ragge
 def _read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedIds:
     if isinstance(ids, RaggedIds):
         return ids
-    if isinstance(ids, tuple):
+    if isinstance(ids, tuple) and _is_values_and_offsets(ids):
         return _read_ragged(name, ids, integers_only=integers_only)
-    if isinstance(ids, list):
-        return _read_list(name, ids, integers_only=integers_only)
-    array = _as_array(name, ids)
-    if array is None:
+    if (ragged := as_ragged(name, ids)) is not None:
+        return RaggedIds(_integers(name, ragged[0], integers_only=integers_only), ragged[1])
+    array = as_array(name, ids)
+    if array is not None and not (array.ndim == 1 and array.dtype == np.object_):
+        return _read_dense(name, array, integers_only=integers_only)
+    rows = as_list(ids)
+    if rows is None:
         raise TypeError(
-            f"{name}: expected lists of ids, a 2-D array or tensor, or a tuple "
+            f"{name}: expected a sequence of rows of ids, a 2-D array or tensor, or a tuple "
             f"(values, offsets), got {type(ids).__name__}"
         )
+    return _read_list(name, rows, integers_only=integers_only)
+
+
+def _read_dense(name: str, array: NDArray[Any], *, integers_only: bool) -> RaggedIds:
     if array.ndim != 2:
         raise TypeError(
             f"{name}: expected a 2-D array [rows, positions], got rank {array.ndim}; wrap one row "
@@ -217,44 +252,77 @@ def _read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedI
     return RaggedIds(values, np.arange(rows + 1, dtype=np.int64) * width, width=width)
 
 
+def _is_values_and_offsets(ids: tuple[object, ...]) -> bool:
+    """Return whether a tuple is ragged: two flat parts, of which one is an array or a list.
+
+    Two tuples, or two sequences of an inference engine, are rows.
+    """
+    if len(ids) != 2 or any(map(holds_rows, ids)):
+        return False
+    return any(isinstance(part, list) or as_array("", part) is not None for part in ids)
+
+
 def _read_ragged(name: str, ids: tuple[object, ...], *, integers_only: bool) -> RaggedIds:
-    if len(ids) != 2:
-        raise TypeError(
-            f"{name}: expected a tuple (values, offsets), got a tuple of {len(ids)} entries; pass "
-            "several rows as a list"
-        )
     arrays = []
-    for part, values in zip(("values", "offsets"), ids, strict=True):
-        array = _as_array(f"{name} {part}", values)
+    for part, flat in zip(("values", "offsets"), ids, strict=True):
+        array = as_array(f"{name} {part}", flat)
         if array is None:
-            array = np.asarray(values)
+            array = np.asarray(as_list(flat))
         if array.ndim != 1:
             raise TypeError(f"{name} {part}: expected a 1-D array, got rank {array.ndim}")
         arrays.append(array)
     values = _integers(f"{name} values", arrays[0], integers_only=integers_only)
-    offsets = _integers(f"{name} offsets", arrays[1])
-    return RaggedIds(values, offsets.astype(np.int64, copy=False))
+    offsets = _integers(f"{name} offsets", arrays[1]).astype(np.int64, copy=False)
+    falls = np.flatnonzero(np.diff(offsets, prepend=offsets[:1]) < 0)
+    if len(falls) or len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(values):
+        at = int(falls[0]) if len(falls) else 0 if offsets[:1].any() else len(offsets) - 1
+        found = f"index {at} is {offsets[at]}" if len(offsets) else "there are none"
+        raise ValueError(
+            f"{name} offsets must start at 0, never fall and end at the number of values "
+            f"({len(values)}), but {found}; a tuple of two flat parts is (values, offsets): pass "
+            "two rows as a list"
+        )
+    return RaggedIds(values, offsets)
 
 
-def _read_list(name: str, rows: list[object], *, integers_only: bool) -> RaggedIds:
+def _read_list(
+    name: str,
+    rows: Sequence[object],
+    *,
+    integers_only: bool = True,
+) -> RaggedIds:
     if all(isinstance(row, (list, tuple)) for row in rows):
         return RaggedIds(*_native.ids_from_lists(name, rows))
-    arrays = []
+    arrays: list[NDArray[Any] | None] = []
+    lists: list[list[Any] | tuple[Any, ...]] = []
     for number, row in enumerate(rows):
         row_name = f"{name}: row {number}"
-        array = np.asarray(row) if isinstance(row, (list, tuple)) else _as_array(row_name, row)
-        if array is None or array.ndim != 1:
+        array = as_array(row_name, row)
+        entries = as_list(row) if array is None else ()
+        if entries is None or (array is not None and array.ndim != 1):
             found = type(row).__name__ if array is None else f"an array of rank {array.ndim}"
-            raise TypeError(f"{row_name}: expected a list or a 1-D array of ids, got {found}")
-        arrays.append(_integers(row_name, array, integers_only=integers_only))
-    offsets = np.zeros(len(arrays) + 1, np.int64)
-    np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    return RaggedIds(np.concatenate(arrays), offsets)
+            raise TypeError(
+                f"{row_name}: expected a sequence of integers or a 1-D array of ids, got {found}"
+            )
+        if array is not None:
+            array = _integers(row_name, array, integers_only=integers_only)
+        arrays.append(array)
+        lists.append(entries)
+    # One call reads all rows without an array, so that a message has the number of the row.
+    values, offsets = _native.ids_from_lists(name, lists)
+    return RaggedIds(
+        *joined(
+            [
+                values[offsets[number] : offsets[number + 1]] if array is None else array
+                for number, array in enumerate(arrays)
+            ]
+        )
+    )
 
 
 def _read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:
-    array = None if isinstance(mask, (RaggedIds, tuple, list)) else _as_array(name, mask)
-    if array is not None and array.ndim == 1:
+    array = None if isinstance(mask, (RaggedIds, tuple, list)) else as_array(name, mask)
+    if array is not None and array.ndim == 1 and array.dtype != np.object_:
         # The flat form belongs to ragged values.
         ragged = RaggedIds(_integers(name, array, integers_only=False), ids.offsets)
         if len(array) != len(ids.values):
@@ -287,26 +355,10 @@ def array_of(name: str, value: object) -> NDArray[Any]:
     Raises:
         TypeError: `value` is something else, or a tensor on another device.
     """
-    array = _as_array(name, value)
+    array = as_array(name, value)
     if array is None:
         raise TypeError(f"{name}: expected an array or a tensor, got {type(value).__name__}")
     return array
-
-
-def _as_array(name: str, value: object) -> NDArray[Any] | None:
-    """Return a NumPy array or CPU tensor as an array with the same memory, else `None`."""
-    if isinstance(value, np.ndarray):
-        return value
-    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
-        tensor: Any = value
-        if tensor.device.type != "cpu":
-            raise TypeError(
-                f"{name}: expected a tensor on the CPU, got one on {tensor.device}; pass "
-                "tensor.cpu()"
-            )
-        array: NDArray[Any] = tensor.detach().numpy()
-        return array
-    return None
 
 
 def _integers(name: str, array: NDArray[Any], *, integers_only: bool = True) -> NDArray[Any]:
