@@ -17,6 +17,7 @@ from tokenizers import (
 
 from simct_align.errors import UnsupportedTokenizerError
 from simct_align.readers import open_tokenizer
+from simct_align.readers.patterns import literal_of
 from simct_align.token_kind import TokenKind
 
 NORMAL, BYTE, SPECIAL, UNUSED = TokenKind
@@ -262,6 +263,97 @@ def test_supported_chains(decoder):
     assert table.token_bytes == [tokenizer.decode([token]).encode() for token in (0, 1)]
 
 
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+FALLBACK_CHAINS = {
+    "fallback_metaspace": [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")],
+    "fallback_replace": [decoders.ByteFallback(), decoders.Replace("▁", " ")],
+    "fallback_replace_fuse": [
+        decoders.ByteFallback(), decoders.Replace("▁", " "), decoders.Fuse(),
+    ],
+    "fallback_fuse_replace": [
+        decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " "),
+    ],
+    "fallback_ascii": [
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Replace("_", "-"),
+    ],
+    "ascii_to_nothing": [
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Replace("_", ""),
+    ],
+    "regex": [
+        decoders.Replace(Regex("▁"), " "), decoders.ByteFallback(), decoders.Fuse(),
+    ],
+    "regex_escapes": [
+        decoders.Replace(Regex(r"\u2581"), " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Replace(Regex(r"\."), "!"), decoders.Replace(Regex("[_]"), "-"),
+    ],
+    "longer_before_fuse": [
+        decoders.Replace("ab", "x"), decoders.Replace("▁", " "), decoders.ByteFallback(),
+    ],
+    "start": [
+        decoders.ByteFallback(), decoders.Replace("▁", " "), decoders.Fuse(),
+        decoders.Replace(Regex(r"\A "), ""),
+    ],
+    "start_before_spaces": [
+        decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(Regex("(?<!\n)^▁?"), ""),
+        decoders.Replace("▁", " "),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FALLBACK_CHAINS)
+@given(data=st.data())
+def test_chains_with_byte_fallback_agree_with_the_decoder(name, data):
+    tokens = ["▁", "▁a", "a", "ab", "b", "_", "a_", ".", "\n", "é", *BYTES]
+    tokenizer = bpe(tokens, decoders.Sequence(FALLBACK_CHAINS[name]), byte_fallback=True)
+    table = open_tokenizer(tokenizer).table()
+    # Bytes that are no character alone are shown as U+FFFD, each by itself.
+    usable = [token for token, text in enumerate(table.token_bytes) if text < b"\x80" or token < 10]
+    first = tokens.index("b")
+    ids = [first, *data.draw(st.lists(st.sampled_from(usable), max_size=12))]
+    text = b"".join(table.token_bytes[token] for token in ids).decode()
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_space_that_only_byte_fallbacks_spell_is_refused():
+    chain = decoders.Sequence([decoders.ByteFallback(), decoders.Replace("▁", " ")])
+    # Without such fallbacks, or with a token for the mark, no encoder writes the mark in bytes.
+    assert open_tokenizer(bpe(["▁a", "b"], chain)).table().token_bytes == [b" a", b"b"]
+    assert open_tokenizer(bpe(["▁", *BYTES], chain)).table().token_bytes[0] == b" "
+    with pytest.raises(UnsupportedTokenizerError, match="only byte fallbacks spell '▁'"):
+        open_tokenizer(bpe(["▁a", "b", *BYTES], chain)).table()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("^ ", "start of every line"),
+        ("▁+", "more than one text"),
+        (r"\s", "more than one text"),
+        (r"\A +", "more than one text"),
+    ],
+)
+def test_patterns_that_are_not_exact_have_a_reason(pattern, reason):
+    chain = decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex(pattern), "")])
+    with pytest.raises(UnsupportedTokenizerError, match=reason) as caught:
+        open_tokenizer(bpe(["a"], chain)).table()
+    assert repr(pattern) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ({"String": "▁"}, "▁"), ({"String": ""}, None), ({"String": "a+"}, "a+"),
+        ({"Regex": "▁▁"}, "▁▁"), ({"Regex": r"\ \t\x41\u2581\x{1F600}[b]"}, " \tA▁😀b"),
+        ({"Regex": ""}, None), ({"Regex": r"\d"}, None), ({"Regex": r"\b"}, None),
+        ({"Regex": "a|b"}, None), ({"Regex": "(a)"}, None), ({"Regex": "[ab]"}, None),
+        ({"Regex": "a{2}"}, None), ({"Regex": "."}, None), ({"Regex": "^a"}, None),
+    ],
+)  # fmt: skip
+def test_literal_patterns(pattern, text):
+    assert literal_of(pattern) == text
+
+
 SPACE = decoders.Replace("▁", " ")
 #: What converters of GGUF files write for byte-level vocabularies.
 GGUF_CHAIN = decoders.Sequence(
@@ -311,11 +403,23 @@ class UpperCase:
         (decoders.BPEDecoder(), "decoder BPEDecoder"),
         (decoders.Decoder.custom(UpperCase()), "decoder Decoder"),
         (decoders.Replace(Regex("▁+"), " "), "decoder Replace"),
-        (decoders.Sequence([decoders.Fuse(), SPACE]), "decoder Sequence[Fuse, Replace]"),
         (
-            decoders.Sequence([decoders.ByteFallback(), SPACE]),
-            "decoder Sequence[ByteFallback, Replace]",
+            decoders.Sequence([decoders.Fuse(), decoders.Replace("▁▁", " ")]),
+            "decoder Sequence[Fuse, Replace]",
         ),
+        (
+            decoders.Sequence([SPACE, decoders.Replace(Regex(r"\A "), ""), decoders.Fuse()]),
+            "decoder Sequence[Replace, Replace, Fuse]",
+        ),
+        (
+            decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex("^ "), "")]),
+            "decoder Replace",
+        ),
+        (
+            decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex(r"\A\n"), "")]),
+            "decoder Replace",
+        ),
+        (decoders.Replace(Regex("▁|_"), " "), "decoder Replace"),
         (
             decoders.Sequence([SPACE, decoders.Strip(" ", 1, 0)]),
             "decoder Sequence[Replace, Strip]",
@@ -375,6 +479,10 @@ def test_a_prefix_that_the_decoder_takes_off_is_supported():
         (normalizers.Prepend("▁"), None, True),
         (normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("▁")]), None, True),
         (normalizers.Replace(" ", "▁"), None, False),
+        (normalizers.Replace(Regex(r"(?<!\n)^"), "▁"), None, True),
+        (normalizers.Replace(Regex(r"\A"), "▁"), None, True),
+        (normalizers.Replace(Regex("^"), "▁"), None, True),
+        (normalizers.Replace(Regex("^x"), "▁"), None, False),
         (None, pre_tokenizers.Metaspace(prepend_scheme="always"), True),
         (None, pre_tokenizers.Metaspace(prepend_scheme="first"), True),
         (None, pre_tokenizers.Metaspace(prepend_scheme="never"), False),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.errors import UnsupportedTokenizerError
+from simct_align.readers.patterns import literal_of, text_at_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -134,23 +135,65 @@ class GuardedByteLevelReader(ByteLevelReader):
 
 @dataclass(frozen=True)
 class ReplacingReader(TokenReader):
-    """The SentencePiece chain: literal replacements, then perhaps byte fallbacks."""
+    """The SentencePiece chain: literal replacements, before and after perhaps byte fallbacks.
 
-    replacements: tuple[tuple[str, str], ...]
-    byte_fallback: bool
+    Attributes:
+        chain: The chain, for messages.
+        before: Replacements of the tokens' own strings.
+        byte_fallback: Whether tokens such as `<0x0A>` are bytes.
+        after: Replacements of what the byte fallbacks spell, too.
+    """
+
+    chain: str
+    before: tuple[tuple[str, str], ...]
+    byte_fallback: bool = False
+    after: tuple[tuple[str, str], ...] = ()
 
     def read(self, tokens: Sequence[str]) -> tuple[list[bytes], list[int]]:
         """See `TokenReader`."""
-        for old, new in self.replacements:
-            tokens = [token.replace(old, new) for token in tokens]
-        result = [token.encode() for token in tokens]
+        tokens = _replaced(tokens, self.before)
+        result = [token.encode() for token in _replaced(tokens, self.after)]
         fallbacks = []
         if self.byte_fallback:
             for index, token in enumerate(tokens):
                 if len(token) == 6 and (match := _BYTE_TOKEN.fullmatch(token)):
-                    result[index] = bytes((int(match[1], 16),))
-                    fallbacks.append(index)
+                    byte = int(match[1], 16)
+                    # A byte below 0x80 is a character, which later components replace.
+                    text = _replaced([chr(byte)], self.after)[0] if byte < 0x80 else ""
+                    result[index] = text.encode() if byte < 0x80 else bytes((byte,))
+                    if len(result[index]) == 1:
+                        fallbacks.append(index)
         return result, fallbacks
+
+    def check(self, tokens: Iterable[str]) -> None:
+        """See `TokenReader`.
+
+        A character of several bytes that is replaced after the byte fallbacks would also be
+        replaced where fallbacks spell it. No encoder spells it so if it is a token of its own.
+        """
+        spelled = {character for old, _ in self.after for character in old if ord(character) > 0x7F}
+        if not spelled:
+            return
+        alone = set()
+        fallbacks = set()
+        for token in _replaced(list(tokens), self.before):
+            if len(token) == 1:
+                alone.add(token)
+            elif match := _BYTE_TOKEN.fullmatch(token):
+                fallbacks.add(int(match[1], 16))
+        for character in sorted(spelled - alone):
+            if fallbacks.issuperset(character.encode()):
+                raise UnsupportedTokenizerError(
+                    self.chain,
+                    f"it replaces {character!r} after the byte fallbacks, and only byte fallbacks "
+                    f"spell {character!r}: what one of them adds depends on the next",
+                )
+
+
+def _replaced(tokens: Sequence[str], replacements: Iterable[tuple[str, str]]) -> Sequence[str]:
+    for old, new in replacements:
+        tokens = [token.replace(old, new) for token in tokens]
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -247,7 +290,7 @@ def _guarded_reader(before: list[dict[str, Any]], chain: str) -> TokenReader:
         if part["type"] == "Metaspace":
             mark = part["replacement"]
         elif part["type"] == "Replace":
-            mark = part["pattern"].get("String")
+            mark = literal_of(part["pattern"])
         # A longer pattern could match across two tokens.
         if mark is not None and len(mark) == 1:
             marks.add(mark)
@@ -258,31 +301,81 @@ def _guarded_reader(before: list[dict[str, Any]], chain: str) -> TokenReader:
 
 
 def _replacing_reader(parts: list[dict[str, Any]], kinds: list[str]) -> TokenReader:
-    """Read `(Replace | Metaspace)* ByteFallback? Fuse? Strip?`, in that order only."""
+    """Read chains of Replace, Metaspace, ByteFallback, Fuse and Strip.
+
+    Before Fuse, every component reads the tokens one by one. After Fuse it reads the whole text:
+    then only what acts on single characters, or once at the start of the text, is exact.
+    """
+    chain = f"decoder Sequence[{', '.join(kinds)}]"
     replacements: list[tuple[str, str]] = []
-    order = {"Replace": 0, "Metaspace": 0, "ByteFallback": 1, "Fuse": 2, "Strip": 3}
-    stage = 0
+    before_fallback = None
+    removed_at_start: list[tuple[str, int]] = []
+    seen: set[str] = set()
     for part, kind in zip(parts, kinds, strict=True):
-        component = f"decoder {kind}"
-        if kind not in order:
-            raise UnsupportedTokenizerError(component, "it does not determine the bytes per token")
-        repeated = order[kind] == stage > 0
-        if order[kind] < stage or repeated or (kind == "Strip" and stage != order["Fuse"]):
+        if kind not in ("Replace", "Metaspace", "ByteFallback", "Fuse", "Strip"):
             raise UnsupportedTokenizerError(
-                f"decoder Sequence[{', '.join(kinds)}]",
-                f"{kind} at this place can change bytes across tokens",
+                f"decoder {kind}", "it does not determine the bytes per token"
             )
-        stage = order[kind]
-        if kind == "Metaspace":
+        repeated = kind in seen and kind not in ("Replace", "Metaspace")
+        misplaced = kind == "ByteFallback" and "Fuse" in seen
+        if repeated or misplaced or "Strip" in seen:
+            raise UnsupportedTokenizerError(
+                chain, f"{kind} at this place can change bytes across tokens"
+            )
+        seen.add(kind)
+        if kind == "ByteFallback":
+            before_fallback = len(replacements)
+        elif kind == "Strip":
+            _check_strip(part, chain, fused="Fuse" in seen)
+        elif kind == "Metaspace":
             replacements.append((part["replacement"], " "))
         elif kind == "Replace":
-            pattern = part["pattern"].get("String")
-            if not pattern:
-                raise UnsupportedTokenizerError(component, "only a literal pattern is supported")
-            replacements.append((pattern, part["content"]))
-        elif kind == "Strip" and not (
-            part["content"] == " " and part["start"] <= 1 and part["stop"] == 0
-        ):
-            # One space at the start of the whole text is the dummy prefix; more would be text.
-            raise UnsupportedTokenizerError(component, f"it strips more than a prefix: {part}")
-    return ReplacingReader(tuple(replacements), "ByteFallback" in kinds)
+            at_start = text_at_start(part["pattern"])
+            if at_start and not part["content"]:
+                if "Fuse" not in seen:
+                    raise UnsupportedTokenizerError(
+                        chain, f"before Fuse it removes {at_start!r} from every token"
+                    )
+                removed_at_start.append((at_start, len(replacements)))
+            else:
+                replacements.append(_replacement(part, chain, fused="Fuse" in seen))
+    for text, place in removed_at_start:
+        # One space at the start of the whole text is the dummy prefix; more would be text.
+        if len(removed_at_start) > 1 or _replaced([text], replacements[place:]) != [" "]:
+            raise UnsupportedTokenizerError(
+                "decoder Replace", f"it removes {text!r} at the start, which is more than a prefix"
+            )
+    if before_fallback is None:
+        return ReplacingReader(chain, tuple(replacements))
+    before, after = replacements[:before_fallback], replacements[before_fallback:]
+    return ReplacingReader(chain, tuple(before), byte_fallback=True, after=tuple(after))
+
+
+def _replacement(part: dict[str, Any], chain: str, *, fused: bool) -> tuple[str, str]:
+    """Read a Replace component that acts on single tokens."""
+    text = literal_of(part["pattern"])
+    if text is None:
+        shown = part["pattern"].get("Regex", "")
+        reason = (
+            f"the pattern {shown!r} matches at the start of every line, so the bytes of a token "
+            "depend on the one before"
+            if shown.startswith("^")
+            else f"the pattern {shown!r} matches more than one text; only a literal pattern, or "
+            "one that removes a space at the start of the text, is exact for single tokens"
+        )
+        raise UnsupportedTokenizerError("decoder Replace", reason)
+    if fused and len(text) > 1:
+        raise UnsupportedTokenizerError(
+            chain, f"after Fuse, the pattern {text!r} can match across two tokens"
+        )
+    return text, part["content"]
+
+
+def _check_strip(part: dict[str, Any], chain: str, *, fused: bool) -> None:
+    if not fused:
+        raise UnsupportedTokenizerError(
+            chain, "Strip at this place can change bytes across tokens: it strips every token"
+        )
+    if part["content"] != " " or part["start"] > 1 or part["stop"]:
+        # One space at the start of the whole text is the dummy prefix; more would be text.
+        raise UnsupportedTokenizerError("decoder Strip", f"it strips more than a prefix: {part}")
