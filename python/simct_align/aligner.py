@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -40,7 +41,8 @@ class Aligner(VocabularyPair):
             `stop_tokens` instead.
         stop_tokens: A pair of sequences, teacher's then student's: the names or ids of the tokens
             that end a turn, the canonical one first. The default is the `stop_ids` of each
-            vocabulary. If one side has no stops, the stops of the other side have no partner.
+            vocabulary. If one side has no stops, the stops of the other side have no partner, and
+            without `stop_tokens` a warning says so.
 
     Raises:
         UnsupportedTokenizerError: The exact token bytes of a tokenizer cannot be read.
@@ -76,6 +78,8 @@ class Aligner(VocabularyPair):
             special_tokens=special_tokens,
             stop_tokens=stop_tokens,
         )
+        if stop_tokens is None:
+            _warn_without_stops(self._teacher, self._student)
 
     def __repr__(self) -> str:
         return (
@@ -97,10 +101,13 @@ class Aligner(VocabularyPair):
         """Find the finest joint segmentation of every row.
 
         Args:
-            teacher_ids: The teacher's ids, of any integer dtype: lists of lists; a list of 1-D
-                arrays or CPU tensors; a 2-D array or CPU tensor `[rows, positions]`; or a tuple
-                `(values [tokens], offsets [rows + 1])`. Contiguous int32, uint32 and int64
-                arrays are read without a copy.
+            teacher_ids: The teacher's ids, of any integer dtype: any sequence of rows, where a row
+                is a sequence of integers or a 1-D array; a 2-D array `[rows, positions]`; a list
+                array of PyArrow, a column of a `datasets.Dataset` or a nested tensor; or a tuple
+                `(values [tokens], offsets [rows + 1])`. Arrays are those of NumPy, tensors on the
+                CPU, and what has DLPack or the buffer protocol. A tuple of two is `(values,
+                offsets)` if both are flat and one of them is an array or a list; else its entries
+                are rows. Contiguous int32, uint32 and int64 arrays are read without a copy.
             student_ids: The student's ids, in the same forms as `teacher_ids`.
             teacher_mask: Which of the teacher's positions take part (nonzero or True), in the
                 shape of `teacher_ids`. The default is all positions. Every contiguous run of
@@ -464,6 +471,21 @@ class Aligner(VocabularyPair):
 
 def _vocabulary(source: object) -> Vocabulary:
     return source if isinstance(source, Vocabulary) else Vocabulary.from_tokenizer(source)
+
+
+def _warn_without_stops(teacher: Vocabulary, student: Vocabulary) -> None:
+    """Warn of a side without stops, unless both sides are lists of token bytes without any."""
+    sides = {"teacher": teacher, "student": student}
+    if not any(side.stop_ids or side._source is not None for side in sides.values()):
+        return
+    without = [name for name, side in sides.items() if not side.stop_ids]
+    if without:
+        warnings.warn(
+            f"no token that ends a turn is known of the {' and the '.join(without)}, so ends of "
+            "turn are not compared; name them in Aligner(..., stop_tokens=([teacher's], "
+            "[student's])), with [] for a side that has none",
+            stacklevel=3,
+        )
 
 
 def _check_text(number: int, text: object) -> None:

@@ -56,6 +56,11 @@ One-sided tokens are tokens whose text is not a single token of the other side.
 They are counted by the length of their spelling: the number of tokens with
 which the other side writes them.
 
+Stops are the tokens that end a turn, the canonical one first, each with the
+places that name it: the chat template, eos_token of tokenizer_config.json and of
+special_tokens_map.json, eos_token_id of config.json and of
+generation_config.json, and the default of the tokenizer's class.
+
 example:
   simct-align inspect path/to/teacher path/to/student --json"""
 
@@ -124,8 +129,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
     screen.line()
     draw_table(screen, rows)
     screen.line()
-    for label, names in zip(("teacher", "student"), shared["stops"], strict=True):
-        screen.line(f"  stops of the {label}: {' '.join(names) if names else 'none known'}")
+    for label, side in (("teacher", teacher), ("student", student)):
+        screen.line(f"  stops of the {label}: {'' if side['stops'] else 'none known'}".rstrip())
+        for token, name in side["stops"].items():
+            screen.line(f"    {name}  id {token}, from {', '.join(side['stop_sources'][token])}")
     specials = "  ".join(f"{left} = {right}" for left, right in shared["mapped_specials"])
     screen.line(f"  special tokens mapped onto each other: {specials or 'none'}")
     return EXIT_OK

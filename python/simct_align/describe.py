@@ -31,6 +31,7 @@ def _side(vocabulary: Vocabulary, shared_texts: int, spellings: Spellings) -> di
         "unspelled": len(spellings.unspelled),
         "dummy_prefix": vocabulary.dummy_prefix,
         "stops": {str(i): _special_name(vocabulary, i) for i in vocabulary.stop_ids},
+        "stop_sources": {str(i): list(found) for i, found in vocabulary.stop_sources.items()},
         "digest": vocabulary.digest,
     }
 

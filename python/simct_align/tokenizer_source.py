@@ -40,6 +40,13 @@ class TokenizerSource:
         self._opened = opened
         self._check = check
 
+    @property
+    def source(self) -> object:
+        """The tokenizer, path or hub id."""
+        if isinstance(self._source, _Pickled):
+            return pickle.loads(self._source.data)
+        return self._source
+
     def open(self) -> TextTokenizer:
         """Open the tokenizer, or return it if it is already open.
 
@@ -56,10 +63,7 @@ class TokenizerSource:
         if self._opened is None:
             from simct_align.readers import open_tokenizer
 
-            source = self._source
-            if isinstance(source, _Pickled):
-                source = pickle.loads(source.data)
-            opened = open_tokenizer(source)
+            opened = open_tokenizer(self.source)
             if self._check is not None:
                 self._check(opened)
             elif self._special:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,16 @@ import numpy as np
 
 from simct_align import _native
 from simct_align.errors import MissingTokenizerError
+from simct_align.inputs import read_row
 from simct_align.token_kind import TokenKind
 from simct_align.tokenizer_source import TokenizerSource
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
-    from simct_align.readers import TextTokenizer
+    from simct_align.readers import TextTokenizer, TokenTable
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,15 @@ class Vocabulary:
     """
 
     def __init__(
-        self, native: _native.Vocabulary, *, source: TokenizerSource | None = None
+        self,
+        native: _native.Vocabulary,
+        *,
+        source: TokenizerSource | None = None,
+        stop_sources: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         self._native = native
         self._source = source
+        self._stop_sources = stop_sources or {}
 
     @classmethod
     def from_tokenizer(
@@ -82,20 +89,32 @@ class Vocabulary:
         *,
         vocab_size: int | None = None,
         special: Collection[str | int] = (),
+        pattern: str | None = None,
+        control_tokens: Mapping[str, int] | None = None,
     ) -> Vocabulary:
         """Read the exact bytes of every token from a tokenizer.
 
+        The stops are the union of what the chat template ends a turn with, `eos_token` of
+        `tokenizer_config.json` (or of the tokenizer object) and of `special_tokens_map.json`,
+        `eos_token_id` of `config.json` and of `generation_config.json`, and the default of the
+        tokenizer's class, in this order. `stop_sources` says where each was found.
+
         Args:
-            source: A `tokenizers.Tokenizer`; a fast `transformers` tokenizer; a path to a
-                `tokenizer.json`, `tokenizer.json.gz`, SentencePiece `.model` or
-                `tekken.json`, or to a directory with one of them; a hub id (needs
-                `transformers`; remote code is never run); a `tiktoken.Encoding`; a
-                SentencePiece processor; a `mistral_common` tokenizer.
+            source: A `tokenizers.Tokenizer`; a `transformers` tokenizer that is fast, reads bytes
+                (ByT5) or wraps a `tiktoken.Encoding`; a path to a `tokenizer.json`,
+                `tokenizer.json.gz`, SentencePiece `.model`, `tekken.json` or tiktoken rank file,
+                or to a directory with one of them; a hub id (needs `transformers`; its tokenizer
+                file is read like that of a directory, and remote code is never run); a
+                `tiktoken.Encoding`; a SentencePiece processor; a `mistral_common` tokenizer.
             vocab_size: Number of rows of the model's embedding. Ids from the length of the
                 tokenizer up to `vocab_size` become `UNUSED`. The default is the length of the
                 tokenizer.
             special: Names or ids of additional special tokens, which the tokenizer does not flag
                 as special.
+            pattern: For a rank file only: the regular expression that cuts text into words, as in
+                `tiktoken.Encoding`.
+            control_tokens: For a rank file only: the ids of the special tokens by name. The default
+                is what `tokenizer_config.json` beside the file lists.
 
         Returns:
             The vocabulary. It keeps the tokenizer for the methods that tokenize.
@@ -108,6 +127,10 @@ class Vocabulary:
             OSError: A file or hub id cannot be found or read.
             ImportError: The library that the tokenizer needs is not installed.
 
+        Warns:
+            UserWarning: The chat template shows special tokens that the tokenizer does not flag, or
+                a configuration names a stop that is no control token.
+
         Complexity:
             O(bytes of all tokens) time and memory.
 
@@ -118,10 +141,17 @@ class Vocabulary:
             >>> vocabulary.decode_bytes(vocabulary.encode_batch(["naïve"])[0]).decode()
             'naïve'
         """
-        from simct_align.readers import open_tokenizer
+        from simct_align.readers import open_ranks, open_tokenizer
 
-        tokenizer = open_tokenizer(source)
+        tokenizer: TextTokenizer
+        if pattern is None and control_tokens is None:
+            tokenizer = open_tokenizer(source)
+        else:
+            ranks = open_ranks(source, pattern=pattern, control_tokens=control_tokens)
+            tokenizer, source = ranks, ranks.encoding
         table = tokenizer.table(special=special)
+        for note in table.notes:
+            warnings.warn(note, stacklevel=2)
         found = len(table.token_bytes)
         if vocab_size is not None and vocab_size < found:
             raise ValueError(
@@ -137,7 +167,11 @@ class Vocabulary:
             special_names=table.special_names,
             stop_ids=table.stop_ids,
         )
-        return cls(native, source=TokenizerSource(source, special=special, opened=tokenizer))
+        return cls(
+            native,
+            source=TokenizerSource(source, special=special, opened=tokenizer),
+            stop_sources=table.stop_sources,
+        )
 
     @classmethod
     def from_token_bytes(
@@ -195,6 +229,11 @@ class Vocabulary:
                         f"{kind.name.lower()} id {token_id} is not in the vocabulary of "
                         f"{len(token_bytes)} tokens"
                     )
+                if kinds[token_id] not in (TokenKind.NORMAL, kind):
+                    raise ValueError(
+                        f"id {token_id} is given as {TokenKind(kinds[token_id]).name.lower()} and "
+                        f"as {kind.name.lower()}, expected one kind"
+                    )
                 kinds[token_id] = kind
         return cls(
             _build(
@@ -248,13 +287,25 @@ class Vocabulary:
 
     @property
     def special_ids(self) -> dict[str, int]:
-        """The special ids by name, as far as the names are known."""
-        return {name: token_id for token_id, name in self.special_names.items()}
+        """The special ids by name, as far as the names are known.
+
+        Of several ids with one name it has the smallest.
+        """
+        descending = sorted(self.special_names.items(), reverse=True)
+        return {name: token_id for token_id, name in descending}
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The special ids that end a turn, the canonical one first; empty if none is known."""
         return tuple(self._native.stop_ids)
+
+    @property
+    def stop_sources(self) -> dict[int, tuple[str, ...]]:
+        """Where each stop was found, such as `"generation_config.json"`, in the order of the stops.
+
+        Empty tuples for a vocabulary that was not read from a tokenizer in this process.
+        """
+        return {stop: tuple(self._stop_sources.get(stop, ())) for stop in self.stop_ids}
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
@@ -277,11 +328,11 @@ class Vocabulary:
             raise IndexError(f"token id {token_id} is not in the vocabulary of {len(self)} tokens")
         return self._native.token_bytes(token_id)
 
-    def decode_bytes(self, ids: ArrayLike) -> bytes:
+    def decode_bytes(self, ids: object) -> bytes:
         """Return the bytes of a sequence of ids, concatenated.
 
         Args:
-            ids: Integers `[n]`.
+            ids: Integers `[n]`: a sequence, or a 1-D array.
 
         Returns:
             The bytes. Special and unused ids add none.
@@ -293,15 +344,7 @@ class Vocabulary:
         Complexity:
             O(n + bytes) time.
         """
-        array = np.asarray(ids)
-        if array.size == 0:
-            return b""
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise TypeError(
-                f"ids: expected a one-dimensional sequence of integers, got {array.dtype} of "
-                f"rank {array.ndim}"
-            )
-        return self._native.decode_bytes(np.ascontiguousarray(array, np.int64))
+        return self._native.decode_bytes(read_row("ids", ids).astype(np.int64, copy=False))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize texts without special tokens.
@@ -336,36 +379,51 @@ class Vocabulary:
         The tokenizer is opened and checked on first use.
 
         Args:
-            source: Any source that `from_tokenizer` reads.
+            source: Any source that `from_tokenizer` reads, or a `Vocabulary` with a tokenizer.
 
         Returns:
             A vocabulary with the same tokens. On first use, its methods that tokenize raise
-            `ValueError` if the tokenizer has other tokens.
+            `ValueError` if the tokenizer has other tokens. The message names the first of them.
+
+        Raises:
+            MissingTokenizerError: `source` is a vocabulary without a tokenizer.
         """
+        if isinstance(source, Vocabulary):
+            if source._source is None:
+                raise MissingTokenizerError(
+                    "with_tokenizer: the given vocabulary has no tokenizer itself"
+                )
+            source = source._source.source
 
         def check(tokenizer: TextTokenizer) -> None:
-            table = tokenizer.table(special=list(self.special_names))
-            same = np.array_equal(self.kinds[: len(table.kinds)], table.kinds)
-            if same:
-                theirs = _build(
-                    table.token_bytes,
-                    table.kinds,
-                    dummy_prefix=table.dummy_prefix,
-                    special_names=self.special_names,
-                    stop_ids=(),
-                )
-                same = theirs.digest == self._native.digest
-            if not same:
-                raise ValueError(
-                    f"the tokenizer has other tokens ({len(table.kinds):,} ids), or another dummy "
-                    f"prefix, than this vocabulary ({len(self):,} ids, digest {self.digest[:12]}): "
-                    "pass the tokenizer from which the vocabulary was read"
-                )
+            try:
+                table = tokenizer.table(special=list(self.special_names))
+            except ValueError:  # it lacks one of them, as the comparison tells
+                table = tokenizer.table()
+            if self._agrees_with(table):
+                return
+            raise ValueError(
+                f"the tokenizer has other tokens, or another dummy prefix, than this vocabulary "
+                f"(digest {self.digest[:12]}): {_first_difference(self, table)}; pass the "
+                "tokenizer from which the vocabulary was read"
+            )
 
         return Vocabulary(
             self._native,
             source=TokenizerSource(source, special=list(self.special_names), check=check),
         )
+
+    def _agrees_with(self, table: TokenTable) -> bool:
+        if not np.array_equal(self.kinds[: len(table.kinds)], table.kinds):
+            return False
+        theirs = _build(
+            table.token_bytes,
+            table.kinds,
+            dummy_prefix=table.dummy_prefix,
+            special_names=self.special_names,
+            stop_ids=(),
+        )
+        return theirs.digest == self._native.digest
 
     def verify(self, texts: Sequence[str]) -> VerifyReport:
         """Tokenize texts and report where the tokens do not have the bytes of the text.
@@ -399,6 +457,31 @@ class Vocabulary:
                 rest = slice(offset, offset + 40)
                 differences.append(Difference(number, offset, expected[rest], found[rest]))
         return VerifyReport(len(texts), tuple(differences))
+
+
+def _first_difference(vocabulary: Vocabulary, table: TokenTable) -> str:
+    """Describe the first token that a tokenizer has otherwise than a vocabulary."""
+    sizes = (len(vocabulary), len(table.kinds))
+    kinds = np.full((2, max(sizes)), TokenKind.UNUSED, np.uint8)
+    kinds[0, : sizes[0]], kinds[1, : sizes[1]] = vocabulary.kinds, table.kinds
+    different = np.flatnonzero(kinds[0] != kinds[1]).tolist()
+    own = map(vocabulary._native.token_bytes, range(sizes[0]))
+    texts = enumerate(zip(own, table.token_bytes, strict=False))
+    different += [token for token, (left, right) in texts if left != right][:1]
+    if not different:
+        found = "puts" if table.dummy_prefix else "does not put"
+        return f"the tokens are the same, but the tokenizer {found} a space before a text"
+    first = min(different)
+
+    def shown(side: int, text: bytes) -> str:
+        return f"{TokenKind(int(kinds[side, first])).name} {text!r}"
+
+    here = vocabulary.token_bytes(first) if first < sizes[0] else b""
+    there = table.token_bytes[first] if first < sizes[1] else b""
+    return (
+        f"the first that differs is id {first}, {shown(0, here)} in the vocabulary and "
+        f"{shown(1, there)} in the tokenizer"
+    )
 
 
 def _common_prefix(left: bytes, right: bytes) -> int:

@@ -9,23 +9,26 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simct_align.errors import UnsupportedTokenizerError
-from simct_align.readers.base import TextTokenizer, TokenTable
-from simct_align.readers.files import find_file, read_file, read_hints
+from simct_align.readers.base import TextTokenizer, TokenTable, is_a
+from simct_align.readers.facts import facts_beside, listed_control_tokens
+from simct_align.readers.files import FileKind, find_file, kind_of_file, read_file
 
-__all__ = ["TextTokenizer", "TokenTable", "open_tokenizer"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from simct_align.readers.bpe_tiktoken import TiktokenTokenizer
+
+__all__ = ["TextTokenizer", "TokenTable", "open_ranks", "open_tokenizer"]
 
 _ACCEPTED = (
-    "a tokenizers.Tokenizer, a fast transformers tokenizer, a path (tokenizer.json, "
+    "a tokenizers.Tokenizer, a transformers tokenizer, a path (tokenizer.json, "
     "tokenizer.json.gz, tekken.json, a SentencePiece .model, or a directory with one of them), "
     "a hub id, a tiktoken.Encoding, a sentencepiece.SentencePieceProcessor, or a mistral_common "
     "Tekkenizer, SentencePieceTokenizer or MistralTokenizer"
 )
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# tokenizer.model, and with mistral_common's versions: tokenizer.model.v3, tokenizer.model.v7m1
-_SENTENCEPIECE_FILE = re.compile(r".*\.(model|spm)(\.v\d+(m\d+)?)?")
 _FILE_SUFFIXES = (".json", ".gz", ".model", ".spm", ".tiktoken", ".txt")
 
 
@@ -36,11 +39,12 @@ def open_tokenizer(source: object) -> TextTokenizer:
     `Vocabulary.from_tokenizer` calls it.
 
     Args:
-        source: A `tokenizers.Tokenizer`; a fast `transformers` tokenizer; a path to
+        source: A `tokenizers.Tokenizer`; a `transformers` tokenizer; a path to
             `tokenizer.json`, `tokenizer.json.gz`, `tekken.json`, a SentencePiece `.model`,
-            or to a directory that holds one of them; a hub id, loaded through `transformers` and
-            never with remote code; a `tiktoken.Encoding`; a `SentencePieceProcessor`; a
-            `mistral_common` `Tekkenizer`, `SentencePieceTokenizer` or `MistralTokenizer`.
+            or to a directory that holds one of them; a hub id, whose tokenizer file is read like
+            that of a directory, never with remote code; a `tiktoken.Encoding`; a
+            `SentencePieceProcessor`; a `mistral_common` `Tekkenizer`, `SentencePieceTokenizer` or
+            `MistralTokenizer`.
 
     Returns:
         The reader.
@@ -69,109 +73,150 @@ def open_tokenizer(source: object) -> TextTokenizer:
     """
     if isinstance(source, (str, os.PathLike)):
         return _open_path(source)
-    if _is_a(source, "tokenizers", "Tokenizer"):
+    if is_a(source, "tokenizers", "Tokenizer"):
         from simct_align.readers.huggingface import HuggingFaceTokenizer
 
         tokenizer: Any = source
         return HuggingFaceTokenizer(tokenizer)
-    if _is_a(source, "transformers", "PreTrainedTokenizerBase"):
-        return _open_transformers(source)
-    if _is_a(source, "tiktoken", "Encoding"):
+    if is_a(source, "transformers", "MistralCommonBackend"):
+        backend: Any = source
+        return _open_mistral(backend.tokenizer)
+    if is_a(source, "transformers", "PreTrainedTokenizerBase"):
+        from simct_align.readers.transformers_objects import open_transformers
+
+        return open_transformers(source)
+    if is_a(source, "tiktoken", "Encoding"):
         from simct_align.readers.bpe_tiktoken import TiktokenTokenizer
 
         return TiktokenTokenizer(source)
-    if _is_a(source, "sentencepiece", "SentencePieceProcessor"):
+    if is_a(source, "sentencepiece", "SentencePieceProcessor"):
         from simct_align.readers.spm import SentencePieceTokenizer
 
         return SentencePieceTokenizer(source)
     return _open_mistral(source)
 
 
-def _is_a(source: object, package: str, name: str) -> bool:
-    """Return whether the class of an object, or a base of it, has this name and package.
+def open_ranks(
+    source: object, *, pattern: str | None, control_tokens: Mapping[str, int] | None
+) -> TiktokenTokenizer:
+    """Open a tiktoken rank file.
 
-    The check does not import the package.
+    Args:
+        source: The path of the file, or of a directory with it.
+        pattern: The regular expression that cuts text into words, as in `tiktoken.Encoding`.
+        control_tokens: Ids of the special tokens by name. The default is what
+            `tokenizer_config.json` beside the file lists.
+
+    Returns:
+        The reader.
+
+    Raises:
+        TypeError: `source` is not a path.
+        ValueError: The file is not a rank file, or `pattern` or `control_tokens` is missing or
+            wrong.
+        OSError: The file cannot be read.
+        ImportError: The package tiktoken is not installed.
     """
-    return any(
-        base.__name__ == name and base.__module__.partition(".")[0] == package
-        for base in type(source).__mro__
-    )
+    from simct_align.readers.bpe_tiktoken import TiktokenTokenizer, encoding_of_ranks
+
+    expected = "pattern and control_tokens belong to a tiktoken rank file"
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"{expected}: expected a path, got {type(source).__name__}")
+    path: Path | None = Path(source)
+    if path is not None and path.is_dir():
+        path = find_file(path)
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"{expected}: no such file: {os.fspath(source)}")
+    data = read_file(path)
+    kind = kind_of_file(path, data)
+    if kind is not FileKind.RANKS:
+        raise ValueError(f"{expected}, but {path} looks like {kind.value}; leave them out")
+    if control_tokens is None:
+        control_tokens = listed_control_tokens(path.parent)
+    encoding = encoding_of_ranks(path, data, pattern, control_tokens)
+    return TiktokenTokenizer(encoding, facts_beside(path.parent))
 
 
 def _open_mistral(source: Any) -> TextTokenizer:
-    if _is_a(source, "mistral_common", "MistralTokenizer"):
+    if is_a(source, "mistral_common", "MistralTokenizer"):
         return _open_mistral(source.instruct_tokenizer.tokenizer)
-    if _is_a(source, "mistral_common", "Tekkenizer"):
+    if is_a(source, "mistral_common", "Tekkenizer"):
         from simct_align.readers.tekken import TekkenTokenizer
 
-        return TekkenTokenizer(source)
-    if _is_a(source, "mistral_common", "SentencePieceTokenizer"):
-        return _open_sentencepiece(Path(source.file_path))
+        try:
+            facts = facts_beside(Path(source.file_path).parent)
+        except ValueError:  # made from parts: there is no file
+            facts = None
+        return TekkenTokenizer(source, facts)
+    if is_a(source, "mistral_common", "SentencePieceTokenizer"):
+        path = Path(source.file_path)
+        return _open_sentencepiece(path, read_file(path))
     raise TypeError(
         f"cannot open a {type(source).__module__}.{type(source).__qualname__} as a tokenizer; "
         f"expected {_ACCEPTED}"
     )
 
 
-def _open_transformers(source: Any) -> TextTokenizer:
-    if _is_a(source, "transformers", "MistralCommonBackend"):
-        return _open_mistral(source.tokenizer)
-    backend: Any = getattr(source, "backend_tokenizer", None)
-    if not _is_a(backend, "tokenizers", "Tokenizer"):
-        raise UnsupportedTokenizerError(
-            f"slow transformers tokenizer {type(source).__name__}",
-            "it has no tokenizers backend; pass the fast tokenizer, or the path of its .model file",
-        )
-    from simct_align.readers.huggingface import HuggingFaceTokenizer
-
-    special = [token for token in source.all_special_ids if token is not None]
-    return HuggingFaceTokenizer(
-        backend,
-        special=special,
-        eos=source.eos_token_id,
-    )
-
-
 def _open_path(source: str | os.PathLike[str]) -> TextTokenizer:
     path = Path(source)
     if path.is_dir():
-        path = find_file(path)
+        return _open_directory(path)
     if not path.is_file():
         is_name = isinstance(source, str) and _HUB_ID.fullmatch(source)
         if is_name and not path.name.endswith(_FILE_SUFFIXES):
             return _open_hub(str(source))
         raise FileNotFoundError(f"no such tokenizer file or directory: {os.fspath(source)}")
-    if _SENTENCEPIECE_FILE.fullmatch(path.name):
-        return _open_sentencepiece(path)
-    if path.name.startswith("tekken") and path.suffix == ".json":
+    data = read_file(path)
+    kind = kind_of_file(path, data)
+    if kind is FileKind.RANKS:
+        from simct_align.readers.bpe_tiktoken import encoding_of_ranks
+
+        encoding_of_ranks(path, data, None, None)
+    if kind is FileKind.SENTENCEPIECE:
+        return _open_sentencepiece(path, data)
+    if kind is FileKind.TEKKEN:
         return _open_tekken(path)
-    return _open_tokenizer_json(path)
+    return _open_tokenizer_json(path, data)
 
 
-def _open_tokenizer_json(path: Path) -> TextTokenizer:
+def _open_directory(directory: Path) -> TextTokenizer:
+    path = find_file(directory)
+    if path is not None:
+        return _open_path(path)
+    try:
+        from simct_align.readers.transformers_objects import open_with_transformers
+
+        return open_with_transformers(str(directory))
+    except ImportError as error:
+        raise ImportError(
+            f"{directory} has no tokenizer file; making a tokenizer of its other files needs "
+            "transformers: pip install 'simct-align[transformers]'"
+        ) from error
+
+
+def _open_tokenizer_json(path: Path, data: bytes) -> TextTokenizer:
     from tokenizers import Tokenizer
 
     from simct_align.readers.huggingface import HuggingFaceTokenizer
 
     try:
-        tokenizer = Tokenizer.from_buffer(read_file(path))
+        tokenizer = Tokenizer.from_buffer(data)
     except ValueError as error:
         raise ValueError(
             f"{path} is not a tokenizer.json that this version of tokenizers can read: {error}"
         ) from error
-    hints = read_hints(path.parent)
-    return HuggingFaceTokenizer(tokenizer, special=hints.special, eos=hints.eos, stops=hints.stops)
+    return HuggingFaceTokenizer(tokenizer, facts_beside(path.parent))
 
 
-def _open_sentencepiece(path: Path) -> TextTokenizer:
+def _open_sentencepiece(path: Path, data: bytes) -> TextTokenizer:
     from simct_align.readers.spm import SentencePieceTokenizer, type_of_processor
 
     processor = type_of_processor()()
     try:
-        processor.LoadFromSerializedProto(read_file(path))
+        processor.LoadFromSerializedProto(data)
     except RuntimeError as error:
         raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
-    return SentencePieceTokenizer(processor, stops=_stops(path))
+    return SentencePieceTokenizer(processor, facts_beside(path.parent))
 
 
 def _open_tekken(path: Path) -> TextTokenizer:
@@ -183,31 +228,25 @@ def _open_tekken(path: Path) -> TextTokenizer:
         raise ImportError(
             f"reading {path} needs the package mistral-common: pip install mistral-common"
         ) from error
-    read_file(path)  # raises an error for a Git LFS pointer
     try:
         tekkenizer = Tekkenizer.from_file(path)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a Tekken tokenizer: {error!r}") from error
-    return TekkenTokenizer(tekkenizer, stops=_stops(path))
-
-
-def _stops(path: Path) -> tuple[str | int, ...]:
-    hints = read_hints(path.parent)
-    return (*(() if hints.eos is None else (hints.eos,)), *hints.stops)
+    return TekkenTokenizer(tekkenizer, facts_beside(path.parent))
 
 
 def _open_hub(name: str) -> TextTokenizer:
     try:
-        from transformers import AutoTokenizer
+        from simct_align.readers.transformers_objects import hub_directory, open_with_transformers
+
+        directory = hub_directory(name)
     except ImportError as error:
         raise ImportError(
             f"{name!r} is not a file or directory; loading it from the hub needs transformers: "
             "pip install 'simct-align[transformers]'"
         ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(
             f"{name!r} is not a file or directory, and transformers cannot load it: {error}"
         ) from error
-    return _open_transformers(tokenizer)
+    return open_with_transformers(name) if directory is None else _open_directory(directory)

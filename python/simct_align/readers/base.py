@@ -7,7 +7,7 @@ it gets one `TokenTable` per vocabulary, and token ids from `encode_batch`.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from simct_align.token_kind import TokenKind
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from simct_align.readers.facts import Stops
 
 # The character (U+2581) with which SentencePiece, and tokenizers converted from it, write a space.
 META_SPACE = "\u2581"
@@ -33,15 +35,22 @@ class TokenTable:
         kinds: The `TokenKind` of every id, uint8 `[ids]`.
         dummy_prefix: Whether the tokenizer puts a space before a text that it tokenizes alone.
         special_names: Printable names of the SPECIAL ids.
-        stop_ids: Ids that end a turn, as far as they are known, the canonical one first. All are
-            SPECIAL.
+        stop_sources: Ids that end a turn, as far as they are known, the canonical one first, each
+            with the places where it was found. All are SPECIAL.
+        notes: Warnings about tokens that were read in another way than the tokenizer says.
     """
 
     token_bytes: list[bytes]
     kinds: NDArray[np.uint8]
     dummy_prefix: bool
     special_names: dict[int, str]
-    stop_ids: tuple[int, ...]
+    stop_sources: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn, the canonical one first."""
+        return tuple(self.stop_sources)
 
 
 class TextTokenizer(Protocol):
@@ -94,14 +103,26 @@ class TextTokenizer(Protocol):
         ...
 
 
+def is_a(source: object, package: str, name: str) -> bool:
+    """Return whether the class of an object, or a base of it, has this name and package.
+
+    The check does not import the package.
+    """
+    return any(
+        base.__name__ == name and base.__module__.partition(".")[0] == package
+        for base in type(source).__mro__
+    )
+
+
 def build_table(
     token_bytes: list[bytes],
     kinds: NDArray[np.uint8],
     *,
     special: Iterable[int],
     name_of: Callable[[int], str],
-    stops: Sequence[int] = (),
+    stops: Stops,
     dummy_prefix: bool = False,
+    notes: Iterable[str] = (),
 ) -> TokenTable:
     """Mark the given ids as SPECIAL and build the table.
 
@@ -110,8 +131,9 @@ def build_table(
         kinds: The kind of every id. The array is changed in place.
         special: All special ids, including ids that already have kind SPECIAL.
         name_of: A function that returns the printable name of a special id.
-        stops: Ids that end a turn. Ids that are not SPECIAL are left out.
+        stops: Ids that end a turn. All are special.
         dummy_prefix: As in `TokenTable`.
+        notes: Warnings, before those about the stops.
 
     Returns:
         The finished table.
@@ -120,28 +142,14 @@ def build_table(
     for token in specials:
         token_bytes[token] = b""
     kinds[specials] = TokenKind.SPECIAL
-    kept = set(specials)
     return TokenTable(
         token_bytes=token_bytes,
         kinds=kinds,
         dummy_prefix=dummy_prefix,
         special_names={token: name_of(token) for token in specials},
-        stop_ids=tuple(token for token in dict.fromkeys(stops) if token in kept),
+        stop_sources={token: tuple(places) for token, places in stops.sources.items()},
+        notes=(*notes, *stops.notes),
     )
-
-
-def stop_ids(stops: Iterable[str | int], token_id: Callable[[str], int | None]) -> list[int]:
-    """Return the ids of the stops that exist. A configuration can name others, too.
-
-    Args:
-        stops: Names or ids.
-        token_id: A function that returns the id of a name, or None.
-
-    Returns:
-        The ids, in order.
-    """
-    ids = (token_id(stop) if isinstance(stop, str) else stop for stop in stops)
-    return [token for token in ids if token is not None]
 
 
 def resolve_special(

@@ -1,37 +1,66 @@
-"""Internal: finding, unpacking and reading tokenizer files, with errors that name the file."""
+"""Internal: finding, unpacking and recognizing tokenizer files, with errors that name the file."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
-from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 # The tokenizer files of a directory, in the order in which they are searched.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.json.gz", "tekken.json", "tokenizer.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.json.gz",
+    "tekken.json",
+    "tokenizer.model",
+    "tiktoken.model",
+)
+# Files that other libraries make a tokenizer of, if a directory has none of the above.
+_OTHER_FILES = ("tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
-_NAMED_SPECIAL = ("bos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+# The first line of a rank file: a token in base 64, and its rank.
+_RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*(?:\n|$)")
+_TEKKEN_START = re.compile(rb'\s*\{\s*"config"\s*:')
+# tokenizer.model, and with mistral_common's versions: tokenizer.model.v3, tokenizer.model.v7m1
+_SENTENCEPIECE_NAME = re.compile(r".*\.(model|spm)(\.v\d+(m\d+)?)?")
 
 
-@dataclass(frozen=True)
-class Hints:
-    """Facts about tokens from the configuration files in the directory of a tokenizer file.
+class FileKind(Enum):
+    """The formats of tokenizer files."""
 
-    Attributes:
-        special: Names of special tokens, from tokenizer_config.json.
-        eos: Name of the EOS token, from tokenizer_config.json, or None.
-        stops: Ids that end a generation, from generation_config.json.
+    TOKENIZER_JSON = "tokenizer.json"
+    TEKKEN = "Tekken"
+    SENTENCEPIECE = "SentencePiece"
+    RANKS = "tiktoken rank file"
+
+
+def kind_of_file(path: Path, data: bytes) -> FileKind:
+    """Recognize a tokenizer file by its content; by its name if the content does not decide.
+
+    Args:
+        path: The file.
+        data: Its content, unpacked.
+
+    Returns:
+        The format.
     """
-
-    special: tuple[str, ...]
-    eos: str | None
-    stops: tuple[int, ...]
+    if _RANK_LINE.match(data):
+        return FileKind.RANKS
+    if (path.name.startswith("tekken") and path.suffix == ".json") or _TEKKEN_START.match(data):
+        return FileKind.TEKKEN
+    # A SentencePiece model begins with its first piece: field 1 of the message.
+    if _SENTENCEPIECE_NAME.fullmatch(path.name) or (
+        data.startswith(b"\x0a") and not data.lstrip().startswith(b"{")
+    ):
+        return FileKind.SENTENCEPIECE
+    return FileKind.TOKENIZER_JSON
 
 
 def read_file(path: Path) -> bytes:
@@ -58,51 +87,42 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def find_file(directory: Path) -> Path:
+def find_file(directory: Path) -> Path | None:
     """Find the tokenizer file of a model directory.
 
     Args:
         directory: The directory.
 
     Returns:
-        The first of `TOKENIZER_FILES` that exists.
+        The first of `TOKENIZER_FILES` that exists, else a rank file `*.tiktoken`. `None` if the
+        directory has only files of which `transformers` can make a tokenizer.
 
     Raises:
-        FileNotFoundError: None of them exists.
+        FileNotFoundError: The directory has no tokenizer.
     """
     for name in TOKENIZER_FILES:
         if (directory / name).is_file():
             return directory / name
+    ranks = sorted(directory.glob("*.tiktoken"))
+    if ranks:
+        return ranks[0]
+    if any((directory / name).is_file() for name in _OTHER_FILES):
+        return None
     raise FileNotFoundError(f"{directory} holds none of {', '.join(TOKENIZER_FILES)}")
 
 
-def read_hints(directory: Path) -> Hints:
-    """Read tokenizer_config.json and generation_config.json, if they exist.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a configuration file; an empty dictionary if it does not exist.
 
     Args:
-        directory: The directory of the tokenizer file.
+        path: The file.
 
     Returns:
-        The facts about tokens.
+        The content.
 
     Raises:
-        ValueError: A configuration file exists but is not readable JSON.
+        ValueError: The file is not a JSON object.
     """
-    config = _read_json(directory / "tokenizer_config.json")
-    special = [name for key in _NAMED_SPECIAL if (name := _name(config.get(key))) is not None]
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        entries = config.get(key) or []
-        values = entries.values() if isinstance(entries, dict) else entries
-        special += [name for entry in values if (name := _name(entry)) is not None]
-    for entry in (config.get("added_tokens_decoder") or {}).values():
-        if entry.get("special"):
-            special.append(entry["content"])
-    stops = _read_json(directory / "generation_config.json").get("eos_token_id")
-    listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    return Hints(tuple(dict.fromkeys(special)), _name(config.get("eos_token")), tuple(listed))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -112,9 +132,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
-
-
-def _name(entry: object) -> str | None:
-    """Return the name of a token in a configuration: a string, or an object that contains it."""
-    content = entry.get("content") if isinstance(entry, dict) else entry
-    return content if isinstance(content, str) else None

@@ -18,11 +18,20 @@ from simct_align.readers.decoders import (
     flatten,
     token_reader,
 )
+from simct_align.readers.facts import (
+    EndOfTurn,
+    Stops,
+    TokenizerFacts,
+    resolve_stops,
+    role_token_notes,
+)
+from simct_align.readers.patterns import literal_of, text_at_start
 from simct_align.token_kind import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from numpy.typing import NDArray
     from tokenizers import AddedToken, Tokenizer
 
 
@@ -31,26 +40,15 @@ class HuggingFaceTokenizer:
 
     Args:
         tokenizer: The tokenizer. It is never changed.
-        special: Names or ids that a configuration lists as special tokens. Only added tokens
-            become special: a text token such as `!` that is the padding token stays text.
-        eos: Name or id of the EOS token of the configuration. It becomes special even if it is
-            not an added token.
-        stops: Additional ids or names of tokens that end a turn. Added tokens among them become
-            special; text tokens are left out.
+        facts: What configurations say. Of the special tokens only added tokens become special: a
+            text token such as `!` that is the padding token stays text. The EOS token becomes
+            special even if it is not an added token. Tokens that the chat template writes around
+            messages become special even if the tokenizer does not flag them.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        special: Sequence[str | int] = (),
-        eos: str | int | None = None,
-        stops: Sequence[str | int] = (),
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, facts: TokenizerFacts | None = None) -> None:
         self._tokenizer = tokenizer
-        self._special = special
-        self._eos = eos
-        self._stops = stops
+        self._facts = facts or TokenizerFacts()
         self._declared: set[int] = set()
         self._encoder: _Encoder | None = None
 
@@ -61,12 +59,12 @@ class HuggingFaceTokenizer:
         _check_model(tokenizer.model, reader)
         vocabulary = tokenizer.get_vocab(with_added_tokens=False)
         added = tokenizer.get_added_tokens_decoder()
-
-        ids = np.fromiter(vocabulary.values(), dtype=np.int64, count=len(vocabulary))
+        names, ids = _model_tokens(tokenizer, vocabulary)
+        _check_claims(names, ids, added)
         size = max(int(ids.max(initial=-1)), max(added, default=-1)) + 1
         token_bytes = [b""] * size
         kinds = np.full(size, TokenKind.UNUSED, dtype=np.uint8)
-        texts, fallbacks = reader.read(list(vocabulary))
+        texts, fallbacks = reader.read(names)
         for token, text in zip(ids.tolist(), texts, strict=True):
             token_bytes[token] = text
         reader.check(token for token, number in vocabulary.items() if number not in added)
@@ -81,53 +79,77 @@ class HuggingFaceTokenizer:
                 kinds[token] = TokenKind.NORMAL
 
         declared = resolve_special(special, kinds, self.token_id)
-        specials = self._flagged_special() | declared
         if declared != self._declared:
             self._declared = declared
             self._encoder = None
+        specials, stops = self._special_and_stops()
         return build_table(
             token_bytes,
             kinds,
             special=specials,
             name_of=_names(tokenizer, specials).__getitem__,
-            stops=self._known_stops(),
+            stops=stops,
             dummy_prefix=isinstance(reader, WordPieceReader) or _prepends_space(tokenizer, reader),
+            notes=(*self._facts.notes, *self._unflagged_notes()),
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `TextTokenizer.encode_batch`."""
         if self._encoder is None:
-            self._encoder = _Encoder(self._tokenizer, self._flagged_special() | self._declared)
+            self._encoder = _Encoder(self._tokenizer, self._special_and_stops()[0])
         return self._encoder.encode_batch(texts)
 
     def token_id(self, name: str) -> int | None:
         """See `TextTokenizer.token_id`."""
         return self._tokenizer.token_to_id(name)
 
+    def _special_and_stops(self) -> tuple[set[int], Stops]:
+        """Return all special ids, and the stops among them."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        flagged = self._flagged_special() | self._declared
+        flagged |= {self._added_ids()[name] for name in self._role_tokens()}
+
+        def may_end(entry: EndOfTurn, token: int) -> bool:
+            known = token >= 0 and self._tokenizer.id_to_token(token) is not None
+            return known and (token in added or token in flagged or not entry.of_model)
+
+        names = {name: token for token, name in _names(self._tokenizer, flagged).items()}
+        stops = resolve_stops(
+            self._facts,
+            control_tokens=self._added_ids() | names,
+            token_id=self.token_id,
+            may_end=may_end,
+        )
+        return flagged | stops.sources.keys(), stops
+
     def _flagged_special(self) -> set[int]:
         """Return the ids that the tokenizer or its configuration flags as special."""
         added = self._tokenizer.get_added_tokens_decoder()
         flagged = {token for token, entry in added.items() if entry.special}
-        flagged.update(self._ids([*self._special, *self._stops]) & added.keys())
+        named = {
+            self.token_id(entry) if isinstance(entry, str) else entry
+            for entry in self._facts.special
+        }
+        flagged |= added.keys() & named
         unknown = _unknown_token(self._tokenizer.model)
-        named = [name for name in (self._eos, unknown) if name is not None]
-        return flagged | self._ids(named)
+        token = self.token_id(unknown) if isinstance(unknown, str) else unknown
+        return flagged if token is None else flagged | {token}
 
-    def _known_stops(self) -> list[int]:
-        named = [] if self._eos is None else [self._eos]
-        return [token for entry in (*named, *self._stops) for token in self._ids([entry])]
+    def _added_ids(self) -> dict[str, int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {entry.content: token for token, entry in added.items()}
 
-    def _ids(self, entries: Sequence[str | int]) -> set[int]:
-        """Return the ids of the entries that the tokenizer has; a configuration can name more."""
-        found = set()
-        for entry in entries:
-            if isinstance(entry, str):
-                token = self._tokenizer.token_to_id(entry)
-                if token is not None:
-                    found.add(token)
-            elif entry >= 0 and self._tokenizer.id_to_token(entry) is not None:
-                found.add(entry)
-        return found
+    def _role_tokens(self) -> list[str]:
+        """Return the added tokens that the chat template writes around messages."""
+        frame = self._facts.frame
+        return [] if frame is None else frame.role_tokens(self._added_ids())
+
+    def _unflagged_notes(self) -> tuple[str, ...]:
+        """Return a warning about role tokens that only the chat template shows to be special."""
+        flagged = self._flagged_special() | self._declared
+        added = self._added_ids()
+        names = [name for name in self._role_tokens() if added[name] not in flagged]
+        return role_token_notes(names)
 
 
 class _Encoder:
@@ -249,6 +271,46 @@ def _names(tokenizer: Tokenizer, tokens: set[int]) -> dict[int, str]:
     }
 
 
+def _model_tokens(
+    tokenizer: Tokenizer, vocabulary: dict[str, int]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the names and ids of the model's tokens.
+
+    A Unigram model can list a text twice. The encoder makes one of the ids, which is the one in
+    `vocabulary`; a model can have learned the other, so both ids have the bytes of the text.
+    """
+    names = list(vocabulary)
+    ids = list(vocabulary.values())
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
+    if size > len(names):
+        for token in sorted(set(range(size)).difference(ids)):
+            name = tokenizer.model.id_to_token(token)
+            if name is not None:
+                names.append(name)
+                ids.append(token)
+    return names, np.array(ids, np.int64)
+
+
+def _check_claims(names: list[str], ids: NDArray[np.int64], added: dict[int, AddedToken]) -> None:
+    """Raise an error if two tokens have one id: nothing says which of them the id means."""
+    order = np.argsort(ids, kind="stable")
+    repeated = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(repeated):
+        first, second = sorted(names[order[place]] for place in (repeated[0], repeated[0] + 1))
+        raise UnsupportedTokenizerError(
+            f"id {ids[order[repeated[0]]]}",
+            f"the model gives it to two tokens, {first!r} and {second!r}; change the id of one",
+        )
+    for place in np.flatnonzero(np.isin(ids, list(added))).tolist():
+        token = int(ids[place])
+        if names[place] != added[token].content and added[token].content not in names:
+            raise UnsupportedTokenizerError(
+                f"id {token}",
+                f"it is claimed by the token {names[place]!r} of the model and by the added token "
+                f"{added[token].content!r}; change the id of one",
+            )
+
+
 def _added_bytes(tokenizer: Tokenizer, entry: AddedToken, reader: TokenReader) -> bytes:
     """Return the bytes of an added token that the model does not have.
 
@@ -267,7 +329,8 @@ def _added_bytes(tokenizer: Tokenizer, entry: AddedToken, reader: TokenReader) -
             undone = isinstance(reader, ByteLevelReader)
         else:
             spaces = part["type"] == "Prepend" or (
-                part["type"] == "Replace" and part["pattern"] == {"String": " "}
+                part["type"] == "Replace"
+                and (literal_of(part["pattern"]) == " " or _prepended(part) is not None)
             )
             undone = spaces and isinstance(reader, ReplacingReader)
         if undone:
@@ -305,8 +368,8 @@ def _prepends_space(tokenizer: Tokenizer, reader: TokenReader) -> bool:
     """Return whether the tokenizer puts a space before a text that it tokenizes alone."""
     found = False
     for part in flatten(component_state(tokenizer.normalizer, "normalizer"), "normalizers"):
-        if part["type"] == "Prepend":
-            _check_reads_as_space(part["prepend"], reader, "normalizer Prepend")
+        if (prefix := _prepended(part)) is not None:
+            _check_reads_as_space(prefix, reader, f"normalizer {part['type']}")
             found = True
     pre_tokenizer = component_state(tokenizer.pre_tokenizer, "pre_tokenizer")
     for part in flatten(pre_tokenizer, "pretokenizers"):
@@ -316,6 +379,18 @@ def _prepends_space(tokenizer: Tokenizer, reader: TokenReader) -> bool:
         elif part["type"] == "ByteLevel":
             found = found or bool(part["add_prefix_space"])
     return found
+
+
+def _prepended(part: dict[str, Any]) -> str | None:
+    """Return what a normalizer puts before a text, or None for other normalizers."""
+    if part["type"] == "Prepend":
+        return str(part["prepend"])
+    if part["type"] == "Replace" and part["content"]:
+        # `^` alone is every start of a line, of which the first is the start of the text.
+        pattern = part["pattern"]
+        if text_at_start(pattern) == "" or pattern.get("Regex") == "^":
+            return str(part["content"])
+    return None
 
 
 def _check_reads_as_space(text: str, reader: TokenReader, component: str) -> None:

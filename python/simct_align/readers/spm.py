@@ -13,8 +13,8 @@ from simct_align.readers.base import (
     build_table,
     refuse_control_tokens,
     resolve_special,
-    stop_ids,
 )
+from simct_align.readers.facts import EndOfTurn, TokenizerFacts, resolve_stops, role_token_notes
 from simct_align.token_kind import TokenKind
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ _TRAINER_SPACE_AS_SUFFIX = 24
 _NORMALIZER_CHARSMAP = 2
 _NORMALIZER_DUMMY_PREFIX = 3
 _NORMALIZER_ESCAPE_SPACES = 5
+_PIECE_TEXT = 1
+_PIECE_TYPE = 3
+_USER_DEFINED = 4
 # The field `type` of a piece with the value CONTROL: tag (3 << 3 | 0) and value 3. The last value
 # of a field counts in a message, so it is enough to append this one.
 _TYPE_CONTROL = b"\x18\x03"
@@ -39,20 +42,21 @@ class SentencePieceTokenizer:
 
     Args:
         processor: A loaded `SentencePieceProcessor`. It is never changed.
-        stops: Names or ids of tokens that end a turn, in addition to the EOS of the model. Tokens
-            that are not special are left out.
+        facts: What configurations say about its tokens. Symbols that the chat template writes
+            around messages become special even if the model only lists them as user-defined.
     """
 
-    def __init__(self, processor: Any, *, stops: Sequence[str | int] = ()) -> None:
+    def __init__(self, processor: Any, facts: TokenizerFacts | None = None) -> None:
         self._processor = processor
-        self._stops = stops
+        self._facts = facts or TokenizerFacts()
         self._declared: set[int] = set()
         self._encoder: Any = None
 
     def table(self, *, special: Collection[str | int] = ()) -> TokenTable:
         """See `TextTokenizer.table`."""
         processor = self._processor
-        dummy_prefix = _dummy_prefix(processor.serialized_model_proto())
+        proto = processor.serialized_model_proto()
+        dummy_prefix = _dummy_prefix(proto)
         size = processor.get_piece_size()
         token_bytes = [
             processor.id_to_piece(token).replace(META_SPACE, " ").encode() for token in range(size)
@@ -69,17 +73,34 @@ class SentencePieceTokenizer:
                 kinds[token] = TokenKind.UNUSED
                 token_bytes[token] = b""
         declared = resolve_special(special, kinds, self.token_id)
+        frame = self._facts.frame
+        symbols = {} if frame is None else _user_defined(proto)
+        roles = (
+            {} if frame is None else {name: symbols[name] for name in frame.role_tokens(symbols)}
+        )
+        unflagged = [name for name, token in roles.items() if token not in declared]
+        # The encoder must not make role tokens of text either.
+        declared |= set(roles.values())
         if declared != self._declared:
             self._declared = declared
             self._encoder = None
-        stops = [*stop_ids(self._stops, self.token_id), processor.eos_id()]
+        specials |= declared
+        end = processor.eos_id()
+        own = () if end < 0 else (EndOfTurn(end, "class SentencePieceProcessor"),)
+        stops = resolve_stops(
+            self._facts.before(TokenizerFacts(ends=own)),
+            control_tokens={processor.id_to_piece(token): token for token in sorted(specials)},
+            token_id=self.token_id,
+            may_end=lambda _, token: token in specials,
+        )
         return build_table(
             token_bytes,
             kinds,
-            special=specials | declared,
+            special=specials,
             name_of=processor.id_to_piece,
             stops=stops,
             dummy_prefix=dummy_prefix,
+            notes=(*self._facts.notes, *role_token_notes(unflagged)),
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -198,6 +219,22 @@ def _dummy_prefix(proto: bytes) -> bool:
                         "denormalizer_spec", "the decoder rewrites text across pieces"
                     )
     return dummy_prefix
+
+
+def _user_defined(proto: bytes) -> dict[str, int]:
+    """Return the user-defined symbols, which SentencePiece always cuts out of a text."""
+    symbols = {}
+    pieces = (field for field in _fields(proto, 0, len(proto)) if field.number == _MODEL_PIECES)
+    for token, field in enumerate(pieces):
+        name, kind = "", 0
+        for inner in _fields(proto, field.start, field.end):
+            if inner.number == _PIECE_TEXT:
+                name = proto[inner.start : inner.end].decode()
+            elif inner.number == _PIECE_TYPE:
+                kind = inner.value
+        if kind == _USER_DEFINED:
+            symbols[name] = token
+    return symbols
 
 
 def _with_controls(proto: bytes, controls: set[int]) -> bytes:

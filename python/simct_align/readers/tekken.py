@@ -11,8 +11,8 @@ from simct_align.readers.base import (
     build_table,
     refuse_control_tokens,
     resolve_special,
-    stop_ids,
 )
+from simct_align.readers.facts import EndOfTurn, TokenizerFacts, resolve_stops
 from simct_align.token_kind import TokenKind
 
 if TYPE_CHECKING:
@@ -24,13 +24,12 @@ class TekkenTokenizer:
 
     Args:
         tekkenizer: The `mistral_common` `Tekkenizer`.
-        stops: Names or ids of tokens that end a turn, in addition to EOS. Tokens that are not
-            special are left out.
+        facts: What configurations say about its tokens.
     """
 
-    def __init__(self, tekkenizer: Any, *, stops: Sequence[str | int] = ()) -> None:
+    def __init__(self, tekkenizer: Any, facts: TokenizerFacts | None = None) -> None:
         self._tekkenizer = tekkenizer
-        self._stops = stops
+        self._facts = facts or TokenizerFacts()
         self._declared: dict[int, str] = {}
 
     def table(self, *, special: Collection[str | int] = ()) -> TokenTable:
@@ -45,12 +44,21 @@ class TekkenTokenizer:
         flagged = set(range(first))
         declared = resolve_special(special, kinds, self.token_id) - flagged
         self._declared = {token: tekkenizer.id_to_piece(token) for token in declared}
+        specials = flagged | declared
+        own = TokenizerFacts(ends=(EndOfTurn(tekkenizer.eos_id, "class Tekkenizer"),))
+        stops = resolve_stops(
+            self._facts.before(own),
+            control_tokens={tekkenizer.id_to_piece(token): token for token in sorted(specials)},
+            token_id=self.token_id,
+            may_end=lambda _, token: token in specials,
+        )
         return build_table(
             token_bytes,
             kinds,
-            special=flagged | declared,
+            special=specials,
             name_of=tekkenizer.id_to_piece,
-            stops=[*stop_ids(self._stops, self.token_id), tekkenizer.eos_id],
+            stops=stops,
+            notes=self._facts.notes,
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

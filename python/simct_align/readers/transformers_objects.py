@@ -1,0 +1,151 @@
+"""Internal: `transformers` tokenizers, fast and slow, and tokenizers of hub ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simct_align.errors import SlowTokenizerError
+from simct_align.readers.base import is_a
+from simct_align.readers.facts import CONFIG_FILES, facts_of_object
+from simct_align.readers.files import TOKENIZER_FILES, FileKind, kind_of_file, read_file
+
+if TYPE_CHECKING:
+    from simct_align.readers.base import TextTokenizer
+    from simct_align.readers.facts import TokenizerFacts
+
+# Classes whose tokens are bytes, with their subclasses.
+_BYTE_CLASSES = ("ByT5Tokenizer", "PerceiverTokenizer")
+# White space, digits, several writing systems: what pre-tokenizers cut in different ways.
+_PROBE = "x = 12345;\r\n\r\n\tdon't  naïve 日本語 🙂\n    return\n"
+
+
+def open_transformers(source: Any) -> TextTokenizer:
+    """Open a tokenizer object of `transformers`.
+
+    Args:
+        source: The tokenizer, with a `tokenizers` backend. Of tokenizers without one: those of
+            bytes, and those that keep a `tiktoken.Encoding`.
+
+    Returns:
+        The reader.
+
+    Raises:
+        SlowTokenizerError: The tokenizer has no backend that can be read.
+        ValueError: A configuration file beside the tokenizer is not readable.
+    """
+    backend: Any = getattr(source, "backend_tokenizer", None)
+    if is_a(backend, "tokenizers", "Tokenizer"):
+        from simct_align.readers.huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(backend, facts_of_object(source))
+    if any(is_a(source, "transformers", name) for name in _BYTE_CLASSES):
+        from simct_align.readers.byte_tokens import ByteTokenizer
+
+        return ByteTokenizer(source, facts_of_object(source))
+    return _open_slow(source)
+
+
+def _open_slow(source: Any) -> TextTokenizer:
+    facts = facts_of_object(source)
+    for value in vars(source).values():
+        if is_a(value, "tiktoken", "Encoding"):
+            return _open_wrapped(source, value, facts)
+    files = {
+        Path(file): kind_of_file(Path(file), read_file(Path(file)))
+        for name in getattr(source, "vocab_files_names", {})
+        if (file := getattr(source, name, None) or getattr(source, "init_kwargs", {}).get(name))
+        and Path(file).is_file()
+    }
+    for path, kind in files.items():
+        if kind is FileKind.SENTENCEPIECE and (opened := _open_pieces(source, path, facts)):
+            return opened
+    ranks = tuple(path for path, kind in files.items() if kind is FileKind.RANKS)
+    raise SlowTokenizerError(type(source).__name__, "it has no tokenizers backend", files=ranks)
+
+
+def _open_wrapped(source: Any, encoding: Any, facts: TokenizerFacts) -> TextTokenizer:
+    from simct_align.readers.bpe_tiktoken import TiktokenTokenizer
+
+    if list(source(_PROBE, add_special_tokens=False)["input_ids"]) != encoding.encode_ordinary(
+        _PROBE
+    ):
+        raise SlowTokenizerError(
+            type(source).__name__, "it changes the ids of the tiktoken.Encoding that it keeps"
+        )
+    return TiktokenTokenizer(encoding, facts)
+
+
+def _open_pieces(source: Any, path: Path, facts: TokenizerFacts) -> TextTokenizer | None:
+    """Open the SentencePiece model of a slow tokenizer, if both have the same ids."""
+    from simct_align.readers.spm import SentencePieceTokenizer, type_of_processor
+
+    processor = type_of_processor()()
+    try:
+        processor.LoadFromSerializedProto(read_file(path))
+    except RuntimeError:
+        return None
+    size = processor.get_piece_size()
+    pieces = [processor.id_to_piece(token) for token in range(size)]
+    same = list(source.convert_tokens_to_ids(pieces)) == list(range(size))
+    # Tokens that the slow tokenizer adds to the model are not in the file.
+    return SentencePieceTokenizer(processor, facts) if same and len(source) == size else None
+
+
+def hub_directory(name: str) -> Path | None:
+    """Fetch the tokenizer file and the configurations of a hub id, through the library's cache.
+
+    Args:
+        name: The hub id.
+
+    Returns:
+        The directory with the files, or `None` if the repository has no such tokenizer file, or
+        is not there.
+
+    Raises:
+        ImportError: `transformers` is not installed.
+        OSError: The repository cannot be read.
+    """
+    from transformers.utils import cached_file
+
+    def fetch(file: str) -> Path | None:
+        found = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if found is None else Path(found)
+
+    for candidate in TOKENIZER_FILES:
+        path = fetch(candidate)
+        if path is not None:
+            for config in CONFIG_FILES:
+                fetch(config)
+            return path.parent
+    return None
+
+
+def open_with_transformers(name: str) -> TextTokenizer:
+    """Let `transformers` make a tokenizer of a hub id, or of a directory without a tokenizer file.
+
+    Args:
+        name: The hub id or the directory.
+
+    Returns:
+        The reader.
+
+    Raises:
+        FileNotFoundError: `transformers` finds no tokenizer.
+        SlowTokenizerError: As for `open_transformers`.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        what = "has no tokenizer file" if Path(name).is_dir() else "is not a file or directory"
+        raise FileNotFoundError(
+            f"{name!r} {what}, and transformers cannot load it: {error}"
+        ) from error
+    return open_transformers(tokenizer)
