@@ -57,8 +57,8 @@ They are counted by the length of their spelling: the number of tokens with
 which the other side writes them.
 
 Stops are the tokens that end a turn, the canonical one first, each with the
-places that name it: the chat template, eos_token of tokenizer_config.json and of
-special_tokens_map.json, eos_token_id of config.json and of
+places that name it: the chat template, eos_token of special_tokens_map.json and
+of tokenizer_config.json, eos_token_id of config.json and of
 generation_config.json, and the default of the tokenizer's class.
 
 example:

@@ -94,10 +94,12 @@ class Vocabulary:
     ) -> Vocabulary:
         """Read the exact bytes of every token from a tokenizer.
 
-        The stops are the union of what the chat template ends a turn with, `eos_token` of
-        `tokenizer_config.json` (or of the tokenizer object) and of `special_tokens_map.json`,
+        The stops are the union of what the chat template ends a turn with, `eos_token` of the
+        tokenizer object, of `special_tokens_map.json` and of `tokenizer_config.json`,
         `eos_token_id` of `config.json` and of `generation_config.json`, and the default of the
-        tokenizer's class, in this order. `stop_sources` says where each was found.
+        tokenizer's class, in this order. The files are those in the directory of the tokenizer
+        file, or in that from which an object was loaded. `stop_sources` says where each stop was
+        found.
 
         Args:
             source: A `tokenizers.Tokenizer`; a `transformers` tokenizer that is fast, reads bytes

@@ -86,7 +86,11 @@ def chat_frame(template: str, names: Mapping[str, str]) -> ChatFrame:
         ImportError: Jinja is not installed.
         ValueError: The template cannot be rendered, or does not write every content once.
     """
-    compiled = _environment().from_string(template)
+    environment = _environment()
+    try:
+        compiled = environment.from_string(template)
+    except Exception as error:  # Jinja's own, and what a damaged template makes Python raise
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     problem = ""
     for roles in _CONVERSATIONS:
         for as_parts in (False, True):

@@ -50,9 +50,10 @@ class TokenizerFacts:
 
     Attributes:
         special: Names or ids of special tokens.
-        ends: Tokens that end a turn, in this order: `tokenizer_config.json` (or the tokenizer
-            object), `special_tokens_map.json`, `config.json`, `generation_config.json`, the class.
-            The chat template's own end of turn comes before all of them.
+        ends: Tokens that end a turn, in this order: the tokenizer object,
+            `special_tokens_map.json`, `tokenizer_config.json`, `config.json`,
+            `generation_config.json`, the class. The chat template's own end of turn comes before
+            all of them.
         frame: What the chat template writes around contents, or `None`.
         notes: Facts that could not be read, for a warning.
     """
@@ -173,17 +174,18 @@ def facts_beside(directory: Path) -> TokenizerFacts:
     special: list[str | int] = [*_special_names(config), *_special_names(names)]
     listed = (config.get("added_tokens_decoder") or {}).values()
     special += [entry["content"] for entry in listed if entry.get("special")]
-    ends = [*_ends(config, "eos_token", "tokenizer_config.json")]
-    ends += _ends(names, "eos_token", "special_tokens_map.json")
+    # In this order, because the map takes precedence in transformers.
+    ends = _ends(names, "eos_token", "special_tokens_map.json")
+    ends += _ends(config, "eos_token", "tokenizer_config.json")
     ends += _ends(model, "eos_token_id", "config.json", of_model=True)
     # Models of several kinds of input keep the settings of their language model apart.
     text_model = model.get("text_config") or {}
     ends += _ends(text_model, "eos_token_id", "config.json", of_model=True)
     ends += _ends(generation, "eos_token_id", "generation_config.json", of_model=True)
-    if "eos_token" not in config:
+    if "eos_token" not in config and "eos_token" not in names:
         ends += _class_ends(config.get("tokenizer_class"))
     template = _template_beside(directory, config)
-    frame, notes = read_frame(template, {**_token_names(names), **_token_names(config)})
+    frame, notes = read_frame(template, {**_token_names(config), **_token_names(names)})
     return TokenizerFacts(tuple(dict.fromkeys(special)), tuple(ends), frame, notes)
 
 
