@@ -34,6 +34,7 @@ PUBLIC = {
         "SharedVocabulary",
         "SimCTCollator",
         "SimCTLoss",
+        "SlowTokenizerError",
         "Spellings",
         "TextLoss",
         "TokenKind",

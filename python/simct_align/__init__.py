@@ -21,6 +21,7 @@ from simct_align.continuations import Continuation, Continuations, PairSpellings
 from simct_align.errors import (
     MissingAlignerError,
     MissingTokenizerError,
+    SlowTokenizerError,
     UnsupportedTokenizerError,
 )
 from simct_align.index import AlignedIndex
@@ -66,6 +67,7 @@ __all__ = [
     "SharedVocabulary",
     "SimCTCollator",
     "SimCTLoss",
+    "SlowTokenizerError",
     "Spellings",
     "TextLoss",
     "TokenKind",

@@ -418,11 +418,12 @@ class Vocabulary:
     def _agrees_with(self, table: TokenTable) -> bool:
         if not np.array_equal(self.kinds[: len(table.kinds)], table.kinds):
             return False
+        names = self.special_names.items()
         theirs = _build(
             table.token_bytes,
             table.kinds,
             dummy_prefix=table.dummy_prefix,
-            special_names=self.special_names,
+            special_names={token: name for token, name in names if token < len(table.kinds)},
             stop_ids=(),
         )
         return theirs.digest == self._native.digest

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simct_align.errors import SlowTokenizerError
 from simct_align.readers.base import is_a
-from simct_align.readers.facts import CONFIG_FILES, facts_of_object
-from simct_align.readers.files import TOKENIZER_FILES, FileKind, kind_of_file, read_file
+from simct_align.readers.facts import (
+    CONFIG_FILES,
+    TokenizerFacts,
+    directory_of,
+    facts_of_object,
+)
+from simct_align.readers.files import (
+    TOKENIZER_FILES,
+    FileKind,
+    kind_of_file,
+    read_file,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from simct_align.readers.base import TextTokenizer
-    from simct_align.readers.facts import TokenizerFacts
 
 # Classes whose tokens are bytes, with their subclasses.
 _BYTE_CLASSES = ("ByT5Tokenizer", "PerceiverTokenizer")
 # White space, digits, several writing systems: what pre-tokenizers cut in different ways.
-_PROBE = "x = 12345;\r\n\r\n\tdon't  naïve 日本語 🙂\n    return\n"
+_PROBES = (
+    " x = 12345;",
+    "x = 1\r\n\r\n\ty",
+    "Don't HE'LL naïve café",
+    "日本語 🙂 ﬁ Ａ e\u0301",
+    "f(a)\n    return a\n\n",
+)
+_PROBE = "\n".join(_PROBES)
+_EMPTY_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 
 def open_transformers(source: Any) -> TextTokenizer:
@@ -38,12 +57,48 @@ def open_transformers(source: Any) -> TextTokenizer:
     if is_a(backend, "tokenizers", "Tokenizer"):
         from simct_align.readers.huggingface import HuggingFaceTokenizer
 
-        return HuggingFaceTokenizer(backend, facts_of_object(source))
+        facts = facts_of_object(source)
+        note = _note_of_other_cuts(source, backend)
+        return HuggingFaceTokenizer(backend, facts.before(TokenizerFacts(notes=note)))
     if any(is_a(source, "transformers", name) for name in _BYTE_CLASSES):
         from simct_align.readers.byte_tokens import ByteTokenizer
 
         return ByteTokenizer(source, facts_of_object(source))
     return _open_slow(source)
+
+
+def _note_of_other_cuts(source: Any, backend: Any) -> tuple[str, ...]:
+    """Return a warning if an object cuts text otherwise than the tokenizer.json of its model.
+
+    Some classes of `transformers` put their own normalizer or pre-tokenizer in place of the file's.
+    Only these two are compared: the model's tokens would take long to load.
+    """
+    directory = directory_of(source)
+    path = None if directory is None else directory / "tokenizer.json"
+    if path is None or not path.is_file():
+        return ()
+    from tokenizers import Tokenizer
+
+    state = read_json(path)
+    state |= {"model": _EMPTY_MODEL, "added_tokens": [], "post_processor": None}
+    in_file = [_cut(Tokenizer.from_str(json.dumps(state)), line) for line in _PROBES]
+    for ours, theirs in zip([_cut(backend, line) for line in _PROBES], in_file, strict=True):
+        if ours != theirs:
+            return (
+                f"the {type(source).__name__} cuts text otherwise than {path}, from which its "
+                f"model may have learned: {ours}, not {theirs}; the object was read, pass the path "
+                "to read the file",
+            )
+    return ()
+
+
+def _cut(tokenizer: Any, text: str) -> list[str]:
+    """Return the pieces into which a text is cut before the model of a tokenizer reads them."""
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    if tokenizer.pre_tokenizer is None:
+        return [text]
+    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _open_slow(source: Any) -> TextTokenizer:
