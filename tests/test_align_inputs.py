@@ -282,7 +282,10 @@ def test_padded_forms(
         assert batch.coverage() == expected.coverage()
 
 
-@pytest.mark.parametrize("form", ["uint8", "int64", "lists", "flat", "ragged", "nonzero"])
+MASK_FORMS = ["uint8", "int64", "lists", "flat", "ragged", "nonzero", "numpy_bools", "engine"]
+
+
+@pytest.mark.parametrize("form", [*MASK_FORMS, "arrow", "nested", "column"])
 def test_forms_of_masks(aligner: Aligner, form: str) -> None:
     """A mask over ragged rows that takes every token but the first of each row's side."""
     masks = []
@@ -296,6 +299,11 @@ def test_forms_of_masks(aligner: Aligner, form: str) -> None:
                 "lists": lists,
                 "flat": flat.astype(bool),
                 "ragged": (flat, ragged(rows)[1]),
+                "numpy_bools": [list(np.array(row, bool)) for row in lists],
+                "engine": EngineIds(map(EngineIds, lists)),
+                "arrow": arrow(lists),
+                "nested": nested(lists, "jagged"),
+                "column": column(lists, "numpy"),
                 "nonzero": [[7 * bit for bit in row] for row in lists],
             }[form]
         )
@@ -466,7 +474,10 @@ TYPE_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "text_row": ({"student_ids": ["ab"]}, "student_ids.*row 0.*str"),
     "set_of_rows": ({"student_ids": {(3,)}}, "student_ids.*set"),
     "mapping": ({"student_ids": {0: [3]}}, "student_ids.*dict"),
-    "generator": ({"student_ids": ([3] for _ in range(1))}, "student_ids.*generator"),
+    "generator": (
+        {"student_ids": ([3] for _ in range(1))},
+        r"student_ids.*generator; pass list\(...\)",
+    ),
     "set_row": ({"student_ids": [{3}]}, "student_ids: row 0.*set"),
     "bytes_row": ({"student_ids": [b"ab"]}, "student_ids: row 0.*bytes"),
     "float_array_array": ({"student_ids": [array.array("d", [3])]}, "student_ids: row 0.*float64"),

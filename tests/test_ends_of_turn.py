@@ -199,6 +199,23 @@ def test_stops_of_the_language_model_in_a_model_of_several_kinds(tmp_path: Path)
     assert Vocabulary.from_tokenizer(write(tmp_path, config=config)).stop_ids == (END,)
 
 
+def test_an_added_token_of_text_does_not_end_a_turn(tmp_path: Path) -> None:
+    """Gemma's vocabularies have line breaks as added tokens; an EOS can be a token of the model."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["\n", "."])
+    template = "{% for m in messages %}{{ '<turn>' + m['content'] + '.\n<end>\n' }}{% endfor %}"
+    config = {"chat_template": template, "eos_token": "~"}
+    vocabulary = Vocabulary.from_tokenizer(write(tmp_path, tokenizer, tokenizer_config=config))
+    tilde = ALPHABET.index("~")
+    assert vocabulary.stop_sources == {
+        END: ("chat template",),
+        tilde: ("tokenizer_config.json",),
+    }
+    config["chat_template"] = template.replace("<end>", "~")
+    vocabulary = Vocabulary.from_tokenizer(write(tmp_path, tokenizer, tokenizer_config=config))
+    assert vocabulary.stop_sources == {tilde: ("chat template", "tokenizer_config.json")}
+
+
 TEMPLATES = {
     # name: (template, the end of a turn)
     "no_end": ("{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}", None),

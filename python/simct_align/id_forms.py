@@ -54,7 +54,7 @@ def as_array(name: str, value: object) -> NDArray[Any] | None:
         return None
     other: Any = value
     if _library(value) == "torch" and hasattr(value, "detach"):
-        return _tensor(name, other)
+        return None if other.is_nested else _tensor(name, other)
     if _library(value) == "pyarrow":
         return _arrow_array(name, other)
     if hasattr(value, "__dlpack__"):

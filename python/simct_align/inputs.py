@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -237,6 +238,7 @@ def _read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedI
         raise TypeError(
             f"{name}: expected a sequence of rows of ids, a 2-D array or tensor, or a tuple "
             f"(values, offsets), got {type(ids).__name__}"
+            + ("; pass list(...) of it" if isinstance(ids, Iterator) else "")
         )
     return _read_list(name, rows, integers_only=integers_only)
 
@@ -291,6 +293,9 @@ def _read_list(
     *,
     integers_only: bool = True,
 ) -> RaggedIds:
+    if not integers_only:
+        # The entries of a NumPy mask are no Python integers.
+        rows = [np.array(row) if _begins_with_numpy_bool(row) else row for row in rows]
     if all(isinstance(row, (list, tuple)) for row in rows):
         return RaggedIds(*_native.ids_from_lists(name, rows))
     arrays: list[NDArray[Any] | None] = []
@@ -318,6 +323,10 @@ def _read_list(
             ]
         )
     )
+
+
+def _begins_with_numpy_bool(row: object) -> bool:
+    return isinstance(row, (list, tuple)) and len(row) > 0 and isinstance(row[0], np.bool_)
 
 
 def _read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:

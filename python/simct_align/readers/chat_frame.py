@@ -103,7 +103,13 @@ def chat_frame(template: str, names: Mapping[str, str]) -> ChatFrame:
                 for role, mark in zip(roles, marks, strict=True)
             ]
             try:
-                text = compiled.render(messages=messages, add_generation_prompt=False, **names)
+                text = compiled.render(
+                    messages=messages,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=False,
+                    **names,
+                )
             except Exception as error:  # whatever a template can raise
                 problem = f"{type(error).__name__}: {error}"
                 continue

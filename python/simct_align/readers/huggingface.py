@@ -110,13 +110,14 @@ class HuggingFaceTokenizer:
         flagged |= {self._added_ids()[name] for name in self._role_tokens()}
 
         def may_end(entry: EndOfTurn, token: int) -> bool:
-            known = token >= 0 and self._tokenizer.id_to_token(token) is not None
-            return known and (token in added or token in flagged or not entry.of_model)
+            exists = self._id_of(token) is not None
+            return exists and (token in added or token in flagged or not entry.of_model)
 
-        names = {name: token for token, name in _names(self._tokenizer, flagged).items()}
+        named = {self._id_of(entry.token) for entry in self._facts.ends if not entry.of_model}
+        known = flagged | {token for token in named if token is not None}
         stops = resolve_stops(
             self._facts,
-            control_tokens=self._added_ids() | names,
+            control_tokens={name: token for token, name in _names(self._tokenizer, known).items()},
             token_id=self.token_id,
             may_end=may_end,
         )
@@ -134,6 +135,13 @@ class HuggingFaceTokenizer:
         unknown = _unknown_token(self._tokenizer.model)
         token = self.token_id(unknown) if isinstance(unknown, str) else unknown
         return flagged if token is None else flagged | {token}
+
+    def _id_of(self, token: str | int) -> int | None:
+        """Return the id of a name or id, or None if there is no such token."""
+        if isinstance(token, str):
+            return self.token_id(token)
+        exists = token >= 0 and self._tokenizer.id_to_token(token) is not None
+        return token if exists else None
 
     def _added_ids(self) -> dict[str, int]:
         added = self._tokenizer.get_added_tokens_decoder()
