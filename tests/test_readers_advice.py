@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import shutil
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -417,3 +418,29 @@ def test_one_name_of_two_ids_is_the_smallest() -> None:
     assert Aligner(vocabulary, vocabulary, stop_tokens=stops).shared.teacher_stop_ids.tolist() == [
         1
     ]
+
+
+# Directories without a tokenizer file
+
+
+def test_a_directory_of_which_only_transformers_makes_a_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = {token: number for number, token in enumerate(["<|endoftext|>", "a", "b", "ab"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = Vocabulary.from_tokenizer(tmp_path)
+    loaded = Vocabulary.from_tokenizer(transformers.AutoTokenizer.from_pretrained(tmp_path))
+    assert found.encode_batch(["abb"]) == loaded.encode_batch(["abb"]) == [[3, 2]]
+    assert found.stop_ids == loaded.stop_ids == (0,)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'simct-align\[transformers\]'"):
+        Vocabulary.from_tokenizer(tmp_path)
+
+
+def test_a_directory_of_which_nobody_makes_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="has no tokenizer file, and transformers cannot"):
+        Vocabulary.from_tokenizer(tmp_path)

@@ -184,14 +184,15 @@ def _open_directory(directory: Path) -> TextTokenizer:
     if path is not None:
         return _open_path(path)
     try:
-        from simct_align.readers.transformers_objects import open_with_transformers
-
-        return open_with_transformers(str(directory))
+        import transformers  # noqa: F401
     except ImportError as error:
         raise ImportError(
             f"{directory} has no tokenizer file; making a tokenizer of its other files needs "
             "transformers: pip install 'simct-align[transformers]'"
         ) from error
+    from simct_align.readers.transformers_objects import open_with_transformers
+
+    return open_with_transformers(str(directory))
 
 
 def _open_tokenizer_json(path: Path, data: bytes) -> TextTokenizer:
