@@ -406,6 +406,14 @@ def test_inspect_shows_stops_and_their_places(
     assert found["teacher"]["stop_sources"][str(MAP)] == ["special_tokens_map.json"]
 
 
+def test_inspect_warns_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = str(write(tmp_path, byte_level(flagged=("<s>", "<eos>")), **CONFIGS))
+    assert main(["inspect", directory, directory]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all(line.startswith("simct-align: warning: the chat template writes") for line in lines)
+
+
 @pytest.mark.parametrize("name", ["llama3_1", "mistral_nemo", "qwen2_5"])
 def test_ways_of_real_tokenizers_agree(tmp_path: Path, name: str) -> None:
     source = tokenizer_dir(name)

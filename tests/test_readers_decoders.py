@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -315,6 +317,42 @@ def test_chains_with_byte_fallback_agree_with_the_decoder(name, data):
     assert tokenizer.decode(ids) == text
 
 
+def random_component(generator: random.Random) -> decoders.Decoder:
+    replaced = [("▁", " "), (Regex("▁"), " "), ("_", "-"), (" ", "_"), ("a", ""), ("▁a", "x")]
+    removed = [Regex(r"\A "), Regex("(?<!\n)^▁"), Regex("^ "), "ab"]
+    return generator.choice(
+        [
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+            decoders.Metaspace(prepend_scheme=generator.choice(["always", "never"])),
+            *(decoders.Replace(*pair) for pair in replaced),
+            decoders.Replace(generator.choice(removed), ""),
+        ]
+    )
+
+
+def test_random_chains_are_exact_or_refused():
+    generator = random.Random(f"{__name__} chains")
+    # Without tokens for the letters of "▁a" and "ab", chains that join fallbacks are refused.
+    tokens = ["b", "▁", "▁a", "a", "ab", "_", "a_", " ", "é", "\n", "▁▁"]
+    fallbacks = [f"<0x{byte:02X}>" for byte in (0x20, 0x5F, 0x0A, 0x41)]
+    exact = 0
+    for _ in range(1500):
+        chain = [random_component(generator) for _ in range(generator.randint(1, 5))]
+        tokenizer = bpe([*tokens, *fallbacks], decoders.Sequence(chain), byte_fallback=True)
+        try:
+            table = open_tokenizer(tokenizer).table()
+        except UnsupportedTokenizerError:
+            continue
+        exact += 1
+        for _ in range(8):
+            ids = [0, *generator.choices(range(len(table.token_bytes)), k=generator.randint(0, 9))]
+            text = b"".join(table.token_bytes[token] for token in ids).decode()
+            assert tokenizer.decode(ids) == text
+    assert exact > 300
+
+
 def test_a_space_that_only_byte_fallbacks_spell_is_refused():
     chain = decoders.Sequence([decoders.ByteFallback(), decoders.Replace("▁", " ")])
     # Without such fallbacks, or with a token for the mark, no encoder writes the mark in bytes.
@@ -420,6 +458,10 @@ class UpperCase:
             "decoder Replace",
         ),
         (decoders.Replace(Regex("▁|_"), " "), "decoder Replace"),
+        (
+            decoders.Sequence([decoders.Fuse(), decoders.Metaspace()]),
+            "decoder Sequence[Fuse, Metaspace]",
+        ),
         (
             decoders.Sequence([SPACE, decoders.Strip(" ", 1, 0)]),
             "decoder Sequence[Replace, Strip]",

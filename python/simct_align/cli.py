@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -296,10 +297,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    sys.stderr.write(f"simct-align: warning: {' '.join(str(message).split())}\n")
+
+
 def _run(argv: Sequence[str]) -> int:
     try:
         arguments = _parse(argv)
-        code: int = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code: int = arguments.run(arguments)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     except DataError as error:

@@ -92,9 +92,10 @@ class TiktokenTokenizer:
         return names
 
     def _special_id(self, name: str) -> int:
-        # `encode_single_token` prefers a text token of the same bytes.
-        (token,) = self._encoding.encode(name, allowed_special={name}, disallowed_special=())
-        return int(token)
+        # `encode_single_token` prefers a text token of the same bytes. Only if one special name
+        # begins with another, `encode` returns several tokens.
+        ids = self._encoding.encode(name, allowed_special={name}, disallowed_special=())
+        return int(ids[0] if len(ids) == 1 else self._encoding.encode_single_token(name))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `TextTokenizer.encode_batch`."""

@@ -168,10 +168,16 @@ class ReplacingReader(TokenReader):
     def check(self, tokens: Iterable[str]) -> None:
         """See `TokenReader`.
 
-        A character of several bytes that is replaced after the byte fallbacks would also be
-        replaced where fallbacks spell it. No encoder spells it so if it is a token of its own.
+        What is replaced after the byte fallbacks would also be replaced where several fallbacks
+        spell it. No encoder spells it so if its characters are tokens of their own. Where a model
+        samples such fallbacks all the same, their bytes are what they spell.
         """
-        spelled = {character for old, _ in self.after for character in old if ord(character) > 0x7F}
+        spelled = {
+            character
+            for old, _ in self.after
+            for character in old
+            if len(old) > 1 or ord(character) > 0x7F
+        }
         if not spelled:
             return
         alone = set()
@@ -186,7 +192,7 @@ class ReplacingReader(TokenReader):
                 raise UnsupportedTokenizerError(
                     self.chain,
                     f"it replaces {character!r} after the byte fallbacks, and only byte fallbacks "
-                    f"spell {character!r}: what one of them adds depends on the next",
+                    f"spell {character!r}: what one of them adds depends on its neighbours",
                 )
 
 
@@ -328,6 +334,10 @@ def _replacing_reader(parts: list[dict[str, Any]], kinds: list[str]) -> TokenRea
         elif kind == "Strip":
             _check_strip(part, chain, fused="Fuse" in seen)
         elif kind == "Metaspace":
+            if "Fuse" in seen and part["prepend_scheme"] != "never":
+                raise UnsupportedTokenizerError(
+                    chain, "Metaspace after Fuse takes all spaces for those before the text"
+                )
             replacements.append((part["replacement"], " "))
         elif kind == "Replace":
             at_start = text_at_start(part["pattern"])
