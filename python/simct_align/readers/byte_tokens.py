@@ -66,7 +66,7 @@ class ByteTokenizer:
         self._declared = {token: names[token] for token in declared - added.keys()}
         stops = resolve_stops(
             self._facts,
-            control_tokens={name: token for token, name in names.items()},
+            control_tokens={name: token for token, name in sorted(names.items(), reverse=True)},
             token_id=self.token_id,
             may_end=lambda _, token: token in specials,
         )

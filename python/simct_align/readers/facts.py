@@ -69,7 +69,7 @@ class TokenizerFacts:
             tuple(dict.fromkeys((*self.special, *other.special))),
             tuple(dict.fromkeys((*self.ends, *other.ends))),
             self.frame or other.frame,
-            (*self.notes, *other.notes),
+            tuple(dict.fromkeys((*self.notes, *other.notes))),
         )
 
 
@@ -91,7 +91,7 @@ class Stops:
         if not self.left_out:
             return ()
         return (
-            f"no control token, so left out of the tokens that end a turn: "
+            "not flagged as special, and therefore left out of the tokens that end a turn: "
             f"{', '.join(self.left_out)}; name a token in Vocabulary.from_tokenizer(..., "
             "special=[...]) if it is a control token",
         )
@@ -149,9 +149,9 @@ def role_token_notes(names: Sequence[str]) -> tuple[str, ...]:
     listed = ", ".join(map(repr, names))
     return (
         f"the chat template writes {listed} around messages, but the tokenizer does not flag "
-        f"{'it' if len(names) == 1 else 'them'} as special; read as special tokens, so that no "
-        f"text becomes one: name them in Vocabulary.from_tokenizer(..., special=[{listed}]) to "
-        "confirm",
+        f"{'this token' if len(names) == 1 else 'these tokens'} as special; read as special, so "
+        "that text never becomes a control token. Vocabulary.from_tokenizer(..., "
+        f"special=[{listed}]) says the same without a warning",
     )
 
 

@@ -117,7 +117,11 @@ class HuggingFaceTokenizer:
         known = flagged | {token for token in named if token is not None}
         stops = resolve_stops(
             self._facts,
-            control_tokens={name: token for token, name in _names(self._tokenizer, known).items()},
+            # Of several ids with one name the smallest.
+            control_tokens={
+                name: token
+                for token, name in sorted(_names(self._tokenizer, known).items(), reverse=True)
+            },
             token_id=self.token_id,
             may_end=may_end,
         )
