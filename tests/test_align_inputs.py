@@ -377,6 +377,25 @@ def test_two_rows_in_a_tuple(aligner: Aligner) -> None:
         aligner.align_batch([[0], [0]], (dense, dense))
 
 
+ADVICE: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
+    "flat_array": (np.array([3]), "wrap one row in a list", lambda row: [row]),
+    "two_lists": (([3], [3]), "pass two rows as a list", list),
+    "generator": (([3] for _ in range(2)), "list(...) of it", list),
+    "offsets": (np.array([3, 3]), "tuple (values, offsets)", lambda flat: (flat, [0, 1, 2])),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_the_advice_of_errors_works(aligner: Aligner, name: str) -> None:
+    given, advice, follow = ADVICE[name]
+    with pytest.raises((TypeError, ValueError)) as caught:
+        aligner.align_batch([[0], [0]], given)
+    assert advice in str(caught.value)
+    followed = follow(given)
+    rows = [[0]] if name == "flat_array" else [[0], [0]]
+    assert len(aligner.align_batch(rows, followed)) == len(rows)
+
+
 def test_decode_bytes_of_any_sequence(aligner: Aligner) -> None:
     ids = STUDENT_ROWS[3]
     wanted = aligner.student.decode_bytes(ids)
@@ -565,6 +584,10 @@ def test_tensors_that_cannot_be_read(aligner: Aligner) -> None:
         aligner.align_batch([[0]], torch.zeros(1, 1))
     with pytest.raises(TypeError, match=r"student_ids.*CPU.*meta"):
         aligner.align_batch([[0]], torch.zeros(1, 1, dtype=torch.long, device="meta"))
+    away = torch.zeros(1, dtype=torch.long, device="meta")
+    for both in ((away, away), [away], (away, [0, 1])):
+        with pytest.raises(TypeError, match=r"^student_ids.*CPU.*meta"):
+            aligner.align_batch([[0]], both)
     with pytest.raises(TypeError, match=r"student_ids.*bfloat16"):
         aligner.align_batch([[0]], torch.zeros(1, 1, dtype=torch.bfloat16))
     with pytest.raises(TypeError, match=r"student_ids.*2-D rows"):

@@ -420,6 +420,30 @@ def test_one_name_of_two_ids_is_the_smallest() -> None:
     ]
 
 
+# Control tokens that the tokenizer does not flag
+
+
+def test_a_control_token_that_is_not_flagged_is_declared() -> None:
+    tokenizer = model_of({"a": 0, "b": 1}, "<e>")
+    tokenizer.add_tokens(["<turn>"])
+    stops = (["<turn>"], ["<turn>"])
+    with pytest.raises(
+        ValueError, match=r"name it in Vocabulary\.from_tokenizer\(\.\.\., special="
+    ):
+        Aligner(tokenizer, tokenizer, stop_tokens=stops)
+    declared = Vocabulary.from_tokenizer(tokenizer, special=["<turn>"])
+    assert Aligner(declared, declared, stop_tokens=stops).shared.teacher_stop_ids.tolist() == [3]
+
+
+def test_a_token_that_cannot_be_declared() -> None:
+    tokenizer = model_of({"a": 0, "b": 1}, "<e>")
+    with pytest.raises(ValueError, match="leave the token out of special=") as caught:
+        Vocabulary.from_tokenizer(tokenizer, special=["a"]).encode_batch(["ab", "b"])
+    assert "change the text" in str(caught.value)
+    assert Vocabulary.from_tokenizer(tokenizer, special=["a"]).encode_batch(["b"]) == [[1]]
+    assert Vocabulary.from_tokenizer(tokenizer).encode_batch(["ab"]) == [[0, 1]]
+
+
 # Directories without a tokenizer file
 
 

@@ -226,7 +226,7 @@ def same_dtype(teacher: RaggedIds, student: RaggedIds) -> tuple[RaggedIds, Ragge
 def _read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedIds:
     if isinstance(ids, RaggedIds):
         return ids
-    if isinstance(ids, tuple) and _is_values_and_offsets(ids):
+    if isinstance(ids, tuple) and _is_values_and_offsets(name, ids):
         return _read_ragged(name, ids, integers_only=integers_only)
     if (ragged := as_ragged(name, ids)) is not None:
         return RaggedIds(_integers(name, ragged[0], integers_only=integers_only), ragged[1])
@@ -254,14 +254,14 @@ def _read_dense(name: str, array: NDArray[Any], *, integers_only: bool) -> Ragge
     return RaggedIds(values, np.arange(rows + 1, dtype=np.int64) * width, width=width)
 
 
-def _is_values_and_offsets(ids: tuple[object, ...]) -> bool:
+def _is_values_and_offsets(name: str, ids: tuple[object, ...]) -> bool:
     """Return whether a tuple is ragged: two flat parts, of which one is an array or a list.
 
     Two tuples, or two sequences of an inference engine, are rows.
     """
     if len(ids) != 2 or any(map(holds_rows, ids)):
         return False
-    return any(isinstance(part, list) or as_array("", part) is not None for part in ids)
+    return any(isinstance(part, list) or as_array(name, part) is not None for part in ids)
 
 
 def _read_ragged(name: str, ids: tuple[object, ...], *, integers_only: bool) -> RaggedIds:
