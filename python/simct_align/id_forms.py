@@ -144,7 +144,7 @@ def _tensor(name: str, tensor: Any) -> NDArray[Any]:
         array: NDArray[Any] = tensor.detach().numpy()
     except (RuntimeError, TypeError) as error:
         raise TypeError(
-            f"{name}: expected a dense tensor of integers, got {tensor.dtype} with layout "
+            f"{name}: NumPy cannot read a tensor of dtype {tensor.dtype} and layout "
             f"{tensor.layout}: {error}"
         ) from None
     return array

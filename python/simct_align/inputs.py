@@ -280,7 +280,7 @@ def _read_ragged(name: str, ids: tuple[object, ...], *, integers_only: bool) -> 
         at = int(falls[0]) if len(falls) else 0 if offsets[:1].any() else len(offsets) - 1
         found = f"index {at} is {offsets[at]}" if len(offsets) else "there are none"
         raise ValueError(
-            f"{name} offsets must start at 0, never fall and end at the number of values "
+            f"{name}: offsets must start at 0, never fall and end at the number of values "
             f"({len(values)}), but {found}; a tuple of two flat parts is (values, offsets): pass "
             "two rows as a list"
         )

@@ -91,9 +91,9 @@ class Stops:
         if not self.left_out:
             return ()
         return (
-            "not flagged as special, and therefore left out of the tokens that end a turn: "
-            f"{', '.join(self.left_out)}; name a token in Vocabulary.from_tokenizer(..., "
-            "special=[...]) if it is a control token",
+            "left out of the tokens that end a turn, because the tokenizer has no such control "
+            f"token: {', '.join(self.left_out)}. If one of them is a token that steers the model, "
+            "name the token in Vocabulary.from_tokenizer(..., special=[...])",
         )
 
     def add(self, token: int, source: str) -> None:
