@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_named(aligner):
             [[[5]]], completion_mask=[[1]], teacher_prompt_ids=one, student_prompt_ids=one
         )
     stop = aligner.student.stop_ids[0]
-    with pytest.raises(ValueError, match="turn 1 of a row: its prompt contains only the stop"):
+    with pytest.raises(ValueError, match="row 0, turn 1: student_prompt_ids contains only the"):
         aligner.prepare(
             [[[5], [6]]], teacher_prompt_ids=[[[1], [2]]], student_prompt_ids=[[[1], [stop]]]
         )
@@ -343,8 +343,8 @@ def test_contents_that_are_not_text_are_refused():
     for message in (
         {"content": None},
         {"content": [{"type": "image"}]},
-        {"content": "", "tool_calls": [{}]},
-        {"content": "4", "reasoning_content": "two and two"},
+        {"content": [{"type": "text", "text": "a"}, {"type": "image"}]},
+        {},
     ):
         with pytest.raises(ValueError, match=r"here has .*'completion_ids'"):
             content_text(message, "here")
