@@ -114,7 +114,11 @@ class CompletionReader:
         aligner = student.aligner
         self._sides = {"teacher": teacher, "student": student}
         self._history = history
-        self._encoder = TextEncoder(aligner.student)
+        self._encoders = {
+            side.name: TextEncoder(side.vocabulary)
+            for side in (teacher, student)
+            if side.name == "student" or side.vocabulary.dummy_prefix
+        }
         self._kinds = aligner.student.kinds
         self._warned: set[tuple[str, str]] = set()
         shared, names = aligner.shared, aligner.teacher.special_names
@@ -169,6 +173,7 @@ class CompletionReader:
             name: self._open(side.template(row), row, None) for name, side in self._sides.items()
         }
         teacher, student = histories["teacher"], histories["student"]
+        opened = [student.opened(number) for number in range(len(row.turns))]
         texts = [student.body(number) for number in range(len(row.turns))]
         if isinstance(teacher, TemplateHistory) and isinstance(student, TemplateHistory):
             for number, text in enumerate(texts):
@@ -176,15 +181,22 @@ class CompletionReader:
                 if not teacher.has(number, text) and teacher.has(number, core):
                     # The teacher's template trims: white space at the ends is not compared.
                     texts[number] = core
-        found = {}
-        for name, history in histories.items():
-            found[name] = history.around(texts, sampled=False)
-            self._compare(self._sides[name], row, found[name], texts)
         messages = [row.messages[turn] for turn in row.turns]
-        return found, [
+        segments = [
             self._segments(text, message)  # type: ignore[arg-type]
             for text, message in zip(texts, messages, strict=True)
         ]
+        found = {}
+        for name, history in histories.items():
+            said = [self._said(each, name) for each in segments]
+            found[name] = _around(history, said, opened)
+            self._compare(self._sides[name], row, found[name], said)
+        return found, segments
+
+    def _said(self, segments: _Segments, name: str) -> str:
+        """Return a completion as text of a side, where special tokens may have other names."""
+        names = self._names[name]
+        return "".join(each if isinstance(each, str) else names.get(each, "") for each in segments)
 
     def _from_ids(self, row: ParsedRow, ids: Sequence[NDArray[np.int64]]) -> dict[str, Around]:
         found = {}
@@ -250,7 +262,7 @@ class CompletionReader:
     ) -> list[NDArray[np.int64]]:
         """Tokenize completions, all texts in one call."""
         texts = [each for segments in completions for each in segments if isinstance(each, str)]
-        encoded = self._encoder.encode(texts, threads=threads)
+        encoded = self._encoders["student"].encode(texts, threads=threads)
         rows = iter([encoded.row(number) for number in range(len(texts))])
         return [
             np.concatenate(
@@ -278,10 +290,30 @@ class CompletionReader:
                 ends.append(None)
                 continue
             pieces = [*around.prompts, *(() if around.end is None else (around.end,))]
-            ids = side.template(row).ids(pieces)
+            ids = self._piece_ids(side, side.template(row), pieces)
             prompts.append(ids[: len(around.prompts)])
             ends.append(None if around.end is None else ids[-1])
         return SideIds(prompts, ends)
+
+    def _piece_ids(
+        self, side: ChatSide, template: Template, pieces: Sequence[str]
+    ) -> list[list[int]]:
+        """Tokenize the pieces of a row; all but the first continue a text."""
+        if not side.vocabulary.dummy_prefix:
+            return template.ids(pieces)
+        # The tokenizer would put a space in front of a piece. It is right in front of the row, and
+        # where the tokenizer always puts one, after a special token.
+        special = special_pattern(side.tokenizer)
+        found = [None if special is None else special.search(piece) for piece in pieces[1:]]
+        cuts = [
+            len(piece) if at is None else at.start()
+            for piece, at in zip(pieces[1:], found, strict=True)
+        ]
+        leads = [piece[:cut] for piece, cut in zip(pieces[1:], cuts, strict=True)]
+        encoded = self._encoders[side.name].encode(leads, threads=1)
+        rest = [piece[cut:] for piece, cut in zip(pieces[1:], cuts, strict=True)]
+        first, *later = template.ids([*pieces[:1], *rest])
+        return [first, *([*encoded.row(at).tolist(), *ids] for at, ids in enumerate(later))]
 
     def _compare(
         self, side: ChatSide, row: ParsedRow, around: Around, texts: Sequence[str]
@@ -294,8 +326,8 @@ class CompletionReader:
                 "text",
                 f"row {row.number}: the {side.name}'s row is not what its chat template writes for "
                 f"the conversation: the row has {came!r}, the template writes {expected!r}. "
-                "Completions stay as they were sampled; history='sampled' makes rows as the model "
-                "reads them while it samples",
+                "The completions stay as they are; history='sampled' makes rows as the model reads "
+                "them while it samples",
             )
         if around.end is None or not side.stop_names:
             return
@@ -314,3 +346,13 @@ class CompletionReader:
         if (side.name, kind) not in self._warned:
             self._warned.add((side.name, kind))
             warnings.warn(f"{message} (further rows are not reported)", stacklevel=2)
+
+
+def _around(
+    history: TemplateHistory | SampledHistory, texts: Sequence[str], opened: Sequence[str]
+) -> Around:
+    """Return the text around completions, with what the student's prompts have of the contents."""
+    whole = [start + text for start, text in zip(opened, texts, strict=True)]
+    around = history.around(whole, sampled=False)
+    prompts = [prompt + start for prompt, start in zip(around.prompts, opened, strict=True)]
+    return around._replace(prompts=prompts)

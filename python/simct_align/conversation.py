@@ -31,6 +31,8 @@ _MARKER = f"{_MARK}\ue001{_MARK}"
 #: The character that stands for turn 0 in a rendering with the markers of all turns.
 _FIRST_TURN = 0xE010
 _LAST_PRIVATE = 0xF8FF
+#: The opening of a block, in characters: `<think>` with white space is one, a bracket is none.
+_SHORTEST_OVERLAP, _LONGEST_OVERLAP = 4, 64
 #: Fields that link messages or choose a branch of a template: a change would change the structure.
 _FIXED = ("role", "type", "id", "tool_call_id")
 
@@ -289,30 +291,98 @@ def find_turn(
         if marked is None:
             raise ValueError(f"{template.place} does not write message {turn}")
         depends = marked[1], marked[1]
-    first = max(low, depends[0])
-    prompt = template.attempt(messages[:turn], generate=True)
-    begins = prompt is not None and text.startswith(prompt) and low <= len(prompt) <= first
+    start, left_out = _find_start(template, messages, turn, text, low, max(low, depends[0]))
     if marked is not None and says_text_only(message):
-        end = marked[1]
-    else:
-        last = max(first, depends[1])
+        return Place(start, max(start, marked[1]), left_out)
+    end = _find_end(template, messages, turn, text, low, is_last=turn == len(messages) - 1)
+    if end is None:
+        last = max(start, depends[1])
         special = special_pattern(template.tokenizer)
         found = None if special is None else special.search(text, last)
         end = last if found is None else found.start()
-    if prompt is not None and begins:
-        return Place(len(prompt), end)
-    opening = ""
-    if prompt is not None:
-        before = template.attempt(messages[:turn])
-        if before is not None and prompt.startswith(before):
-            opening = prompt[len(before) :]
+    return Place(start, max(start, end), left_out)
+
+
+def _find_start(
+    template: Template, messages: Sequence[Message], turn: int, text: str, low: int, first: int
+) -> tuple[int, str]:
+    """Return where a turn begins, and the end of the generation prompt that the text lacks there.
+
+    Args:
+        template: The template.
+        messages: The conversation.
+        turn: The position of the message.
+        text: The rendering.
+        low: An offset before which the turn does not begin.
+        first: The first offset of what depends on the message.
+    """
+    prompt = template.attempt(messages[:turn], generate=True)
+    if prompt is None:
+        return first, ""
+    if text.startswith(prompt) and low <= len(prompt) <= first:
+        return len(prompt), ""
+    before = template.attempt(messages[:turn])
+    opening = prompt[len(before) :] if before is not None and prompt.startswith(before) else ""
     # In history a template may write less than the whole generation prompt: try to leave out its
     # last lines or control tokens, one more at a time.
-    for cut in [len(opening), *(at.end() for at in [*re.finditer(r"[\n>\]]", opening)][::-1])]:
-        at = text.rfind(opening[:cut], low, first) if cut else -1
+    ends = [at.end() for at in re.finditer(r"[\n>\]]", opening)]
+    for cut in sorted({len(opening), *ends} - {0}, reverse=True):
+        at = text.rfind(opening[:cut], low, first)
         if at >= 0:
-            return Place(at + cut, end, opening[cut:])
-    return Place(first, end)
+            return at + cut, opening[cut:]
+    return first, ""
+
+
+def _find_end(
+    template: Template,
+    messages: Sequence[Message],
+    turn: int,
+    text: str,
+    low: int,
+    *,
+    is_last: bool,
+) -> int | None:
+    """Return where a turn ends, from its rendering as the last message; None if that is not there.
+
+    What follows a call may depend on the call as well, such as the header of the result.
+    """
+    messages = messages[: turn + 1]
+    alone = template.attempt(messages)
+    depends = None if alone is None else _depends(template, messages, turn, alone, False)
+    if alone is None or depends is None:
+        return None
+    first, last = depends
+    end = _end_of_last(template, messages, alone, last)
+    if is_last and alone == text:
+        return end
+    body = alone[_find_start(template, messages, turn, alone, 0, first)[0] : end]
+    special = special_pattern(template.tokenizer)
+    cuts = [] if special is None else [found.start() for found in special.finditer(body)]
+    # History may lack the reasoning in front of a call.
+    for cut in [0, *cuts]:
+        at = text.find(body[cut:], low) if body else -1
+        if at >= 0:
+            return at + len(body) - cut
+    return None
+
+
+def _end_of_last(template: Template, messages: Sequence[Message], alone: str, last: int) -> int:
+    """Return where the last message ends in a rendering, after the last offset that depends on it.
+
+    A call mostly ends as an answer does. If not, it ends before the last special token.
+    """
+    answered = [*messages[:-1], answer_like(messages, "")]
+    try:
+        around = around_text(template, answered, len(messages) - 1)
+    except ValueError:
+        around = None
+    if around is not None and around[1] and alone.endswith(around[1]):
+        end = len(alone) - len(around[1])
+        if end >= last:
+            return end
+    special = special_pattern(template.tokenizer)
+    found = [] if special is None else list(special.finditer(alone, last))
+    return found[-1].start() if found else max(last, len(alone.rstrip()))
 
 
 def special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
@@ -325,6 +395,17 @@ def special_pattern(tokenizer: Any) -> re.Pattern[str] | None:
     if not names:
         return None
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+
+def overlap(before: str, text: str) -> int:
+    """Return how many characters at the start of a text already end what is before it.
+
+    A generation prompt may open a block, such as one for reasoning, that a text opens as well.
+    """
+    for size in range(min(len(before), len(text), _LONGEST_OVERLAP), _SHORTEST_OVERLAP - 1, -1):
+        if before.endswith(text[:size]) and not text[:size].isspace():
+            return size
+    return 0
 
 
 def difference(came: str, expected: str, *, margin: int = 40) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from simct_align.conversation import (
     between_turns,
     find_text,
     find_turn,
+    overlap,
     says_text_only,
     text_of,
 )
@@ -112,6 +113,10 @@ class TemplateHistory:
             return self._text[place.start : place.end]
         return self._text[content[0] : content[1]]
 
+    def opened(self, number: int) -> str:  # noqa: ARG002
+        """Return the start of a content that belongs to the prompt: here nothing."""
+        return ""
+
     def has(self, number: int, text: str) -> bool:
         """Tell whether a text ends a turn as the template writes it, white space aside.
 
@@ -136,7 +141,7 @@ class TemplateHistory:
         for number in range(len(self._written)):
             place = self._fit(number, texts[number], low)
             if place is None:
-                place = self._instead(number, low, sampled)
+                place = self._instead(number, texts[number], low, sampled)
             prompts.append(self._text[low : place.start] + place.left_out)
             low = place.end
         if not self._generate:
@@ -193,24 +198,31 @@ class TemplateHistory:
         return self._places[number]
 
     def _fit(self, number: int, text: str, low: int) -> Place | None:
-        """Return where a turn ends with a text, or with the text and white space."""
+        """Return where a turn ends with a text, with any white space at the end of both."""
         content = self._contents[number]
         end = self._place(number).end if content is None else content[1]
         turn = self._text[low:end]
-        for written in (turn, turn.rstrip()):
-            if written.endswith(text):
-                return Place(low + len(written) - len(text), low + len(written))
-        return None
+        if turn.endswith(text):
+            return Place(end - len(text), end)
+        core, written = text.rstrip(), turn.rstrip()
+        if not core or not written.endswith(core):
+            return None
+        start, end = low + len(written) - len(core), low + len(written) - len(core) + len(text)
+        return Place(start, end) if self._text[start:end] == text else None
 
-    def _instead(self, number: int, low: int, sampled: bool) -> Place:
-        if not sampled:
+    def _instead(self, number: int, text: str, low: int, sampled: bool) -> Place:
+        """Return where a text stands that the template writes otherwise."""
+        content = self._contents[number] or self._find_text(number)
+        # A template that drops reasoning writes the end of the text: the text follows the
+        # generation prompt.
+        drops = text.endswith(self.body(number).strip())
+        if not (sampled or drops or content is None or content[0] is None):
             # Headers that the template writes in front of a content belong to the prompt.
-            content = self._contents[number] or self._find_text(number)
-            if content is not None and content[0] is not None:
-                end = content[1] if self._contents[number] else self._place(number).end
-                return Place(max(low, content[0]), end)
+            end = content[1] if self._contents[number] else self._place(number).end
+            return Place(max(low, content[0]), end)
         place = self._place(number)
-        return place._replace(start=max(low, place.start))
+        kept = len(place.left_out) - overlap(place.left_out, text)
+        return Place(max(low, place.start), place.end, place.left_out[:kept])
 
 
 class SampledHistory:
@@ -249,19 +261,26 @@ class SampledHistory:
         turn = self._turns[number]
         text = text_of(self._messages[turn])
         if text is not None and says_text_only(self._messages[turn]):
-            return text
+            return text.removeprefix(self.opened(number))
         messages = self._messages[: turn + 1]
         written = self._template.render(messages, self._turns)
         place = find_turn(self._template, messages, turn, written)
         return written[place.start : place.end]
+
+    def opened(self, number: int) -> str:
+        """Return the start of a content that the generation prompt has written already."""
+        turn = self._turns[number]
+        text = text_of(self._messages[turn]) if turn < len(self._messages) else None
+        return "" if text is None else text[: overlap(self._read[number], text)]
 
     def around(self, texts: Sequence[str], *, sampled: bool) -> Around:
         """Return the text around the completions.
 
         Args:
             texts: The completions.
-            sampled: Whether the texts are all that the model has sampled. If not, headers that the
-                template writes between the generation prompt and a text belong to the prompt.
+            sampled: Whether the model has sampled the texts. If not, headers that the template
+                writes between the generation prompt and a text belong to the prompt, and what the
+                text repeats of the generation prompt does not.
 
         Raises:
             ValueError: The template does not write the content of a past turn exactly once.
@@ -269,8 +288,11 @@ class SampledHistory:
         prompts = []
         for number, read in enumerate(self._read):
             start = self._end_before(number) if number else 0
-            header = "" if sampled else self._header(number, texts[number])
-            prompts.append(read[start:] + header)
+            if sampled:
+                prompts.append(read[start:])
+                continue
+            prompt = read[start:] + self._header(number, texts[number])
+            prompts.append(prompt[: len(prompt) - overlap(prompt, texts[number])])
         return Around(prompts, None, None)
 
     def _end_before(self, number: int) -> int:
