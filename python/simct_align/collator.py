@@ -30,15 +30,35 @@ class SimCTCollator:
     workers, forked or spawned, with and without `pin_memory`. A row is one of:
 
     * `{"messages": [...]}`: every assistant turn is a completion, or only the last one (`turns`).
+      Messages after the last completion are left out.
     * `{"prompt": ..., "completion": ...}`, both texts or both lists of messages: the assistant
       turns of the completion are completions.
     * `{"prompt": ..., "completion_ids": [...]}` or `{"messages": ..., "completion_ids": [...]}`:
-      the ids that a student sampled, which are used unchanged. They are one list of ids, or one
-      list per turn. If the last message is not an assistant's, the ids answer the messages.
+      the ids that a student sampled, which are used unchanged, but for the stop of a turn that the
+      template ends with another one. They are one list of ids, or one list per turn. If the last
+      message is not an assistant's, the ids answer the messages.
 
     A row can also have `truncated` (see `Aligner.prepare`), `tools` and `chat_template_kwargs`.
-    The prompts of each side come from its own chat template. Completion texts are tokenized by the
-    student's tokenizer, and the teacher's ids are retokenized from the student's ids.
+    Messages reach the chat template of each side with all their fields. The completion of a turn
+    is its content. That of a turn with tool calls or reasoning is what the student's template
+    writes after the generation prompt. Completion texts are tokenized by the student's tokenizer,
+    and the teacher's ids are retokenized from the student's ids. Texts without a template take
+    what the tokenizer puts before a text, such as BOS, and not what it puts after a text.
+
+    With `history="template"` a row is what the chat template writes for the whole conversation. A
+    turn ends as the template ends it: no stop is added where the template writes none. With
+    `history="sampled"` a row is what a model reads while it samples one turn after the other: every
+    turn follows its generation prompt, past turns stay as they were sampled, and every turn ends
+    with a stop. If a template drops the reasoning of past turns, the rows of two turns are
+
+    * template: `<user>2 + 2?<end><assistant>4<end><user>And?<end><assistant>`
+      `<think>..</think>12<end>`
+    * sampled: `<user>2 + 2?<end><assistant><think>..</think>4<end><user>And?<end><assistant>`
+      `<think>..</think>12<end>`
+
+    A row of `history="template"` can still differ from its template, where sampled ids stand in
+    place of what the template drops or writes in other words. A warning shows both texts around
+    the first difference, once per side.
 
     A worker returns tensors and the index, without tokenizers and tables. To get the
     `AlignedBatch` in the main process, call `aligner.align_batch` on the returned ids and masks.
@@ -49,6 +69,8 @@ class SimCTCollator:
         teacher_tokenizer: The teacher's `transformers` tokenizer, for its chat template.
         student_tokenizer: The student's `transformers` tokenizer, for its chat template.
         turns: Which assistant turns of `messages` are completions: `"all"` or the `"last"` one.
+        history: What surrounds the completions of a conversation: what its chat template writes,
+            `"template"`, or what the model reads while it samples, `"sampled"`.
         padding_side: `"right"` or `"left"`.
         student_max_length: The largest number of tokens in a row of the student. Longer rows are
             cut at the end.
@@ -62,7 +84,7 @@ class SimCTCollator:
             elsewhere.
 
     Raises:
-        ValueError: `turns` or `padding_side` is unknown.
+        ValueError: `turns`, `history` or `padding_side` is unknown.
 
     Example:
         >>> import gzip
@@ -147,8 +169,10 @@ class SimCTCollator:
 
         Raises:
             MissingTokenizerError: A vocabulary has no tokenizer.
-            ValueError: A row has none of these forms, an assistant's message is not text, or a
-                chat template does not write a completion exactly once.
+            TypeError: A column of a row has another type.
+            ValueError: A row has none of these forms, an assistant's message has no text, calls or
+                reasoning, a chat template refuses a conversation, or it does not write a
+                completion exactly once.
 
         Complexity:
             That of the tokenizers.
@@ -176,7 +200,7 @@ class SimCTCollator:
 
         Raises:
             MissingTokenizerError: A vocabulary has no tokenizer.
-            ValueError: As for `__call__`.
+            TypeError, ValueError: As for `__call__`.
 
         Complexity:
             That of the tokenizers.
@@ -208,10 +232,10 @@ class SimCTCollator:
 
         Returns:
             The teacher's and the student's prompt ids, nested lists `[row][turn]`, not cut at the
-            length limits.
+            length limits. Each ends with the generation prompt, whatever `history` is.
 
         Raises:
-            ValueError: As for `__call__`.
+            TypeError, ValueError: As for `__call__`.
 
         Complexity:
             That of the tokenizers.
