@@ -284,23 +284,24 @@ def find_turn(
     Raises:
         ValueError: The template does not write the turn, or as for `around_text`.
     """
-    message = messages[turn]
     marked = find_text(template, messages, turn, text, generate=generate)
-    depends = _depends(template, messages, turn, text, generate)
-    if depends is None:
-        if marked is None:
-            raise ValueError(f"{template.place} does not write message {turn}")
+    depends = _depends(template, messages, turn, text, generate=generate)
+    if depends is None and marked is not None:
         depends = marked[1], marked[1]
+    if depends is None:
+        raise ValueError(f"{template.place} does not write message {turn}")
     start, left_out = _find_start(template, messages, turn, text, low, max(low, depends[0]))
-    if marked is not None and says_text_only(message):
+    if marked is not None and says_text_only(messages[turn]):
         return Place(start, max(start, marked[1]), left_out)
-    end = _find_end(template, messages, turn, text, low, is_last=turn == len(messages) - 1)
-    if end is None:
+    alone = _find_alone(template, messages[: turn + 1], text, low)
+    if alone is None:
         last = max(start, depends[1])
         special = special_pattern(template.tokenizer)
         found = None if special is None else special.search(text, last)
-        end = last if found is None else found.start()
-    return Place(start, max(start, end), left_out)
+        return Place(start, last if found is None else found.start(), left_out)
+    if alone[0] is None or alone[0] == start:
+        return Place(start, max(start, alone[1]), left_out)
+    return Place(alone[0], alone[1])
 
 
 def _find_start(
@@ -333,36 +334,33 @@ def _find_start(
     return first, ""
 
 
-def _find_end(
-    template: Template,
-    messages: Sequence[Message],
-    turn: int,
-    text: str,
-    low: int,
-    *,
-    is_last: bool,
-) -> int | None:
-    """Return where a turn ends, from its rendering as the last message; None if that is not there.
+def _find_alone(
+    template: Template, messages: Sequence[Message], text: str, low: int
+) -> tuple[int | None, int] | None:
+    """Find the last of some messages in a text, from its rendering as the last one.
 
     What follows a call may depend on the call as well, such as the header of the result.
+
+    Returns:
+        `(start, end)`. The start is None if the text has only the end of the turn: history may lack
+        the reasoning in front of a call. None if the text has neither.
     """
-    messages = messages[: turn + 1]
+    turn = len(messages) - 1
     alone = template.attempt(messages)
-    depends = None if alone is None else _depends(template, messages, turn, alone, False)
+    depends = None if alone is None else _depends(template, messages, turn, alone)
     if alone is None or depends is None:
         return None
-    first, last = depends
-    end = _end_of_last(template, messages, alone, last)
-    if is_last and alone == text:
-        return end
-    body = alone[_find_start(template, messages, turn, alone, 0, first)[0] : end]
+    start, _ = _find_start(template, messages, turn, alone, 0, depends[0])
+    end = max(start, _end_of_last(template, messages, alone, depends[1]))
+    if alone == text:
+        return start, end
+    body = alone[start:end]
     special = special_pattern(template.tokenizer)
     cuts = [] if special is None else [found.start() for found in special.finditer(body)]
-    # History may lack the reasoning in front of a call.
     for cut in [0, *cuts]:
         at = text.find(body[cut:], low) if body else -1
         if at >= 0:
-            return at + len(body) - cut
+            return (None if cut else at), at + len(body) - cut
     return None
 
 
@@ -419,19 +417,27 @@ def difference(came: str, expected: str, *, margin: int = 40) -> tuple[str, str]
 
 
 def _depends(
-    template: Template, messages: Sequence[Message], turn: int, text: str, generate: bool
+    template: Template,
+    messages: Sequence[Message],
+    turn: int,
+    text: str,
+    *,
+    generate: bool = False,
 ) -> tuple[int, int] | None:
     """Return the first and the last offset of what depends on a message; None for none."""
-    message = messages[turn]
-    # Some templates parse the arguments of a call, and some refuse a content next to calls.
-    for fixed in ((), ("arguments",), ("arguments", "content")):
+    # Some templates parse the arguments of a call, refuse a content next to calls, or refuse a
+    # function that is not one of the tools.
+    for fixed in ((), ("arguments",), ("arguments", "content"), ("name",), ("name", "content")):
         varied = template.attempt(
-            _replaced(messages, turn, _vary(message, (*_FIXED, *fixed))), generate=generate
+            _replaced(messages, turn, _vary(messages[turn], (*_FIXED, *fixed))), generate=generate
         )
         if varied is not None and varied != text:
             first = common_prefix(text, varied)
             return first, max(first, len(text) - common_prefix(text[::-1], varied[::-1]))
-    return None
+    prompt = template.attempt(messages[:turn], generate=True)
+    if says_text_only(messages[turn]) or prompt is None or not text.startswith(prompt):
+        return None
+    return len(prompt), len(prompt)
 
 
 def _replaced(messages: Sequence[Message], turn: int, message: Message) -> list[Message]:
@@ -439,9 +445,11 @@ def _replaced(messages: Sequence[Message], turn: int, message: Message) -> list[
 
 
 def _vary(value: Any, fixed: Sequence[str]) -> Any:
-    """Return a message with a mark at both ends of every text that it says."""
+    """Return a message with a mark at both ends of every text that it says, and other numbers."""
     if isinstance(value, str):
         return f"{_MARK}{value}{_MARK}" if value else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value + 1
     if isinstance(value, dict):
         return {key: each if key in fixed else _vary(each, fixed) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
