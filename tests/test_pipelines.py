@@ -160,6 +160,20 @@ def test_texts_and_rollouts(aligner, rows):
     assert made["teacher_ids"].to_pylist() == rows["teacher_ids"]
 
 
+@pytest.mark.parametrize("as_batch", [dict, pa.table], ids=["mapping", "arrow"])
+def test_a_missing_text_names_row_and_column(aligner, as_batch):
+    function = TokenizeRows(aligner, text_column="answer")
+    with pytest.raises(ValueError, match=r"row 2 of the batch, column 'answer': .*got None"):
+        function(as_batch({"answer": ["a", "b", None]}))
+    with pytest.raises(TypeError, match=r"row 0 of the batch, column 'answer': .*string, got int"):
+        function(as_batch({"answer": [3]}))
+    with pytest.raises(KeyError, match=r"column 'answer' is missing; .* \['text'\]"):
+        function(as_batch({"text": ["a"]}))
+    function = RetokenizeRows(aligner, student_column="sampled")
+    with pytest.raises(ValueError, match=r"column 'sampled'.*row 1|row 1.*column 'sampled'"):
+        function(as_batch({"sampled": [[1], None]}))
+
+
 def test_what_is_no_batch_is_named(aligner):
     function = AlignRows(aligner)
     with pytest.raises(TypeError, match=r"batch: expected .*got list; map with batched=True"):

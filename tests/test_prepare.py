@@ -111,6 +111,58 @@ def test_a_sampled_stop_is_not_repeated(aligner):
         assert completions_of(batch.student, 0) == [answer]
 
 
+def test_turns_end_as_the_end_ids_say(aligner):
+    """A stop takes part, with white space before it; what follows does not; None adds a stop."""
+    stops = aligner.teacher.stop_ids[0], aligner.student.stop_ids[0]
+    spaces = [side.encode_batch(["a\n"])[0][-1] for side in (aligner.teacher, aligner.student)]
+    assert aligner.teacher.token_bytes(spaces[0]) == b"\n"
+    first, second = encode(aligner, "one", "two")
+    cases = (
+        # The student's end ids, what follows "two", its mask, and whether that adds a stop.
+        ([stops[1], 7, 8], [stops[1], 7, 8], [1, 0, 0], True),
+        ([spaces[1], stops[1], 7], [spaces[1], stops[1], 7], [1, 1, 0], True),
+        ([7, stops[1]], [7, stops[1]], [0, 0], False),
+        ([], [], [], False),
+        (None, [stops[1]], [1], True),
+    )
+    for end, follows, mask, adds in cases:
+        for own in ([], [stops[1]]):
+            # Where the template writes no stop, a sampled one stays.
+            kept = [] if adds else own
+            batch = aligner.prepare(
+                [[first, [*second, *own]]],
+                teacher_prompt_ids=[[[5], [stops[0], 9, 9]]],
+                student_prompt_ids=[[[5], [stops[1], 9]]],
+                teacher_end_ids=[[stops[0], 3]],
+                student_end_ids=[end],
+            )
+            row = [5, *first, stops[1], 9, *second, *kept, *follows]
+            assert batch.student.input_ids[0].tolist() == row
+            taken = [0, *first, 1, 0, *second, *kept, *mask]
+            assert batch.student.completion_mask[0].tolist() == [int(each > 0) for each in taken]
+            teacher = batch.teacher.input_ids[0][batch.teacher.attention_mask[0] == 1].tolist()
+            assert teacher[-2:] == [stops[0], 3]
+            assert teacher.count(stops[0]) == 2
+            runs = completions_of(batch.teacher, 0)
+            assert [aligner.teacher.decode_bytes(run).strip() for run in runs] == [b"one", b"two"]
+            assert batch.counts.stops_added == 1 + (adds and not own)
+
+
+def test_turns_that_nothing_stands_between_stay_two_regions(aligner):
+    stop = aligner.student.stop_ids[0]
+    first, second = encode(aligner, "one", "two")
+    batch = aligner.prepare(
+        [[first, second]],
+        teacher_prompt_ids=[[[5], [aligner.teacher.stop_ids[0]]]],
+        student_prompt_ids=[[[5], [stop]]],
+        teacher_end_ids=[[]],
+        student_end_ids=[[]],
+    )
+    assert batch.student.input_ids[0].tolist() == [5, *first, stop, *second]
+    assert completions_of(batch.student, 0) == [first, second]
+    assert "".join(unit.text.strip() for unit in batch.aligned.units(0)) == "onetwo"
+
+
 def test_padded_prompts_and_completions_with_masks(aligner):
     """As trainers hold them: prompts padded on the left, completions on the right."""
     answers = encode(aligner, "one two three", "four")
@@ -278,8 +330,16 @@ def test_what_does_not_fit_is_named(aligner):
         aligner.prepare(
             [[[5]]], completion_mask=[[1]], teacher_prompt_ids=one, student_prompt_ids=one
         )
+    with pytest.raises(ValueError, match="student_end_ids has 2 rows, expected 1 as in"):
+        aligner.prepare(
+            one, teacher_prompt_ids=one, student_prompt_ids=one, student_end_ids=[[1], [2]]
+        )
+    with pytest.raises(TypeError, match="row 0: teacher_end_ids: expected a list of integers or"):
+        aligner.prepare(
+            one, teacher_prompt_ids=one, student_prompt_ids=one, teacher_end_ids=[["a"]]
+        )
     stop = aligner.student.stop_ids[0]
-    with pytest.raises(ValueError, match="turn 1 of a row: its prompt contains only the stop"):
+    with pytest.raises(ValueError, match="row 0, turn 1: student_prompt_ids contains only the"):
         aligner.prepare(
             [[[5], [6]]], teacher_prompt_ids=[[[1], [2]]], student_prompt_ids=[[[1], [stop]]]
         )
@@ -343,8 +403,8 @@ def test_contents_that_are_not_text_are_refused():
     for message in (
         {"content": None},
         {"content": [{"type": "image"}]},
-        {"content": "", "tool_calls": [{}]},
-        {"content": "4", "reasoning_content": "two and two"},
+        {"content": [{"type": "text", "text": "a"}, {"type": "image"}]},
+        {},
     ):
         with pytest.raises(ValueError, match=r"here has .*'completion_ids'"):
             content_text(message, "here")

@@ -336,6 +336,29 @@ def test_teacher_reads_the_sampled_bytes_behind_its_own_prompt(tmp_path):
         assert ids[len(prompt) :] == trainer.aligner.retokenize([sampled]).row(0).tolist()
 
 
+@pytest.mark.parametrize("lmbda", [0.0, 1.0])
+def test_answers_of_the_data_follow_the_headers_that_the_template_writes(tmp_path, lmbda):
+    """As channels are: the generation prompt ends before them, and a sample may contain them."""
+    trainer = make_trainer(tmp_path, lmbda=lmbda)
+    for tokenizer in (trainer.teacher_tokenizer, trainer.processing_class):
+        tokenizer.chat_template = (
+            "{% for m in messages %}[{{ m.role }}]{{ 'final: ' if m.role == 'assistant' }}"
+            "{{ m.content }}{{ eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}"
+        )
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer._prepare_inputs(batch)
+    ready = trainer._buffered_inputs[0]["_simct"]
+    for ids, mask, tokenizer in (
+        (ready.teacher.ids, ready.teacher.mask, trainer.teacher_tokenizer),
+        (ready.student.ids, ready.student.mask, trainer.processing_class),
+    ):
+        for row, taken in zip(ids, mask, strict=True):
+            text = tokenizer.decode(row[taken.bool()])
+            assert "[assistant]" in text
+            assert ("[assistant]final: " in text) == (lmbda == 0.0)
+
+
 def test_checkpoint_resumes(tmp_path):
     first = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
     first.train()

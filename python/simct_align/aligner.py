@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from simct_align.align import align_batch
 from simct_align.continuations import enumerate_continuations
 from simct_align.errors import MissingTokenizerError
-from simct_align.inputs import thread_count
+from simct_align.inputs import check_text, thread_count
 from simct_align.pair import VocabularyPair
 from simct_align.prepare import PreparedBatch, prepare
 from simct_align.retokenize import PaddingSide, RetokenizedIds, retokenize
@@ -240,7 +240,7 @@ class Aligner(VocabularyPair):
             raise TypeError("texts: expected a list of strings, got one string; wrap it in a list")
         texts = list(texts)
         for number, text in enumerate(texts):
-            _check_text(number, text)
+            check_text(f"texts[{number}]", text)
         return self.align_batch(
             self._teacher.encode_batch(texts), self._student.encode_batch(texts), threads=threads
         )
@@ -331,6 +331,8 @@ class Aligner(VocabularyPair):
         completion_mask: object | None = None,
         teacher_prompt_mask: object | None = None,
         student_prompt_mask: object | None = None,
+        teacher_end_ids: Sequence[object] | None = None,
+        student_end_ids: Sequence[object] | None = None,
         truncated: ArrayLike | Sequence[Sequence[bool]] | None = None,
         padding_side: PaddingSide = "right",
         teacher_pad_id: int = 0,
@@ -347,8 +349,13 @@ class Aligner(VocabularyPair):
         between two completions, as the chat template of that side writes it (see
         `simct_align.chat.prompt_ids`). Turn `k` of the teacher is aligned with turn `k` of the
         student. A completion that was not truncated ends with a stop on both sides: the stop is
-        added where it is missing. If the next prompt begins with a stop as well, that repeated
-        stop is dropped.
+        added where it is missing. If the next prompt begins with the end of the turn as well, a
+        stop with or without white space before it, that repetition is dropped.
+
+        With `teacher_end_ids` and `student_end_ids` a completion that was not truncated ends as the
+        chat template of that side writes it: with the white space and the stop at the start of
+        what follows, in place of the completion's own stop. If something else follows, no stop is
+        added. The end ids after the stop are in the row and take no part.
 
         Args:
             completion_ids: The ids that the student sampled: one completion per row, in any form
@@ -359,6 +366,10 @@ class Aligner(VocabularyPair):
                 is all positions. Nested lists of turns cannot have a mask.
             teacher_prompt_mask: Which positions of `teacher_prompt_ids` to use, in its shape.
             student_prompt_mask: Which positions of `student_prompt_ids` to use, in its shape.
+            teacher_end_ids: What the teacher's chat template writes after the last completion of
+                each row: one list of ids per row, or None for a row whose completions end with
+                stops that are added where they are missing. The default is None for all rows.
+            student_end_ids: The same for the student.
             truncated: Whether a completion was cut off before its end. One flag per row, which
                 describes its last turn, or one list of flags per row with one flag per turn.
             padding_side: `"left"` or `"right"`.
@@ -379,7 +390,8 @@ class Aligner(VocabularyPair):
             MissingTokenizerError: The teacher has no tokenizer.
             TypeError: As for `align_batch`, or nested lists of turns have a mask.
             ValueError: As for `align_batch`; the arguments have different numbers of rows or of
-                turns in a row; or the prompt of a later turn is empty.
+                turns in a row; or the prompt of a later turn is empty, or contains only the stop
+                of the turn before.
 
         Complexity:
             That of `retokenize`, and O(rows × longest row).
@@ -404,6 +416,8 @@ class Aligner(VocabularyPair):
             completion_mask=completion_mask,
             teacher_prompt_mask=teacher_prompt_mask,
             student_prompt_mask=student_prompt_mask,
+            teacher_end_ids=teacher_end_ids,
+            student_end_ids=student_end_ids,
             truncated=truncated,
             padding_side=padding_side,
             teacher_pad_id=teacher_pad_id,
@@ -486,14 +500,3 @@ def _warn_without_stops(teacher: Vocabulary, student: Vocabulary) -> None:
             "[student's])), with [] for a side that has none",
             stacklevel=3,
         )
-
-
-def _check_text(number: int, text: object) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"texts[{number}]: expected a string, got {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"texts[{number}] is not valid Unicode at character {error.start}: {error.reason}"
-        ) from None

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from simct_align.conversation import (
+    ChatTokenizer,
+    Message,
+    Template,
+    answer_like,
+    around_text,
+    text_of,
+)
+from simct_align.history import SampledHistory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -11,21 +21,6 @@ if TYPE_CHECKING:
     from simct_align.vocabulary import Vocabulary
 
 __all__ = ["ChatTokenizer", "Message", "prompt_ids"]
-
-#: A message of a conversation: `role`, `content`, and whatever else a chat template reads.
-Message = dict[str, Any]
-
-
-class ChatTokenizer(Protocol):
-    """The methods of a `transformers` tokenizer that this module calls."""
-
-    def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any:
-        """Render messages as text."""
-        ...
-
-    def __call__(self, text: list[str], **options: Any) -> Any:
-        """Tokenize texts; the name of a special token becomes that token."""
-        ...
 
 
 def prompt_ids(
@@ -41,7 +36,8 @@ def prompt_ids(
     Use it for both sides, each with its own tokenizer, and pass the results to `Aligner.prepare`.
     The first prompt is everything that the template writes up to the turn, including the
     generation prompt. A later prompt is what the template writes between the turn before and this
-    turn. The contents of the turns themselves do not matter: they are the completions.
+    turn, from the end of the turn before to the generation prompt. The turns themselves are in no
+    prompt: they are the completions. The messages reach the template with all their fields.
 
     Args:
         tokenizer: A `transformers` tokenizer with a chat template.
@@ -55,42 +51,43 @@ def prompt_ids(
         One list of ids per turn.
 
     Raises:
-        ValueError: The template does not write the content of a turn exactly once, unchanged.
+        ValueError: The template refuses the conversation up to a turn, or it does not write the
+            content of a past turn exactly once, unchanged.
 
     Complexity:
-        One rendering of the conversation per turn, and one call of the tokenizer.
+        Two renderings of the conversation per turn, a few more for a turn with tool calls or
+        reasoning, and one call of the tokenizer.
     """
-    texts = []
-    for number, turn in enumerate(turns):
-        before = list(messages[:turn])
-        for earlier, position in enumerate(turns[:number]):
-            before[position] = {"role": before[position]["role"], "content": _marker(earlier)}
-        text = _render(tokenizer, before, tools, template_options, add_generation_prompt=True)
-        if number > 0:
-            text = _after(text, _marker(number - 1), f"message {turns[number - 1]}")
-        texts.append(text)
-    if not texts:
+    if not turns:
         return []
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
+    template = Template(tokenizer, tools, template_options or {})
+    history = SampledHistory(template, messages, turns)
+    return template.ids(history.around([""] * len(turns), sampled=True).prompts)
 
 
 def check_end_of_turn(
-    side: str, tokenizer: ChatTokenizer, vocabulary: Vocabulary, stop_ids: Sequence[int]
+    side: str,
+    tokenizer: ChatTokenizer,
+    vocabulary: Vocabulary,
+    stop_ids: Sequence[int],
+    template_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Warn if a chat template ends a turn with another token than the aligner does.
+
+    The template writes a question and an answer, as texts or as text parts. A template that refuses
+    both is not checked here: the rows show how it ends a turn.
 
     Args:
         side: `"teacher"` or `"student"`, for the message.
         tokenizer: The tokenizer of that side.
         vocabulary: The vocabulary of that side.
         stop_ids: The stops of that side, the canonical one first.
-
-    Raises:
-        ValueError: The template does not write the content of a turn exactly once, unchanged.
+        template_options: Additional keyword arguments of `apply_chat_template`.
     """
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _marker(0)}]
-    text = _after(_render(tokenizer, messages, None, None), _marker(0), "message 1")
+    template = Template(tokenizer, options=template_options or {})
+    text = _end_of_probe(template)
+    if not text:
+        return
     ids = tokenizer([text], add_special_tokens=False)["input_ids"][0]
     names = vocabulary.special_names
     end = next((token for token in ids if token in names), None)
@@ -116,51 +113,27 @@ def content_text(message: Message, place: str) -> str:
         The text.
 
     Raises:
-        ValueError: The message contains something else, such as a tool call.
+        ValueError: The content is something else, such as an image.
     """
-    content = message.get("content")
-    if isinstance(content, (list, tuple)) and all(
-        isinstance(part, dict) and part.get("type") == "text" for part in content
-    ):
-        content = "".join(part["text"] for part in content)
-    calls = [key for key in ("tool_calls", "reasoning_content", "reasoning") if message.get(key)]
-    if not isinstance(content, str) or calls:
-        what = f"has {calls[0]}" if calls else f"has content of type {type(content).__name__}"
+    content = text_of(message)
+    if content is None:
+        found = type(message.get("content")).__name__
         raise ValueError(
-            f"{place} {what}; expected only text: give what the student wrote as text in "
-            "'content', or as ids in 'completion_ids'"
+            f"{place} has content of type {found}; expected text, text parts, tool calls or "
+            "reasoning: give what the student wrote as text in 'content', or as ids in "
+            "'completion_ids'"
         )
     return content
 
 
-def _marker(turn: int) -> str:
-    """Return a placeholder for the content of a turn, in private-use characters."""
-    return f"\ue000turn {turn}\ue001"
-
-
-def _render(
-    tokenizer: ChatTokenizer,
-    messages: list[Message],
-    tools: Sequence[Any] | None,
-    options: Mapping[str, Any] | None,
-    *,
-    add_generation_prompt: bool = False,
-) -> str:
-    given = {} if tools is None else {"tools": list(tools)}
-    text: str = tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        **given,
-        **(options or {}),
-    )
-    return text
-
-
-def _after(text: str, marker: str, place: str) -> str:
-    if text.count(marker) != 1:
-        raise ValueError(
-            f"the chat template writes the content of {place} {text.count(marker)} times, "
-            "expected exactly once and unchanged"
-        )
-    return text.partition(marker)[2]
+def _end_of_probe(template: Template) -> str:
+    """Return what follows a short answer; nothing if the template writes no such answer."""
+    for shape in ("?", [{"type": "text", "text": "?"}]):
+        question = {"role": "user", "content": shape}
+        try:
+            around = around_text(template, [question, answer_like([question], "")], 1)
+        except ValueError:
+            continue
+        if around is not None:
+            return around[1]
+    return ""

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from simct_align.chat import ChatTokenizer, Message, check_end_of_turn, content_text, prompt_ids
-from simct_align.retokenize import TextEncoder
+from simct_align.chat import check_end_of_turn
+from simct_align.completions import ChatSide, CompletionReader
+from simct_align.history import SampledHistory
+from simct_align.rows import ParsedRow, Row, parse_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from simct_align.aligner import Aligner
+    from simct_align.conversation import ChatTokenizer
+    from simct_align.history import HistoryName
     from simct_align.prepare import PreparedBatch, PreparedSide
     from simct_align.retokenize import PaddingSide
-
-Row = dict[str, Any]
 
 
 class SimCTCollator:
@@ -30,15 +30,35 @@ class SimCTCollator:
     workers, forked or spawned, with and without `pin_memory`. A row is one of:
 
     * `{"messages": [...]}`: every assistant turn is a completion, or only the last one (`turns`).
+      Messages after the last completion are left out.
     * `{"prompt": ..., "completion": ...}`, both texts or both lists of messages: the assistant
       turns of the completion are completions.
     * `{"prompt": ..., "completion_ids": [...]}` or `{"messages": ..., "completion_ids": [...]}`:
-      the ids that a student sampled, which are used unchanged. They are one list of ids, or one
-      list per turn. If the last message is not an assistant's, the ids answer the messages.
+      the ids that a student sampled, which are used unchanged, but for the stop of a turn that the
+      template ends with another one. They are one list of ids, or one list per turn. If the last
+      message is not an assistant's, the ids answer the messages.
 
     A row can also have `truncated` (see `Aligner.prepare`), `tools` and `chat_template_kwargs`.
-    The prompts of each side come from its own chat template. Completion texts are tokenized by the
-    student's tokenizer, and the teacher's ids are retokenized from the student's ids.
+    Messages reach the chat template of each side with all their fields. The completion of a turn
+    is its content. That of a turn with tool calls or reasoning is what the student's template
+    writes after the generation prompt. Completion texts are tokenized by the student's tokenizer,
+    and the teacher's ids are retokenized from the student's ids. Texts without a template take
+    what the tokenizer puts before a text, such as BOS, and not what it puts after a text.
+
+    With `history="template"` a row is what the chat template writes for the whole conversation. A
+    turn ends as the template ends it: no stop is added where the template writes none. With
+    `history="sampled"` a row is what a model reads while it samples one turn after the other: every
+    turn follows its generation prompt, past turns stay as they were sampled, and every turn ends
+    with a stop. If a template drops the reasoning of past turns, the rows of two turns are
+
+    * template: `<user>2 + 2?<end><assistant>4<end><user>And?<end><assistant>`
+      `<think>..</think>12<end>`
+    * sampled: `<user>2 + 2?<end><assistant><think>..</think>4<end><user>And?<end><assistant>`
+      `<think>..</think>12<end>`
+
+    A row of `history="template"` can still differ from its template, where sampled ids stand in
+    place of what the template drops or writes in other words. A warning shows both texts around
+    the first difference, once per side.
 
     A worker returns tensors and the index, without tokenizers and tables. To get the
     `AlignedBatch` in the main process, call `aligner.align_batch` on the returned ids and masks.
@@ -49,6 +69,8 @@ class SimCTCollator:
         teacher_tokenizer: The teacher's `transformers` tokenizer, for its chat template.
         student_tokenizer: The student's `transformers` tokenizer, for its chat template.
         turns: Which assistant turns of `messages` are completions: `"all"` or the `"last"` one.
+        history: What surrounds the completions of a conversation: what its chat template writes,
+            `"template"`, or what the model reads while it samples, `"sampled"`.
         padding_side: `"right"` or `"left"`.
         student_max_length: The largest number of tokens in a row of the student. Longer rows are
             cut at the end.
@@ -62,7 +84,7 @@ class SimCTCollator:
             elsewhere.
 
     Raises:
-        ValueError: `turns` or `padding_side` is unknown.
+        ValueError: `turns`, `history` or `padding_side` is unknown.
 
     Example:
         >>> import gzip
@@ -87,6 +109,7 @@ class SimCTCollator:
         student_tokenizer: ChatTokenizer,
         *,
         turns: Literal["all", "last"] = "all",
+        history: HistoryName = "template",
         padding_side: PaddingSide = "right",
         student_max_length: int | None = None,
         teacher_max_length: int | None = None,
@@ -97,12 +120,15 @@ class SimCTCollator:
     ) -> None:
         if turns not in ("all", "last"):
             raise ValueError(f"turns: expected 'all' or 'last', got {turns!r}")
+        if history not in ("template", "sampled"):
+            raise ValueError(f"history: expected 'template' or 'sampled', got {history!r}")
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side: expected 'left' or 'right', got {padding_side!r}")
         self.aligner = aligner
         self.teacher_tokenizer = teacher_tokenizer
         self.student_tokenizer = student_tokenizer
         self.turns = turns
+        self.history = history
         self.padding_side = padding_side
         self.student_max_length = student_max_length
         self.teacher_max_length = teacher_max_length
@@ -110,17 +136,24 @@ class SimCTCollator:
         self.max_path = max_path
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.threads = threads
-        self._encoder = TextEncoder(aligner.student)
         if max_path:
             # Computed once, here: workers inherit or unpickle the spellings, so that their indexes
             # refer to the same nodes.
             _ = aligner.spellings
-        for side, tokenizer, vocabulary, stops in (
-            ("teacher", teacher_tokenizer, aligner.teacher, aligner.shared.teacher_stop_ids),
-            ("student", student_tokenizer, aligner.student, aligner.shared.student_stop_ids),
-        ):
-            if getattr(tokenizer, "chat_template", None) is not None:
-                check_end_of_turn(side, tokenizer, vocabulary, stops.tolist())
+        self._sides = (
+            ChatSide("teacher", teacher_tokenizer, aligner),
+            ChatSide("student", student_tokenizer, aligner),
+        )
+        self._reader = CompletionReader(*self._sides, history)
+        for side in self._sides:
+            if getattr(side.tokenizer, "chat_template", None) is not None:
+                check_end_of_turn(
+                    side.name,
+                    side.tokenizer,
+                    side.vocabulary,
+                    side.stop_ids,
+                    self.chat_template_kwargs,
+                )
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows into a batch of tensors.
@@ -136,8 +169,10 @@ class SimCTCollator:
 
         Raises:
             MissingTokenizerError: A vocabulary has no tokenizer.
-            ValueError: A row has none of these forms, an assistant's message is not text, or a
-                chat template does not write a completion exactly once.
+            TypeError: A column of a row has another type.
+            ValueError: A row has none of these forms, an assistant's message has no text, calls or
+                reasoning, a chat template refuses a conversation, or it does not write a
+                completion exactly once.
 
         Complexity:
             That of the tokenizers.
@@ -165,23 +200,20 @@ class SimCTCollator:
 
         Raises:
             MissingTokenizerError: A vocabulary has no tokenizer.
-            ValueError: As for `__call__`.
+            TypeError, ValueError: As for `__call__`.
 
         Complexity:
             That of the tokenizers.
         """
-        parsed = [self._parse(number, row) for number, row in enumerate(rows)]
+        parsed = self._parse(rows)
         threads = self._threads()
-        texts = [text for row in parsed for text in row.texts]
-        encoded = self._encoder.encode(texts, threads=threads)
-        written = iter([encoded.row(number) for number in range(len(texts))])
-        completions = [
-            [next(written) for _ in row.texts] if row.ids is None else row.ids for row in parsed
-        ]
+        completions, teacher, student = self._reader.read(parsed, threads=threads)
         return self.aligner.prepare(
             completions,
-            teacher_prompt_ids=self._prompts("teacher", parsed),
-            student_prompt_ids=self._prompts("student", parsed),
+            teacher_prompt_ids=teacher.prompts,
+            student_prompt_ids=student.prompts,
+            teacher_end_ids=teacher.ends,
+            student_end_ids=student.ends,
             truncated=[row.truncated for row in parsed],
             padding_side=self.padding_side,
             teacher_pad_id=pad_id(self.teacher_tokenizer),
@@ -200,67 +232,37 @@ class SimCTCollator:
 
         Returns:
             The teacher's and the student's prompt ids, nested lists `[row][turn]`, not cut at the
-            length limits.
+            length limits. Each ends with the generation prompt, whatever `history` is.
 
         Raises:
-            ValueError: As for `__call__`.
+            TypeError, ValueError: As for `__call__`.
 
         Complexity:
             That of the tokenizers.
         """
-        parsed = [self._parse(number, row) for number, row in enumerate(rows)]
-        return self._prompts("teacher", parsed), self._prompts("student", parsed)
+        parsed = self._parse(rows)
+        teacher, student = (self._prompts(side, parsed) for side in self._sides)
+        return teacher, student
 
-    def _parse(self, number: int, row: Row) -> _Row:
-        sampled = row.get("completion_ids")
-        messages: str | list[Message]
-        if "messages" in row:
-            messages = list(row["messages"])
-            turns = _assistant_turns(messages, 0)
-            if sampled is not None and (not turns or turns[-1] != len(messages) - 1):
-                turns.append(len(messages))
-            if self.turns == "last":
-                turns = turns[-1:]
-        elif "prompt" in row and ("completion" in row or sampled is not None):
-            messages, turns = _prompt_and_completion(number, row)
-        else:
-            raise ValueError(
-                f"row {number} has the keys {sorted(row)}; expected 'messages', or 'prompt' and "
-                "'completion', or 'prompt' and 'completion_ids'"
-            )
-        if not turns:
-            raise ValueError(
-                f"row {number} has no assistant turn; expected at least one, or 'completion_ids'"
-            )
-        ids, texts = None, []
-        if sampled is not None:
-            ids = _turn_ids(number, sampled, turns)
-        elif isinstance(messages, str):
-            texts = [row["completion"]]
-        else:
-            texts = [content_text(messages[t], f"row {number}, message {t}") for t in turns]
-        truncated = row.get("truncated", False)
-        if np.ndim(truncated) == 0:
-            truncated = [False] * (len(turns) - 1) + [bool(truncated)]
-        options = self.chat_template_kwargs | (row.get("chat_template_kwargs") or {})
-        return _Row(messages, turns, texts, ids, list(truncated), row.get("tools"), options)
+    def _prompts(self, side: ChatSide, rows: Sequence[ParsedRow]) -> list[list[Any]]:
+        texts = [row.messages for row in rows if isinstance(row.messages, str)]
+        plain = iter(side.prompt_ids(texts))
+        prompts: list[list[Any]] = []
+        for row in rows:
+            if isinstance(row.messages, str):
+                prompts.append([next(plain)])
+                continue
+            template = side.template(row)
+            history = SampledHistory(template, row.messages, row.turns)
+            around = history.around([""] * len(row.turns), sampled=True)
+            prompts.append(template.ids(around.prompts))
+        return prompts
 
-    def _prompts(self, side: str, rows: Sequence[_Row]) -> list[list[Any]]:
-        tokenizer = self.teacher_tokenizer if side == "teacher" else self.student_tokenizer
-        plain = [row.messages for row in rows if isinstance(row.messages, str)]
-        # A text has no template: the tokenizer itself adds its special tokens, such as BOS.
-        tokenized = iter(tokenizer(plain)["input_ids"] if plain else ())
+    def _parse(self, rows: Sequence[Row]) -> list[ParsedRow]:
+        last_only, options = self.turns == "last", self.chat_template_kwargs
         return [
-            [next(tokenized)]
-            if isinstance(row.messages, str)
-            else prompt_ids(
-                tokenizer,
-                row.messages,
-                row.turns,
-                tools=row.tools,
-                template_options=row.options,
-            )
-            for row in rows
+            parse_row(number, row, last_only=last_only, options=options)
+            for number, row in enumerate(rows)
         ]
 
     def _threads(self) -> int | None:
@@ -269,65 +271,6 @@ class SimCTCollator:
         loaders = sys.modules.get("torch.utils.data")
         in_worker = loaders is not None and loaders.get_worker_info() is not None
         return 1 if in_worker else None
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row of any form, parsed."""
-
-    #: A conversation, or the text of a prompt.
-    messages: str | list[Message]
-    #: Which messages are completions.
-    turns: list[int]
-    #: The texts of the completions; empty if the row has ids.
-    texts: list[str]
-    #: The student's ids of the completions; `None` if the row has texts.
-    ids: list[NDArray[np.int64]] | None
-    truncated: list[bool]
-    tools: Any
-    options: dict[str, Any]
-
-
-def _assistant_turns(messages: Sequence[Message], start: int) -> list[int]:
-    return [
-        position
-        for position, message in enumerate(messages)
-        if position >= start and message["role"] == "assistant"
-    ]
-
-
-def _prompt_and_completion(number: int, row: Row) -> tuple[str | list[Message], list[int]]:
-    prompt, completion = row["prompt"], row.get("completion")
-    if "completion_ids" in row:
-        return (prompt, [1]) if isinstance(prompt, str) else (list(prompt), [len(prompt)])
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return prompt, [1]
-    if isinstance(prompt, str) or isinstance(completion, str) or completion is None:
-        raise ValueError(
-            f"row {number}: 'prompt' is of type {type(prompt).__name__} and 'completion' of type "
-            f"{type(completion).__name__}; expected two texts or two lists of messages"
-        )
-    messages = [*prompt, *completion]
-    return messages, _assistant_turns(messages, len(prompt))
-
-
-def _turn_ids(number: int, sampled: Any, turns: Sequence[int]) -> list[NDArray[np.int64]]:
-    nested = len(sampled) > 0 and np.ndim(sampled[0]) > 0
-    ids = []
-    for turn in sampled if nested else [sampled]:
-        values = np.asarray(turn)
-        if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-            raise ValueError(
-                f"row {number}: 'completion_ids': expected a list of integers or one list per "
-                f"turn, got {values.dtype} of shape {values.shape}"
-            )
-        ids.append(values.astype(np.int64))
-    if len(ids) != len(turns):
-        raise ValueError(
-            f"row {number}: 'completion_ids' has {len(ids)} turns, expected {len(turns)} as in the "
-            "messages"
-        )
-    return ids
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -51,6 +51,27 @@ def integer(name: str, value: object, *, at_least: int, at_most: int | None = No
     return number
 
 
+def check_text(place: str, text: object) -> None:
+    """Check a text.
+
+    Args:
+        place: The place of the text in the input, for the message.
+        text: The text.
+
+    Raises:
+        TypeError: `text` is not a string.
+        ValueError: `text` is not valid Unicode.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{place}: expected a string, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{place} is not valid Unicode at character {error.start}: {error.reason}"
+        ) from None
+
+
 def thread_count(threads: object | None) -> int | None:
     """Check the argument `threads`; None means all cores."""
     if threads is None:

@@ -34,11 +34,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.aligner import Aligner
-from simct_align.inputs import read_side
+from simct_align.inputs import check_text, read_side
 from simct_align.token_kind import TokenKind
 from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 __all__ = ["AlignRows", "RetokenizeRows", "TokenizeRows"]
@@ -73,8 +75,9 @@ class _RowFunction(ABC):
 
         Raises:
             KeyError: A column is missing.
-            TypeError: The batch has another type, or a column of ids does not contain lists of
-                integers.
+            TypeError: The batch has another type, a column of ids does not contain lists of
+                integers, or a column of texts does not contain strings. Rows are numbered within
+                the batch.
             ValueError: A column has nulls, or as for `Aligner.align_batch`.
             AlignmentError: As for `Aligner.align_batch`, if the function aligns.
 
@@ -136,8 +139,7 @@ class TokenizeRows(_RowFunction):
         super().__init__(aligner, options)
 
     def _columns(self, batch: Any) -> dict[str, _Column]:
-        texts = batch[self._options["text_column"]]
-        texts = texts.to_pylist() if _is_arrow(batch) else list(texts)
+        texts = _read_texts(batch, self._options["text_column"])
         columns = {}
         for side, vocabulary in (
             ("teacher", self._aligner.teacher),
@@ -332,10 +334,38 @@ def _read(batch: Any, name: str | None) -> Any:
     """Return a column in a form that the aligner takes; None without a name."""
     if name is None:
         return None
-    column = batch[name]
+    column = _column(batch, name)
     if not _is_arrow(batch):
-        return column if isinstance(column, (list, tuple)) else list(column)
+        rows = column if isinstance(column, (list, tuple)) else list(column)
+        _check_nulls(name, rows, "a list of integers")
+        return rows
     return _read_arrow(name, column)
+
+
+def _read_texts(batch: Any, name: str) -> list[str]:
+    """Return a column of texts."""
+    column = _column(batch, name)
+    texts = column.to_pylist() if _is_arrow(batch) else list(column)
+    _check_nulls(name, texts, "a text")
+    for row, text in enumerate(texts):
+        check_text(f"row {row} of the batch, column {name!r}", text)
+    return texts
+
+
+def _column(batch: Any, name: str) -> Any:
+    names = batch.column_names if _is_arrow(batch) else list(batch)
+    if name not in names:
+        raise KeyError(f"column {name!r} is missing; the batch has the columns {sorted(names)}")
+    return batch[name]
+
+
+def _check_nulls(name: str, rows: Sequence[object], expected: str) -> None:
+    for row, value in enumerate(rows):
+        if value is None:
+            raise ValueError(
+                f"row {row} of the batch, column {name!r}: expected {expected}, got None; drop or "
+                "fill such rows before"
+            )
 
 
 def _read_arrow(name: str, column: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -354,9 +384,16 @@ def _read_arrow(name: str, column: Any) -> tuple[NDArray[Any], NDArray[np.int64]
     else:
         raise TypeError(f"column {name!r}: expected lists of integers, got {kind}")
     if lists.null_count or values.null_count:
+        import pyarrow.compute as pc
+
+        if lists.null_count:
+            row = pc.index(lists.is_null(), True).as_py()
+        else:
+            at = pc.index(values.is_null(), True).as_py()
+            row = int(np.searchsorted(offsets, at, side="right")) - 1
         raise ValueError(
-            f"column {name!r} has nulls ({lists.null_count} rows, {values.null_count} values); "
-            "expected none: drop or fill them before"
+            f"column {name!r} has nulls ({lists.null_count} rows, {values.null_count} values), "
+            f"first in row {row} of the batch; expected none: drop or fill them before"
         )
     return values.to_numpy(zero_copy_only=False), offsets
 

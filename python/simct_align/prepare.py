@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from simct_align.align import align_batch
 from simct_align.inputs import RaggedIds, integer, read_side
 from simct_align.retokenize import PaddingSide, RetokenizeCounts, pad_rows, retokenize
+from simct_align.token_kind import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
 
     from simct_align.batch import AlignedBatch
     from simct_align.pair import VocabularyPair
+    from simct_align.vocabulary import Vocabulary
 
 #: The label that `torch.nn.CrossEntropyLoss` and Hugging Face's models ignore.
 IGNORED_LABEL = -100
+#: The largest number of white-space tokens between the text of a turn and its stop.
+_MOST_SPACES = 8
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class PrepareCounts:
         truncated_turns: Completions that were flagged as truncated, or cut at the length limit.
             No stop is added to a flagged completion.
         turns_left_out: Completions with tokens on one side only. They do not take part.
-        stops_added: Completions to which a stop was added.
+        stops_added: Completions that got a stop which was not sampled.
         student_tokens_cut: Student tokens after the length limit, prompts included.
         teacher_tokens_cut: Teacher tokens after the length limit, prompts included.
         retokenized: Counts of the tokens and bytes that did not go through the teacher's
@@ -101,7 +106,27 @@ class _Turns:
     starts: list[int]
 
     def counts(self) -> list[int]:
-        return [end - start for start, end in zip(self.starts[:-1], self.starts[1:], strict=True)]
+        return [end - start for start, end in self.rows()]
+
+    def rows(self) -> list[tuple[int, int]]:
+        return list(pairwise(self.starts))
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """How the turns of a side end.
+
+    Attributes:
+        written: Whether a turn ends as the chat template writes it.
+        has_stop: Whether the template writes a stop there, which replaces a turn's own stop.
+        closings: The end of each such turn that takes part: white space, if any, and the stop.
+        tails: What follows the last turn of each row and does not take part.
+    """
+
+    written: list[bool]
+    has_stop: list[bool]
+    closings: list[NDArray[np.int64]]
+    tails: list[NDArray[np.int64]]
 
 
 def prepare(
@@ -113,6 +138,8 @@ def prepare(
     completion_mask: object | None,
     teacher_prompt_mask: object | None,
     student_prompt_mask: object | None,
+    teacher_end_ids: Sequence[object] | None,
+    student_end_ids: Sequence[object] | None,
     truncated: ArrayLike | Sequence[Sequence[bool]] | None,
     padding_side: PaddingSide,
     teacher_pad_id: int,
@@ -129,6 +156,8 @@ def prepare(
     for name, prompts in (("teacher", teacher_prompts), ("student", student_prompts)):
         _check_prompts(name, prompts, completions)
     cut_short = _read_truncated(truncated, completions.starts)
+    teacher_tails = _read_ends("teacher", teacher_end_ids, completions)
+    student_tails = _read_ends("student", student_end_ids, completions)
     for name, limit, least in (
         ("teacher_max_length", teacher_max_length, 0),
         ("student_max_length", student_max_length, 0),
@@ -139,23 +168,51 @@ def prepare(
 
     shared = pair.shared
     student_stops, teacher_stops = shared.student_stop_ids, shared.teacher_stop_ids
+    own_stops = [_ends_with(ids, student_stops) for ids in completions.ids]
+    student_ends = _take_ends(
+        student_prompts, student_tails, cut_short, student_stops, pair.student
+    )
     stops_added = 0
+    sizes = []
     for turn, ids in enumerate(completions.ids):
-        if len(student_stops) and not cut_short[turn] and not _ends_with(ids, student_stops):
-            completions.ids[turn] = np.append(ids, student_stops[0])
-            stops_added += 1
-    _drop_repeated_stops(student_prompts, completions, student_stops)
-    limited = _limit(student_prompts, completions, student_max_length)
-    student_tokens_cut = sum(limited)
+        closing = student_ends.closings[turn]
+        has_own = own_stops[turn]
+        if has_own and student_ends.has_stop[turn]:
+            ids = ids[:-1]
+        elif not (has_own or student_ends.written[turn] or cut_short[turn]):
+            closing = student_stops[:1].astype(np.int64)
+        stops_added += not has_own and len(closing) > 0
+        sizes.append((len(ids), len(ids) + len(closing)))
+        completions.ids[turn] = np.concatenate([ids, closing])
+    _drop_repeated_stops(
+        "student", student_prompts, completions, student_ends, student_stops, pair.student
+    )
+    limited, student_tokens_cut = _limit(
+        student_prompts, completions, student_ends.tails, student_max_length
+    )
     for turn, tokens in enumerate(limited):
         cut_short[turn] |= tokens > 0
 
-    retokenized = retokenize(pair, _ragged(completions.ids), student_mask=None, threads=threads)
-    answers = _Turns(
-        [retokenized.row(turn).copy() for turn in range(len(retokenized))], completions.starts
+    # White space that the student's template writes before a stop is not the teacher's.
+    said = [
+        ids if len(ids) <= text else np.append(ids[:text], ids[-1:] if len(ids) == whole else [])
+        for ids, (text, whole) in zip(completions.ids, sizes, strict=True)
+    ]
+    retokenized = retokenize(pair, _ragged(said), student_mask=None, threads=threads)
+    teacher_ends = _take_ends(
+        teacher_prompts, teacher_tails, cut_short, teacher_stops, pair.teacher
     )
-    _drop_repeated_stops(teacher_prompts, answers, teacher_stops)
-    teacher_tokens_cut = sum(_limit(teacher_prompts, answers, teacher_max_length))
+    answers = _Turns([], completions.starts)
+    for turn, closing in enumerate(teacher_ends.closings):
+        ids = retokenized.row(turn)
+        replaced = teacher_ends.has_stop[turn] or student_ends.has_stop[turn]
+        if teacher_ends.written[turn] and replaced and _ends_with(ids, teacher_stops):
+            ids = ids[:-1]
+        answers.ids.append(np.concatenate([ids, closing]))
+    _drop_repeated_stops(
+        "teacher", teacher_prompts, answers, teacher_ends, teacher_stops, pair.teacher
+    )
+    _, teacher_tokens_cut = _limit(teacher_prompts, answers, teacher_ends.tails, teacher_max_length)
 
     # A turn without tokens is not a region. If only one side had such a turn, all later turns of
     # the row would be aligned with the wrong turns.
@@ -168,10 +225,10 @@ def prepare(
         for both, teacher, student in zip(takes_part, answers.ids, completions.ids, strict=True)
     ]
     sides = [
-        _join(prompts, turns, takes_part, padding_side, pad_id, pad_to_multiple_of)
-        for prompts, turns, pad_id in (
-            (teacher_prompts, answers, teacher_pad_id),
-            (student_prompts, completions, student_pad_id),
+        _join(prompts, turns, ends.tails, takes_part, padding_side, pad_id, pad_to_multiple_of)
+        for prompts, turns, ends, pad_id in (
+            (teacher_prompts, answers, teacher_ends, teacher_pad_id),
+            (student_prompts, completions, student_ends, student_pad_id),
         )
     ]
     teacher, student = sides
@@ -270,38 +327,126 @@ def _ends_with(ids: NDArray[np.int64], stops: NDArray[np.int64]) -> bool:
     return len(ids) > 0 and bool((stops == ids[-1]).any())
 
 
-def _drop_repeated_stops(prompts: _Turns, turns: _Turns, stops: NDArray[np.int64]) -> None:
-    """Drop the stop at the start of a prompt if the turn before already ends with a stop."""
-    for start, end in zip(turns.starts[:-1], turns.starts[1:], strict=True):
+def _read_ends(
+    name: str, ends: Sequence[object] | None, completions: _Turns
+) -> list[NDArray[np.int64] | None]:
+    """Return what follows the last turn of every row; None for rows without such ids."""
+    rows = len(completions.starts) - 1
+    if ends is None:
+        return [None] * rows
+    if len(ends) != rows:
+        raise ValueError(
+            f"{name}_end_ids has {len(ends)} rows, expected {rows} as in completion_ids"
+        )
+    read: list[NDArray[np.int64] | None] = []
+    for row, end in enumerate(ends):
+        ids = None if end is None else np.asarray(end)
+        if ids is not None and (ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu")):
+            raise TypeError(
+                f"row {row}: {name}_end_ids: expected a list of integers or None, got {ids.dtype} "
+                f"of shape {ids.shape}"
+            )
+        read.append(None if ids is None else ids.astype(np.int64))
+    return read
+
+
+def _take_ends(
+    prompts: _Turns,
+    tails: Sequence[NDArray[np.int64] | None],
+    cut_short: Sequence[bool],
+    stops: NDArray[np.int64],
+    vocabulary: Vocabulary,
+) -> _Ends:
+    """Cut the ends of turns off from the start of what follows them."""
+    nothing = np.zeros(0, np.int64)
+    turns = prompts.starts[-1]
+    ends = _Ends([False] * turns, [False] * turns, [nothing] * turns, [nothing] * len(tails))
+    for row, ((start, end), tail) in enumerate(zip(prompts.rows(), tails, strict=True)):
+        if tail is None:
+            continue
+        for turn in range(start, end):
+            if cut_short[turn]:
+                continue
+            is_last = turn == end - 1
+            follows = tail if is_last else prompts.ids[turn + 1]
+            size = _closing_size(follows, stops, vocabulary)
+            ends.written[turn], ends.has_stop[turn] = True, size > 0
+            if size == len(follows) and not is_last:
+                # Without a position between them, two turns would be one region.
+                size -= 1
+            ends.closings[turn] = follows[:size]
+            if is_last:
+                ends.tails[row] = tail[size:]
+            else:
+                prompts.ids[turn + 1] = follows[size:]
+    return ends
+
+
+def _closing_size(ids: NDArray[np.int64], stops: NDArray[np.int64], vocabulary: Vocabulary) -> int:
+    """Return the number of leading ids that end a turn: white space, if any, and a stop."""
+    at = np.flatnonzero(np.isin(ids[: _MOST_SPACES + 1], stops))[:1]
+    if not len(at):
+        return 0
+    before = ids[: at[0]]
+    is_space = len(before) == 0 or (
+        bool(((before >= 0) & (before < len(vocabulary))).all())
+        and not (vocabulary.kinds[before] == TokenKind.SPECIAL).any()
+        and vocabulary.decode_bytes(before).isspace()
+    )
+    return int(at[0]) + 1 if is_space else 0
+
+
+def _drop_repeated_stops(
+    name: str,
+    prompts: _Turns,
+    turns: _Turns,
+    ends: _Ends,
+    stops: NDArray[np.int64],
+    vocabulary: Vocabulary,
+) -> None:
+    """Drop the end of a turn at the start of the next prompt if the turn has its own stop."""
+    for row, (start, end) in enumerate(turns.rows()):
         for turn in range(start + 1, end):
+            if ends.written[turn - 1] or not _ends_with(turns.ids[turn - 1], stops):
+                continue
             prompt = prompts.ids[turn]
-            if _ends_with(turns.ids[turn - 1], stops) and _ends_with(prompt[:1], stops):
-                if len(prompt) == 1:
-                    raise ValueError(
-                        f"turn {turn - start} of a row: its prompt contains only the stop of the "
-                        "turn before; expected at least one more token"
-                    )
-                prompts.ids[turn] = prompt[1:]
+            size = _closing_size(prompt, stops, vocabulary)
+            if size and size == len(prompt):
+                raise ValueError(
+                    f"row {row}, turn {turn - start}: {name}_prompt_ids contains only the stop of "
+                    "the turn before; expected at least one more token"
+                )
+            prompts.ids[turn] = prompt[size:]
 
 
-def _limit(prompts: _Turns, turns: _Turns, max_length: int | None) -> list[int]:
-    """Cut rows at a length; return how many tokens every turn with its prompt lost."""
+def _limit(
+    prompts: _Turns, turns: _Turns, tails: list[NDArray[np.int64]], max_length: int | None
+) -> tuple[list[int], int]:
+    """Cut rows at a length.
+
+    Returns:
+        How many tokens every turn with its prompt lost, and the sum over all turns and tails.
+    """
     lost = [0] * len(turns.ids)
     if max_length is None:
-        return lost
-    for start, end in zip(turns.starts[:-1], turns.starts[1:], strict=True):
+        return lost, 0
+    of_tails = 0
+    for row, (start, end) in enumerate(turns.rows()):
         room = max_length
         for turn in range(start, end):
             for pieces in (prompts.ids, turns.ids):
                 lost[turn] += max(0, len(pieces[turn]) - room)
                 pieces[turn] = pieces[turn][:room]
                 room -= len(pieces[turn])
-    return lost
+        of_tails += max(0, len(tails[row]) - room)
+        tails[row] = tails[row][:room]
+    return lost, sum(lost) + of_tails
 
 
 def _join(
     prompts: _Turns,
     turns: _Turns,
+    tails: Sequence[NDArray[np.int64]],
     takes_part: list[bool],
     padding_side: PaddingSide,
     pad_id: int,
@@ -309,11 +454,15 @@ def _join(
 ) -> PreparedSide:
     pieces: list[NDArray[np.int64]] = []
     taken: list[bool] = []
-    for prompt, turn, takes in zip(prompts.ids, turns.ids, takes_part, strict=True):
-        pieces += [prompt, turn]
-        taken += [False, takes]
+    for (start, end), tail in zip(turns.rows(), tails, strict=True):
+        for turn in range(start, end):
+            pieces += [prompts.ids[turn], turns.ids[turn]]
+            taken += [False, takes_part[turn]]
+        pieces.append(tail)
+        taken.append(False)
     ragged = _ragged(pieces)
-    offsets = ragged.offsets[2 * np.array(turns.starts)]
+    # Two pieces for every turn, and one for every row.
+    offsets = ragged.offsets[2 * np.array(turns.starts) + np.arange(len(turns.starts))]
     mask = np.repeat(np.array(taken, np.int64), np.diff(ragged.offsets))
     ids, attention = pad_rows(ragged.values, offsets, padding_side, pad_id, multiple_of=multiple_of)
     completion, _ = pad_rows(mask, offsets, padding_side, 0, multiple_of=multiple_of)

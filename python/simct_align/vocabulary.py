@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, AnyStr
 
 import numpy as np
 
@@ -456,7 +456,7 @@ class Vocabulary:
         for number, (text, ids) in enumerate(zip(texts, self.encode_batch(texts), strict=True)):
             expected, found = text.encode("utf-8", "surrogatepass"), self.decode_bytes(ids)
             if expected != found:
-                offset = _common_prefix(expected, found)
+                offset = common_prefix(expected, found)
                 rest = slice(offset, offset + 40)
                 differences.append(Difference(number, offset, expected[rest], found[rest]))
         return VerifyReport(len(texts), tuple(differences))
@@ -487,12 +487,12 @@ def _first_difference(vocabulary: Vocabulary, table: TokenTable) -> str:
     )
 
 
-def _common_prefix(left: bytes, right: bytes) -> int:
-    """Count the equal leading bytes, by bisection: each step compares in C."""
+def common_prefix(left: AnyStr, right: AnyStr) -> int:
+    """Count the equal leading bytes or characters, by bisection: each step compares in C."""
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2
-        if left[:middle] == right[:middle]:
+        if left[low:middle] == right[low:middle]:
             low = middle
         else:
             high = middle - 1

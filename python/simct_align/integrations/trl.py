@@ -184,7 +184,8 @@ class _Collator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows = [read_row(number, example) for number, example in enumerate(examples)]
-        student = self.collator.prepare(rows).student
+        written = self.collator.prepare(rows)
+        student = written.student
         teacher_prompts, student_prompts = self.collator.prompts(rows)
         prompts = [row[-1] for row in student_prompts]
         for number, prompt in enumerate(prompts):
@@ -213,8 +214,17 @@ class _Collator:
                 [ids[label >= 0] for ids, label in zip(student.input_ids, labels, strict=True)]
             ),
             "teacher_prompt_ids": [list(row[-1]) for row in teacher_prompts],
+            "teacher_written_prompt_ids": _before_completions(written.teacher),
             "student_prompt_lengths": list(map(len, prompts)),
         }
+
+
+def _before_completions(side: PreparedSide) -> list[list[int]]:
+    """Return the ids before the completion of every row, with the template's headers of a text."""
+    taken = side.completion_mask != 0
+    size = np.where(taken.any(axis=1), taken.argmax(axis=1), side.attention_mask.sum(axis=1))
+    rows = zip(side.input_ids, size.tolist(), strict=True)
+    return [ids[:length].tolist() for ids, length in rows]
 
 
 class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
@@ -294,6 +304,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
                 self.teacher_tokenizer,
                 self._tokenizer,
                 turns="last",
+                history="sampled",
             )
         )
         self._initial_model: Any = None
@@ -322,16 +333,16 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         with self._metric_sums.timed("generation"):
             super()._fill_buffer(generation_batch, buffer_steps)
         with self._metric_sums.timed("alignment"):
-            slices = self._align(self._buffered_inputs)
+            slices = self._align(self._buffered_inputs, self._buffered_on_policy)
         for inputs, ready in zip(self._buffered_inputs, slices, strict=True):
             inputs["_simct"] = ready
 
-    def _align(self, buffered: Sequence[dict[str, Any]]) -> list[_Slice]:
+    def _align(self, buffered: Sequence[dict[str, Any]], on_policy: Sequence[bool]) -> list[_Slice]:
         """Return both sides of every slice, with the normalizers of the step."""
         device = self.accelerator.device
         ready = []
-        for inputs in buffered:
-            batch = self._prepare_slice(inputs)
+        for inputs, is_sampled in zip(buffered, on_policy, strict=True):
+            batch = self._prepare_slice(inputs, is_sampled=is_sampled)
             student = Side.read(batch.student, self.model, device)
             teacher = Side.read(batch.teacher, self.teacher_model, device)
             index = batch.aligned.index(
@@ -357,7 +368,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         """Return the number of bytes of the completions; special tokens have none."""
         return len(self.aligner.student.decode_bytes(side.input_ids[side.completion_mask != 0]))
 
-    def _prepare_slice(self, inputs: dict[str, Any]) -> PreparedBatch:
+    def _prepare_slice(self, inputs: dict[str, Any], *, is_sampled: bool = True) -> PreparedBatch:
         ids, attention, labels = (
             inputs[name].cpu().numpy() for name in ("input_ids", "attention_mask", "labels")
         )
@@ -367,8 +378,12 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         # the tokens sampled after it depend on it: the completion ends before the id.
         after_unknown = completion & ((ids >= len(self.aligner.student)).cumsum(axis=1) > 0)
         completion &= ~after_unknown
-        # GOLD cuts the front of a prompt that leaves no room for a completion.
-        cut = sum(inputs["student_prompt_lengths"]) - int(prompt.sum())
+        # GOLD cuts the front of a prompt that leaves no room for a sampled completion.
+        cut = sum(inputs["student_prompt_lengths"]) - int(prompt.sum()) if is_sampled else 0
+        teacher_prompts = inputs["teacher_prompt_ids"]
+        if not is_sampled:
+            # Templates may write headers between the generation prompt and the data's completion.
+            teacher_prompts = inputs.get("teacher_written_prompt_ids", teacher_prompts)
         last = np.where(completion, np.arange(ids.shape[1]), -1).max(axis=1)
         ended = (last >= 0) & np.isin(ids[np.arange(len(ids)), last], self._ends)
         batch = self.aligner.prepare(
@@ -376,7 +391,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
             completion_mask=completion,
             student_prompt_ids=ids,
             student_prompt_mask=prompt,
-            teacher_prompt_ids=inputs["teacher_prompt_ids"],
+            teacher_prompt_ids=teacher_prompts,
             truncated=~ended,
             teacher_pad_id=pad_id(self.teacher_tokenizer),
             student_pad_id=pad_id(self._tokenizer),
@@ -415,7 +430,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         del num_items_in_batch
         ready = inputs.get("_simct")
         if ready is None:
-            (ready,) = self._align([inputs])
+            (ready,) = self._align([inputs], [False])
         with self._metric_sums.timed("student"):
             outputs = ready.student.forward(model)
         self.teacher_model.eval()
