@@ -284,6 +284,15 @@ def test_a_difference_is_told_once_per_side_with_both_texts():
     assert "history='sampled'" in told
 
 
+def test_calls_that_the_students_template_does_not_write_are_told_once():
+    _, _, told = prepared("chatml", "two_ends", [{"messages": CALLS}] * 2)
+    of_calls = [each for each in told if "calls 'add'" in each]
+    assert len(of_calls) == 1
+    assert of_calls[0].startswith("row 0: message 1 calls 'add', which the student's chat template")
+    _, _, told = prepared("two_ends", "chatml", [{"messages": CALLS}])
+    assert not [each for each in told if "calls 'add'" in each]
+
+
 def test_an_end_that_is_no_stop_is_told_once():
     aligner = template_aligner("chatml", "gemma")
     tokenizers = templated("harmony", 0), templated("gemma", 1)

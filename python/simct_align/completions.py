@@ -186,6 +186,8 @@ class CompletionReader:
             self._segments(text, message)  # type: ignore[arg-type]
             for text, message in zip(texts, messages, strict=True)
         ]
+        for turn, text, message in zip(row.turns, texts, messages, strict=True):
+            self._check_calls(row, turn, text, message)  # type: ignore[arg-type]
         found = {}
         for name, history in histories.items():
             said = [self._said(each, name) for each in segments]
@@ -341,6 +343,20 @@ class CompletionReader:
                     f"({', '.join(map(repr, side.stop_names))}): nothing trains the end of such "
                     "turns; name the token that ends them in Aligner(..., stop_tokens=...)",
                 )
+
+    def _check_calls(self, row: ParsedRow, turn: int, text: str, message: dict[str, Any]) -> None:
+        """Warn once if the student's template does not write the tool calls of a completion."""
+        calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+        names = [(call.get("function") or call).get("name") for call in calls]
+        missing = [name for name in names if isinstance(name, str) and name not in text]
+        if missing:
+            self._warn(
+                self._sides["student"],
+                "calls",
+                f"row {row.number}: message {turn} calls {missing[0]!r}, which the student's chat "
+                f"template does not write: the completion is {text[:40]!r}; use a template with "
+                "tool calls, or give what the student writes as ids in 'completion_ids'",
+            )
 
     def _warn(self, side: ChatSide, kind: str, message: str) -> None:
         if (side.name, kind) not in self._warned:

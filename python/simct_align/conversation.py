@@ -293,7 +293,7 @@ def find_turn(
     start, left_out = _find_start(template, messages, turn, text, low, max(low, depends[0]))
     if marked is not None and says_text_only(messages[turn]):
         return Place(start, max(start, marked[1]), left_out)
-    alone = _find_alone(template, messages[: turn + 1], text, low)
+    alone = _find_alone(template, messages[: turn + 1], text, low, max(low, depends[0]))
     if alone is None:
         last = max(start, depends[1])
         special = special_pattern(template.tokenizer)
@@ -335,11 +335,18 @@ def _find_start(
 
 
 def _find_alone(
-    template: Template, messages: Sequence[Message], text: str, low: int
+    template: Template, messages: Sequence[Message], text: str, low: int, first: int
 ) -> tuple[int | None, int] | None:
     """Find the last of some messages in a text, from its rendering as the last one.
 
     What follows a call may depend on the call as well, such as the header of the result.
+
+    Args:
+        template: The template.
+        messages: The messages.
+        text: The rendering of these messages and others.
+        low: An offset before which the turn does not begin.
+        first: The first offset of what depends on the message: the turn begins there or before.
 
     Returns:
         `(start, end)`. The start is None if the text has only the end of the turn: history may lack
@@ -358,7 +365,7 @@ def _find_alone(
     special = special_pattern(template.tokenizer)
     cuts = [] if special is None else [found.start() for found in special.finditer(body)]
     for cut in [0, *cuts]:
-        at = text.find(body[cut:], low) if body else -1
+        at = text.rfind(body[cut:], low, first + len(body) - cut) if body else -1
         if at >= 0:
             return (None if cut else at), at + len(body) - cut
     return None
