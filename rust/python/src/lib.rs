@@ -22,7 +22,7 @@ use pyo3::prelude::*;
 
 /// Results of large batches are hundreds of megabytes. The system's allocator returns such memory at
 /// once and gets fresh pages for the next batch, which takes longer than the alignment; this one keeps
-/// it for about 100 ms.
+/// it for a second.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
