@@ -170,7 +170,8 @@ class TritonSide:
         self.computation = computation
         temperature = computation.problem.settings.temperature
         self.rows = RowReader(side.source.logits, side.columns, temperature)
-        # `[n_multi]` sums over the later steps of realized paths, and the steps' normalizers.
+        # `[n_multi]` sums over the later steps of realized paths, those of logits for "mean_logit"
+        # only, and the steps' normalizers.
         self._rest_logits = self._rest_log_probs = self.rest_norms = torch.empty(0)
 
     def prepare_paths(self) -> None:
@@ -180,8 +181,9 @@ class TritonSide:
         self.rest_norms = self.rows.norms(paths.rest_row)
         shifts, norms = self.rest_norms.unbind(1)
         log_probs = self.rows.pick(paths.rest_row, paths.rest_id, shifts) - norms * LN2
-        picked = self.rows.pick(paths.rest_row, paths.rest_id)
-        self._rest_logits = zeros.index_add(0, paths.rest_unit, picked)
+        if self.computation.problem.settings.score == "mean_logit":
+            picked = self.rows.pick(paths.rest_row, paths.rest_id)
+            self._rest_logits = zeros.index_add(0, paths.rest_unit, picked)
         self._rest_log_probs = zeros.index_add(0, paths.rest_unit, log_probs)
 
     def scores(self, units: slice, *, multi: bool, mass: bool) -> TritonScores:

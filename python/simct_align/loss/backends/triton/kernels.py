@@ -98,6 +98,13 @@ def _tile(tiles, group, n_columns, column, is_column, UNITS: tl.constexpr, T: tl
 
 
 @triton.jit
+def _student_tile(z, start, stride, ids, column, end):
+    """Return the student's logits at columns `[1, T, E]` as float32 `[UNITS, T, E]`."""
+    at = tl.load(ids + column, mask=column < end, other=0).to(tl.int64)
+    return tl.load(z + start + at * stride, mask=column < end, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _norms(norms, unit, is_unit, side, n_units):
     """Return the shifts and log-normalizers of one side's units as `[U, 1, 1]`."""
     at = norms + side * 2 * n_units + unit
@@ -189,8 +196,7 @@ def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale,
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         column = tl.reshape(flat, [1, T, E])
-        at = tl.load(ids + column, mask=column < end, other=0).to(tl.int64)
-        x = tl.load(z + start + at * stride, mask=column < end, other=0.0).to(tl.float32)
+        x = _student_tile(z, start, stride, ids, column, end)
         counts = _is_in_sums(column, column < end, skips, unit, is_unit, N_SKIPS)
         before, total_before = top, total
         top, total, exponents, exponentials, factor = _add_exponentials(
@@ -227,8 +233,7 @@ def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, n
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         column = tl.reshape(flat, [1, T, E])
-        at = tl.load(ids + column, mask=column < end, other=0).to(tl.int64)
-        x = tl.load(z + start + at * stride, mask=column < end, other=0.0).to(tl.float32)
+        x = _student_tile(z, start, stride, ids, column, end)
         counts = _is_in_sums(column, column < end, skips, unit, is_unit, N_SKIPS)
         tile = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
         log_teacher = tl.maximum((tile - teacher_shift) * scale - teacher_norm, FLOOR)
