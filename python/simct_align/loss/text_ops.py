@@ -28,7 +28,7 @@ from .operator import (
     loss_operators,
     without_autocast,
 )
-from .text_columns import table_of, tree_of
+from .text_columns import blocks_of, table_of, tree_of
 from .text_layout import view_text_side
 from .text_metrics import OffsetStat
 
@@ -54,6 +54,14 @@ class TextTensors(NamedTuple):
     parent: Tensor
     subtree_end: Tensor
     same: Tensor
+    span_of_node: Tensor
+    span_node: Tensor
+    span_end_point: Tensor
+    end_points: Tensor
+    end_node: Tensor
+    covers: Tensor
+    cover_span: Tensor
+    child_of_node: Tensor
     teacher_slot_of_column: Tensor
     teacher_token_ids: Tensor
     teacher_node_tokens: Tensor
@@ -141,6 +149,7 @@ def _problem(
         teacher=of_side("teacher", teacher, tensors.teacher_unused, numbers.teacher_needed),
         student=of_side("student", student, tensors.student_unused, numbers.student_needed),
         tree=tree_of(tensors),
+        blocks=blocks_of(tensors),
         sizes=numbers.sizes,
         host=tensors.host,
         settings=TextSettings(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ...divergence import Divergence
     from ..columns import SideColumns
     from ..layout import IndexSizes, SideUnits
+    from ..text_blocks import TreeBlocks
     from ..text_layout import TextSideTable, TextSideView, TreeTensors
 
 
@@ -317,6 +318,7 @@ class TextProblem:
         teacher: The teacher's side.
         student: The student's side.
         tree: The joint tree of both vocabularies.
+        blocks: The tree cut into blocks.
         sizes: The sizes of the index.
         host: The packed index on the host.
         settings: The settings of the loss.
@@ -325,6 +327,7 @@ class TextProblem:
     teacher: TextSide
     student: TextSide
     tree: TreeTensors
+    blocks: TreeBlocks
     sizes: IndexSizes
     host: Tensor
     settings: TextSettings
