@@ -9,6 +9,7 @@ The classes that score slots are those of the back end `torch`, over slots in pl
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -178,7 +179,8 @@ class TritonSide:
         assert isinstance(side.source, Logits)
         self.name = name
         self.model = side
-        self.computation = computation
+        # A strong reference would keep the memory of both until the next garbage collection.
+        self.computation: TritonComputation = weakref.proxy(computation)
         temperature = computation.problem.settings.temperature
         self.rows = RowReader(side.source.logits, side.columns, temperature)
         # `[n_multi]` sums over the later steps of realized paths, those of logits for "mean_logit"
