@@ -41,7 +41,8 @@ CASES = [
         for name in ("sum_terms", "write_gradient")
         for divergence in range(6)
     ),
-    ("write_gradient", UNITS_AND_COLUMNS | SHARED | {"DIVERGENCE": 0, "WITH_NORM": False}),
+    ("write_gradient", UNITS_AND_COLUMNS | {"DIVERGENCE": 0, "WITH_NORM": False}),
+    ("write_slots", {"UNITS": 32, "WITH_NORM": True, "N_SLOTS": 7}),
     ("slot_terms", {"DIVERGENCE": 0, "SLOTS": 8}),
     ("norm_rows", ROWS),
     ("write_path_rows", ROWS),
@@ -83,7 +84,7 @@ TYPES = {
     **dict.fromkeys(("scale", "weight", "log_weight", "log_rest"), "fp32"),
     **dict.fromkeys(("is_written", "reached", "same", "both", "deep", "absent"), "*i8"),
     **dict.fromkeys(
-        ("slot_of_id", "place_of_id", "token_ids", "suffixes", "parent", "subtree_end", "closed",
+        ("slot_of_id", "token_ids", "suffixes", "parent", "subtree_end", "closed",
          "span_of_node", "span_node", "span_end_point", "end_points", "end_node", "covers",
          "cover_span", "child_of_node", "spans"), "*i32",
     ),

@@ -374,19 +374,19 @@ def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same
     has_cover = cover >= 0
     top = tl.load(span_node + cover, mask=has_cover, other=0)
     cover_end = tl.load(subtree_end + top, mask=has_cover, other=0)
-    at_span = span_masses + (group * 2 * n_spans + cover) * UNITS + lane
-    cover_teacher = tl.load(at_span, mask=has_cover, other=0.0)
-    cover_student = tl.load(at_span + n_spans * UNITS, mask=has_cover, other=0.0)
-    _, derivative = _leaf_terms(
+    at_cover = span_masses + (group * 2 * n_spans + cover) * UNITS + lane
+    cover_teacher = tl.load(at_cover, mask=has_cover, other=0.0)
+    cover_student = tl.load(at_cover + n_spans * UNITS, mask=has_cover, other=0.0)
+    _, by_cover = _leaf_terms(
         cover_teacher, cover_student, floor, weight, log_weight, log_rest, DIVERGENCE
     )
-    of_cover = _ratio(derivative, cover_student)
+    of_cover = _ratio(by_cover, cover_student)
     if WITH_ABSENT:
-        is_child = has_cover & (tl.load(parent + top, mask=has_cover, other=-1) == 0)
-        is_absent = _is_absent(
-            absent, child_of_node, top, is_child, lane_of_chunk, is_offset, n_children
+        is_cover_child = has_cover & (tl.load(parent + top, mask=has_cover, other=-1) == 0)
+        is_cover_absent = _is_absent(
+            absent, child_of_node, top, is_cover_child, lane_of_chunk, is_offset, n_children
         )
-        of_cover = tl.where(is_absent, OF_ROOT, of_cover)
+        of_cover = tl.where(is_cover_absent, OF_ROOT, of_cover)
 
     least_end = tl.min(tl.where(is_offset, cover_end, n_nodes), 0)
     if least_end >= tl.minimum(block * BLOCK + BLOCK, n_nodes):
