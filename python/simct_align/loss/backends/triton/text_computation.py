@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: Columns of the gradient that a program writes at once.
 COLUMNS = 128
 SPANS, BLOCKS = 16, 64
+#: Warps of programs over blocks of nodes.
+NODE_WARPS = 4
 #: The root's children differ in their byte.
 CHILDREN = 256
 
@@ -161,7 +163,7 @@ class TritonText:
             if reached is not None:
                 lacks = ~side.has_own[self._order[at]].unsqueeze(1) & (reached == 0)
                 absent = lacks if absent is None else absent | lacks
-        sizes = {"BLOCK": text_blocks.BLOCK, "UNITS": UNITS, "num_warps": 4}
+        sizes = {"BLOCK": text_blocks.BLOCK, "UNITS": UNITS, "num_warps": NODE_WARPS}
         of_tree = (
             work["teacher"], work["student"], n_nodes, self.n_blocks, tree.parent,
             tree.subtree_end, self._same, *lanes.arguments,
