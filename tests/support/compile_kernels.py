@@ -50,6 +50,7 @@ CASES = [
     ("norm_rows", ROWS),
     ("write_path_rows", ROWS),
     ("clear_rows", ROWS),
+    ("scale", {"COLUMNS": 8 * ROW_T * E}),
 ]
 TEXT = {"UNITS": UNITS, "BLOCK": BLOCK, "SPANS": SPANS, "BLOCKS": BLOCKS}
 LANES = {"UNITS": UNITS, "COLUMNS": COLUMNS, "ALIGNED": E}
@@ -83,7 +84,10 @@ TYPES = {
     **dict.fromkeys(("z", "tiles", "gradient"), "*bf16"),
     **dict.fromkeys(("starts", "gradient_starts", "ids"), "*i64"),
     **dict.fromkeys(("column_of_id", "skips", "slot_ids"), "*i32"),
-    **dict.fromkeys(("n_units", "width", "n_columns", "per_split", "n_splits", "n_slots"), "i32"),
+    **dict.fromkeys(
+        ("n_units", "width", "n_columns", "per_split", "n_splits", "n_slots", "first_other"), "i32"
+    ),
+    "count": "i64",
     **dict.fromkeys(("scale", "weight", "log_weight", "log_rest"), "fp32"),
     **dict.fromkeys(("is_written", "reached", "same", "both", "deep", "absent"), "*i8"),
     **dict.fromkeys(

@@ -121,7 +121,10 @@ class Chunk:
         units: The units of the problem.
         multi: The MULTI units among those of the problem; None at SHARED and SPECIAL units.
         tiles: The teacher's shared columns as `lay_out` writes them.
-        skips: `[c, skips]` int32 shared columns that are slots, -1 where there is none.
+        skips: `[c, skips]` int32 shared columns that are slots, -1 where there is none. At MULTI
+            units: of the stops, of both paths' first tokens, and of the realized text.
+        slot_of_skip: `[c, skips]` the slots of these columns, of which some may be one; -1 where
+            there is none. Used at MULTI units only.
         slots: Their scores, by side.
         norms: `[2, 2, c]` of both sides: shifts, and binary log-normalizers of all scores relative
             to the shifts; see `kernels`.
@@ -137,6 +140,7 @@ class Chunk:
     multi: slice | None
     tiles: Tensor
     skips: Tensor
+    slot_of_skip: Tensor
     norms: Tensor
     slots: dict[str, SlotScores] = field(default_factory=dict)
     row_norms: dict[str, Tensor] = field(default_factory=dict)
@@ -148,11 +152,6 @@ class Chunk:
     def shift(self, name: SideName) -> Tensor:
         """Return the shifts of a side's units, `[c]`."""
         return self.norms[int(name == "student"), 0]
-
-    def slot_of(self, column: Tensor) -> Tensor:
-        """Return the slots `[c]` of shared columns that are slots, -1 for no column."""
-        slot = (self.skips == column.unsqueeze(1)).int().argmax(1)
-        return slot.masked_fill_(column < 0, -1)
 
 
 @dataclass
@@ -256,8 +255,8 @@ class TritonSide:
             score,
             z.shape[1] - 1,
             length,
-            chunk.slot_of(columns.column_of_id[paths.first_id[chunk.multi]]),
-            chunk.slot_of(problem.realized_column[chunk.multi]),
+            chunk.slot_of_skip[:, 1 + int(self.name == "student")],
+            chunk.slot_of_skip[:, 3],
         )
         rest = self._rest_log_probs[chunk.multi]
         if score == "mean_logit":
@@ -416,7 +415,9 @@ class TritonComputation:
             tiles = rows.logits.new_empty(size)
         device = tiles.device
         part = None
-        skips = torch.full((count, 1), problem.stop_column, dtype=torch.int32, device=device)
+        slot_of_skip = skips = torch.full(
+            (count, 1), problem.stop_column, dtype=torch.int32, device=device
+        )
         if multi:
             part = slice(units.start - problem.n_shared, units.stop - problem.n_shared)
             columns = [
@@ -426,10 +427,11 @@ class TritonComputation:
             columns.append(problem.realized_column[part])
             skips = torch.cat([skips, torch.stack(columns, 1).int()], 1)
             # A column is the slot of the first that names it.
-            is_known = (skips.unsqueeze(2) == skips.unsqueeze(1)).tril(-1).any(2)
-            skips.masked_fill_(is_known, -1)
+            first = (skips.unsqueeze(2) == skips.unsqueeze(1)).int().argmax(2)
+            slot_of_skip = first.masked_fill(skips < 0, -1)
+            skips.masked_fill_(first < torch.arange(4, device=device), -1)
         norms = torch.empty((2, 2, count), dtype=torch.float32, device=device)
-        self._chunk = Chunk(units, part, tiles, skips.contiguous(), norms)
+        self._chunk = Chunk(units, part, tiles, skips.contiguous(), slot_of_skip, norms)
         starts = rows.starts(self.teacher.model.units.row[units])
         kernels.lay_out[(-(-rows.width // (T * E)), groups)](
             rows.logits, starts, count, rows.stride, rows.column_of_id, rows.width, tiles,

@@ -37,7 +37,7 @@ REVERSE_KL, FORWARD_KL, TOTAL_VARIATION, JSD, SKEWED_FORWARD_KL, SKEWED_REVERSE_
 
 
 @triton.jit
-def columns_from(first, T: tl.constexpr, E: tl.constexpr):
+def _columns_from(first, T: tl.constexpr, E: tl.constexpr):
     """Return `[1, T, E]` the columns from `first` on, as the compiler makes vectors of them."""
     return first + (tl.arange(0, T)[:, None] * E + tl.arange(0, E)[None, :])[None, :, :]
 
@@ -192,7 +192,7 @@ def sum_teacher(tiles, n_units, n_columns, skips, scale, out, per_split, n_split
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         x = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
-        column = columns_from(first, T, E)
+        column = _columns_from(first, T, E)
         counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         top, total, _, _, _ = _add_exponentials(x, counts, scale, top, total)
     _store_sums(out, unit, is_unit, split, n_splits, scale, top, total)
@@ -219,7 +219,7 @@ def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale,
     end = tl.minimum(split * per_split + per_split, n_columns)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
-        column = columns_from(first, T, E)
+        column = _columns_from(first, T, E)
         x = _student_tile(z, start, stride, ids, column, end)
         counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         before, total_before = top, total
@@ -257,7 +257,7 @@ def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, n
     end = tl.minimum(split * per_split + per_split, n_columns)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
-        column = columns_from(first, T, E)
+        column = _columns_from(first, T, E)
         x = _student_tile(z, start, stride, ids, column, end)
         counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         tile = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
@@ -384,7 +384,7 @@ def write_gradient(z, starts, n_units, stride, column_of_id, width, tiles, n_col
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         of_flat = tl.load(column_of_id + flat, mask=flat < end, other=-2)
-        at, column = columns_from(first, T, E), tl.reshape(of_flat, [1, T, E])
+        at, column = _columns_from(first, T, E), tl.reshape(of_flat, [1, T, E])
         inside = (at < end) & is_unit[:, None, None]
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=inside, other=0.0)
         x = x.to(tl.float32)
@@ -436,7 +436,7 @@ def norm_rows(z, starts, stride, column_of_id, width, scale, out, ALIGNED: tl.co
     start = tl.multiple_of(tl.load(starts + row), ALIGNED)
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
     for first in range(0, width, T * E):
-        at = columns_from(first, T, E)
+        at = _columns_from(first, T, E)
         is_token = tl.load(column_of_id + at, mask=at < width, other=-2) > -2
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < width, other=0.0)
         top, total, _, _, _ = _add_exponentials(x.to(tl.float32), is_token, scale, top, total)

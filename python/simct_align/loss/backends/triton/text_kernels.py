@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import FLOOR, LOWEST, _add_exponentials, _terms, columns_from
+from .kernels import FLOOR, LOWEST, _add_exponentials, _columns_from, _terms
 
 #: The share of an offset's mass below which the masses of nodes are not told apart.
 NEGLIGIBLE = tl.constexpr(1e-12)
@@ -62,7 +62,7 @@ def sum_text_rows(z, starts, stride, slot_of_id, width, scale, norms, ALIGNED: t
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
     text = tl.zeros([1, T], tl.float32)
     for first in range(0, width, T * E):
-        at = columns_from(first, T, E)
+        at = _columns_from(first, T, E)
         slot = tl.load(slot_of_id + at, mask=at < width, other=NO_TOKEN)
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < width, other=0.0)
         top, total, _, exponentials, factor = _add_exponentials(
