@@ -1,8 +1,8 @@
 """Draw the figures of the documentation with the package itself.
 
 `python tools/draw_figures.py` writes them to `docs/figures`. `--check` draws them again and
-compares them with the files (exit code 1 if they differ), which a test does too. The tokenizers are the
-bundled ones. The figure of the null test is drawn from `benches/record/null.csv`.
+compares them with the files (exit code 1 if they differ), which a test does too. The tokenizers are
+the bundled ones. The figure of the null test is drawn from `benches/record/null.csv`.
 """
 
 from __future__ import annotations
