@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("mypy")
 
-from support import typed_user  # noqa: E402
+from support import typed_user
 
 ROOT = Path(__file__).resolve().parent.parent
 

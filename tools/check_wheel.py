@@ -2,10 +2,10 @@
 
     python tools/check_wheel.py FOLDER [--wheel WHEEL]
 
-FOLDER gets `simct_align-*.tar.gz` and one wheel; older ones are removed. The wheel is built from the
-unpacked source distribution, so that it also shows whether the source distribution is complete. On
-Linux, auditwheel gives it the oldest manylinux tag that its symbols allow. With --wheel, that wheel is
-checked and nothing is built.
+FOLDER gets `simct_align-*.tar.gz` and one wheel; older ones are removed. The wheel is built from
+the unpacked source distribution, so that it also shows whether the source distribution is complete.
+On Linux, auditwheel gives it the oldest manylinux tag that its symbols allow. With --wheel, that
+wheel is checked and nothing is built.
 
 A wheel is installed into an environment with the run-time dependencies only, outside of the source
 tree, so the check also shows what works without PyTorch.
@@ -120,10 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        if options.wheel:
-            built = [options.wheel.resolve()]
-        else:
-            built = [*build(place)]
+        built = [options.wheel.resolve()] if options.wheel else [*build(place)]
         tool("twine", "check", "--strict", *built, cwd=place)
         check_wheel(built[-1], place)
         if not options.wheel:

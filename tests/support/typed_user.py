@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from simct_align import (
     AlignedBatch,
@@ -32,10 +30,12 @@ from simct_align.loss.baselines import GOLDLoss
 from simct_align.served import ServedLogprobs, from_vllm
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
     from typing_extensions import assert_type
 else:
 
-    def assert_type(value, kind):
+    def assert_type(value, _kind):
         return value
 
 
