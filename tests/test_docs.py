@@ -195,6 +195,17 @@ def test_readme_shows_the_training_runs_of_the_record_page() -> None:
         assert runs[run][1:] == [own, gold, samples]
 
 
+def test_results_of_the_readme_are_on_a_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, start, results = readme.partition("## What others report")
+    results, end, _ = results.partition("## Documentation")
+    assert start
+    assert end
+    text = " ".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    known = set(re.findall(r"\d+(?:\.\d+)?", text))
+    assert set(re.findall(r"\d+(?:\.\d+)?", results)) <= known
+
+
 def test_readme_is_one_screen_after_another() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
