@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CLI = (ROOT / "python/simct_align/cli.py").read_text(encoding="utf-8")
 EXTRAS = re.findall(
     r"^([a-z]+) = \[",
     (ROOT / "pyproject.toml")
@@ -60,7 +62,12 @@ def with_blocks(language: str) -> list[Path]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_is_of_a_kind_that_is_checked(page: Path) -> None:
-    assert {block.language for block in blocks(page)} <= {"python", "console", "sh", "text"}
+    for block in blocks(page):
+        assert block.language in ("python", "console", "sh", "text", "json", "yaml")
+        if block.language == "json":
+            json.loads(block.code)
+        elif block.language == "yaml":
+            pytest.importorskip("yaml").safe_load(block.code)
 
 
 @pytest.mark.parametrize("page", with_blocks("python"), ids=name)
@@ -110,6 +117,12 @@ def check_command(command: str) -> None:
         extras = re.search(r"\[(.*)\]", command)
         assert extras is None or set(extras[1].split(",")) <= set(EXTRAS), command
         assert words[2].strip("'").partition("[")[0] in (".", "simct-align"), command
+    elif words[0] == "simct-align":
+        assert f'"{words[1]}"' in CLI, command
+    elif words[0] in ("accelerate", "torchrun"):
+        scripts = [word for word in words if word.endswith(".py")]
+        assert scripts, command
+        assert all((ROOT / script).is_file() for script in scripts), command
     elif words[0] == "python":
         # Options are in the script or in the parts that it shares with others.
         parts = [ROOT / words[1], *(ROOT / words[1]).parent.glob("_*.py")]
@@ -124,7 +137,7 @@ def check_command(command: str) -> None:
 def test_other_commands_name_what_exists(page: Path) -> None:
     for block in blocks(page):
         if block.language == "sh":
-            for line in block.code.splitlines():
+            for line in block.code.replace("\\\n", " ").splitlines():
                 if command := line.partition("  #")[0].strip():
                     check_command(command)
 
