@@ -16,6 +16,7 @@ from simct_align.describe import (
     CoverageSum,
     describe_pair,
     describe_row,
+    describe_spellings,
     draw_coverage,
     draw_row,
 )
@@ -101,7 +102,10 @@ def _open_vocabulary(source: str) -> Vocabulary:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    found = describe_pair(_open_pair(arguments.teacher, arguments.student))
+    aligner = _open_pair(arguments.teacher, arguments.student)
+    found = describe_pair(aligner)
+    for name in ("teacher", "student"):
+        found[name] |= describe_spellings(getattr(aligner.spellings, name))
     if arguments.json:
         _print_json(found)
         return EXIT_OK
