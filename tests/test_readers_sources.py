@@ -428,7 +428,9 @@ def test_hub_ids(tmp_path):
         except FileNotFoundError as error:
             print(error)
     """
-    expected = "'some-org/missing' is not a file or directory, nor in the cache of the hub, and the hub"
+    expected = (
+        "'some-org/missing' is not a file or directory, nor in the cache of the hub, and the hub"
+    )
     stops, message = run_python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").splitlines()
     assert stops == "(5,)"
     assert message.startswith(expected)

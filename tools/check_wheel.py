@@ -31,9 +31,24 @@ except ModuleNotFoundError as error:
     assert "simct-align[torch]" in str(error), error
 else:
     raise AssertionError("the loss came without PyTorch")
+report = aligner.report([text])
+assert report.to_dict()["coverage"] == batch.coverage().as_dict()
+try:
+    report.save("report.html")
+except ModuleNotFoundError as error:
+    assert "simct-align[report]" in str(error), error
+else:
+    raise AssertionError("the page came without its libraries")
 loaded = {"torch", "transformers", "tiktoken"} & set(sys.modules)
 assert not loaded, loaded
 print("clean environment:", batch, simct_align.__version__)
+"""
+
+#: With the libraries of the page, its files must be in the wheel.
+PAGE = """
+from simct_align import Aligner
+from simct_align.demo import demo_passage, demo_tokenizers
+Aligner(*demo_tokenizers()).report(demo_passage()).save("report.html")
 """
 
 
@@ -54,6 +69,8 @@ def main() -> None:
         run(python, "-m", "pip", "install", "-q", wheel, cwd=place)
         run(python, "-c", FIRST_USE, cwd=place)
         run(place / "clean" / "bin" / "simct-align", "demo", cwd=place)
+        run(python, "-m", "pip", "install", "-q", f"{wheel}[report]", cwd=place)
+        run(python, "-c", PAGE, cwd=place)
         print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MiB, works in a clean environment")
 
 

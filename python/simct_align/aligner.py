@@ -258,13 +258,13 @@ class Aligner(VocabularyPair):
         """Count what a distillation loss can compare on given texts, for people to read.
 
         Use it before training, on texts of the kind that the student will write. The report has the
-        tokens in SHARED and MULTI units and in no unit, the tokens that mean different texts on both
-        sides, and the texts themselves with their units.
+        tokens in SHARED and MULTI units and in no unit, the tokens that mean different texts on
+        both sides, and the texts themselves with their units.
 
         Args:
             texts: Any number of texts. An iterator is read once, in batches.
-            teacher_name: What the report calls the teacher's tokenizer. The default is the last part of
-                its path, its hub id, or "teacher".
+            teacher_name: What the report calls the teacher's tokenizer. The default is the last
+                part of its path, its hub id, or "teacher".
             student_name: The same for the student.
             progress: Whether to show the number of texts on standard error.
             threads: Number of threads of the alignment. The default is all cores.

@@ -263,6 +263,6 @@ def _open_hub(name: str) -> TextTokenizer:
         if problem is None:
             raise
         raise FileNotFoundError(
-            f"{name!r} is not a file or directory, nor in the cache of the hub, and the hub cannot be "
-            f"reached: {problem}"
+            f"{name!r} is not a file or directory, nor in the cache of the hub, and the hub "
+            f"cannot be reached: {problem}"
         ) from error

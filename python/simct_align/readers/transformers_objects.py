@@ -165,7 +165,7 @@ def hub_problem(name: str) -> str | None:
         HfApi().model_info(name, timeout=_SECONDS_FOR_HUB)
     except HfHubHTTPError:  # an answer, such as that there is no such repository
         return None
-    except Exception as error:  # noqa: BLE001 - of whichever HTTP library it uses
+    except Exception as error:
         return f"{error}" or type(error).__name__
     return None
 

@@ -1,4 +1,4 @@
-"""Reports on two tokenizers and a body of texts: what a loss can compare, as a page and as numbers."""
+"""Reports on two tokenizers and texts: what a loss can compare, as a page and as numbers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class Report:
         """Write the page to a file.
 
         Args:
-            path: The file. An existing file is replaced, at once and only when the page is complete.
+            path: The file. An existing file is replaced, at once and only when the page is
+                complete.
 
         Raises:
             ModuleNotFoundError: The extra `report` is not installed.

@@ -16,16 +16,16 @@ _MANY_UNMATCHED = 0.001
 
 #: What to do about unmatched tokens, by reason.
 _UNMATCHED = {
-    "bytes_differ": "A tokenizer changes such texts (Unicode normalization, case, characters that it "
-    "does not know). Look at the texts below; normalize the data before both models read it, or leave "
-    "such texts out.",
+    "bytes_differ": "A tokenizer changes such texts (Unicode normalization, case, characters "
+    "that it does not know). Look at the texts below; normalize the data before both models "
+    "read it, or leave such texts out.",
     "one_side_ended": "One side's tokens end earlier. Look for texts that a tokenizer cuts off.",
-    "special": "Control tokens without a partner: map them with special_tokens={teacher's: student's}, "
-    "or leave them out of the masks.",
-    "no_resync": "The texts differ to their ends. Look at the texts below: the two tokenizers did not "
-    "read the same text.",
-    "dummy_prefix": "One tokenizer puts a space before a text. It happens at the start of a text only, "
-    "and nothing is lost: keep the prompt in front of the completion, as in training.",
+    "special": "Control tokens without a partner: map them with special_tokens={teacher's: "
+    "student's}, or leave them out of the masks.",
+    "no_resync": "The texts differ to their ends. Look at the texts below: the two tokenizers "
+    "did not read the same text.",
+    "dummy_prefix": "One tokenizer puts a space before a text. It happens at the start of a "
+    "text only, and nothing is lost: keep the prompt in front of the completion, as in training.",
 }
 
 
@@ -62,8 +62,8 @@ def _stops(facts: dict[str, Any]) -> Iterator[dict[str, str]]:
             yield _item(
                 "warning",
                 f"No token that ends a turn is known of the {side}",
-                "Ends of turn are not compared, so a student does not learn from the teacher when to "
-                "stop.",
+                "Ends of turn are not compared, so a student does not learn from the teacher "
+                "when to stop.",
                 "Name them: Aligner(..., stop_tokens=([teacher's], [student's])).",
             )
 
@@ -116,8 +116,8 @@ def _multi(facts: dict[str, Any]) -> Iterator[dict[str, str]]:
         yield _item(
             "warning",
             f"{share_text(lost / tokens)} of the student's tokens are in no shared unit",
-            "A method that compares shared tokens alone has no signal there. Most of them are of the "
-            f"class “{worst['name']}”.",
+            "A method that compares shared tokens alone has no signal there. Most of them are "
+            f"of the class “{worst['name']}”.",
             'Use text events (TextLoss, objective="text"), or SimCT with candidates="realized".',
         )
 
@@ -130,9 +130,10 @@ def _straddled(facts: dict[str, Any]) -> Iterator[dict[str, str]]:
         yield _item(
             "warning",
             f"{share_text(found['straddled_units'] / units)} of the shared units are straddled",
-            "There both models have the same token, and it stands for different texts: for one of them "
-            "the token excludes a longer token that the other lacks. Objectives over tokens report a "
-            f"difference even where the models agree. The most frequent such token is “{first['text']}”.",
+            "There both models have the same token, and it stands for different texts: for one "
+            "of them the token excludes a longer token that the other lacks. Objectives over "
+            f"tokens report a difference even where the models agree. The most "
+            f"telling such token is “{first['text']}”.",
             'Use text events (TextLoss, objective="text"), which compare what the texts say.',
         )
 

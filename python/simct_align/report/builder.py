@@ -24,8 +24,8 @@ class ReportBuilder:
 
     Args:
         aligner: The aligner, with the tokenizers of both sides.
-        teacher_name: What to call the teacher's tokenizer. The default is the last part of its path,
-            its hub id, or "teacher".
+        teacher_name: What to call the teacher's tokenizer. The default is the last part of its
+            path, its hub id, or "teacher".
         student_name: The same for the student.
         warned: Warnings that came with the tokenizers.
     """

@@ -13,7 +13,7 @@ from simct_align.report.numbers import count_text, share_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_VEGA_LITE = "6.1"
+_VEGA_LITE = "5.20"
 _CONFIG = {
     "background": "transparent",
     "font": "sans-serif",

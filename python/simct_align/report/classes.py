@@ -23,9 +23,9 @@ _LETTER, _CODE_SIGN = 1, 2
 class TextClasses:
     """The classes of texts, by number: groups of characters, and code.
 
-    The class of a text is that of its most telling character: an emoji, else a letter, else a number,
-    else punctuation, else white space. A text of letters and signs of code is of class `CODE`. Of two
-    writing systems in one text the one with the larger number counts.
+    The class of a text is that of its most telling character: an emoji, else a letter, else a
+    number, else punctuation, else white space. A text of letters and signs of code is of class
+    `CODE`. Of two writing systems in one text the one with the larger number counts.
 
     Attributes:
         names: The names of the classes.

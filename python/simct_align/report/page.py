@@ -115,8 +115,8 @@ def _sampled(facts: dict[str, Any]) -> str:
         said = f"All {texts:,} texts." if texts != 1 else "The only text."
     else:
         said = (
-            f"A random sample: {len(shown):,} of {texts:,} texts, with some more of those that have "
-            "unmatched tokens. The numbers above are of all texts."
+            f"A random sample: {len(shown):,} of {texts:,} texts, with some more of those that "
+            "have unmatched tokens. The numbers above are of all texts."
         )
     return said + (f" {cut:,} long ones are cut." if cut else "")
 

@@ -1,4 +1,4 @@
-"""Internal: the texts that a report shows in full: a random sample, with all that is not aligned."""
+"""Internal: the texts that a report shows: a random sample, and more with unmatched tokens."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ class ShownText:
     Attributes:
         number: Number of the text, from 0.
         line: Line of the file, from 1; 0 without a file.
-        spans: Units and unmatched spans in the order of the text, int64 `[spans, 4]`: teacher tokens,
-            student tokens, kind (a `UnitKind`, or 3 + an `UnmatchedReason`), class of the text.
+        spans: Units and unmatched spans in the order of the text, int64 `[spans, 4]`: teacher
+            tokens, student tokens, kind (a `UnitKind`, or 3 + an `UnmatchedReason`), class of the
+            text.
         total_spans: How many there are; more than in `spans` if the text is cut.
         teacher: The teacher's ids in these spans.
         student: The student's ids.
@@ -159,10 +160,10 @@ def describe_sample(
         straddled: Whether a SHARED unit of each of the student's tokens counts as straddled.
 
     Returns:
-        `tokens`: per side the tokens that occur, as [id, printable text, bytes in hex]; `classes` and
-        `kinds`: names; `texts`: per text its number, its line, how many of its spans are shown, the
-        places of its tokens in `tokens`, and the spans as [teacher tokens, student tokens, kind, class,
-        1 if straddled].
+        `tokens`: per side the tokens that occur, as [id, printable text, bytes in hex]; `classes`
+        and `kinds`: names; `texts`: per text its number, its line, how many of its spans are shown,
+        the places of its tokens in `tokens`, and the spans as [teacher tokens, student tokens,
+        kind, class, 1 if straddled].
     """
     kept, room = list[ShownText](), SHOWN_SPANS
     for text in texts:

@@ -1,13 +1,14 @@
 """Internal: tokens by which the two sides mean different events, from counts and the joint tree.
 
-After a SHARED unit of token X both models say "the next token is X". For a side that also has longer
-tokens which begin with X, this means "X, and none of them follows". If the other side lacks such a
-token, it writes the same text with X and more tokens: one side's event holds texts that the other
-side's does not. A token that begins with X, goes on, and is a token of one side only *straddles* the
-end of X.
+After a SHARED unit of token X both models say "the next token is X". For a side that also has
+longer tokens which begin with X, this means "X, and none of them follows". If the other side lacks
+such a token, it writes the same text with X and more tokens: one side's event holds texts that the
+other side's does not. A token that begins with X, goes on, and is a token of one side only
+*straddles* the end of X.
 
 How much probability straddling tokens hold is known of a model and a prefix only. The figures here
-take the data instead: of the tokens of a side that begin with X, the share that are straddling ones.
+take the data instead: of the tokens of a side that begin with X, the share that are straddling
+ones.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Straddling:
         units: Number of such units in the data.
         same_units: SHARED units whose token has the same longer tokens on both sides: nothing can
             straddle their ends, whatever the text.
-        tokens: The tokens with the largest products of such units and the larger share, largest first.
+        tokens: The tokens with the largest products of such units and the larger share, largest
+            first.
     """
 
     student_flag: NDArray[np.bool_]
@@ -128,19 +130,13 @@ def find_straddling(
 
     Complexity:
         O(tokens of both vocabularies), in NumPy; the first call makes the aligner's `text_tree`.
-    """  # fmt: skip
+    """
     tree, shared = aligner.text_tree, aligner.shared
     teacher = _side(tree, tree.teacher, aligner.teacher, shared.teacher_ids, tally.teacher_ids)
     student = _side(tree, tree.student, aligner.student, shared.student_ids, tally.student_ids)
-    exact_nodes = np.repeat(np.arange(len(tree)), tree.student.node_exact)
-    starts = np.repeat(
-        tree.student.node_tokens[:-1] - np.append(0, np.cumsum(tree.student.node_exact)[:-1]),
-        tree.student.node_exact,
-    )
-    node = np.full(len(aligner.student), -1, np.int64)
-    node[tree.student.token_ids[starts + np.arange(len(exact_nodes))]] = exact_nodes
+    node = _nodes_of_tokens(tree.student, len(aligner.student))
     shares = np.stack([teacher.share(), student.share()])
-    straddled = (shares >= STRADDLED_FROM).any(axis=0)
+    straddled: NDArray[np.bool_] = np.maximum(*shares) >= STRADDLED_FROM
     flag = (node >= 0) & straddled[node] & (tally.shared_ids > 0)
     ids = np.flatnonzero(flag)
     weight = tally.shared_ids[ids] * shares[:, node[ids]].max(axis=0)
@@ -162,6 +158,16 @@ def find_straddling(
             for token in ids[order].tolist()
         ],
     )
+
+
+def _nodes_of_tokens(side: TextTreeSide, vocabulary: int) -> NDArray[np.int64]:
+    """Return the node whose string a token is, −1 for none, for every id; int64 `[vocabulary]`."""
+    # A node's tokens are at `node_tokens[node]` and after, those of exactly its string first.
+    place = np.arange(len(side)) - np.repeat(side.node_tokens[:-1], np.diff(side.node_tokens))
+    attached = np.repeat(np.arange(len(side.node_exact)), np.diff(side.node_tokens))
+    node = np.full(vocabulary, -1, np.int64)
+    node[side.token_ids] = np.where(place < side.node_exact[attached], attached, -1)
+    return node
 
 
 def _most_frequent(tree: TextTree, side: _Side, node: int, number: int) -> list[tuple[int, int]]:
