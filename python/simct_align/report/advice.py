@@ -57,15 +57,16 @@ def _item(level: str, title: str, text: str, do: str) -> dict[str, str]:
 
 
 def _stops(facts: dict[str, Any]) -> Iterator[dict[str, str]]:
-    for side in ("teacher", "student"):
-        if not facts[side]["stops"]:
-            yield _item(
-                "warning",
-                f"No token that ends a turn is known of the {side}",
-                "Ends of turn are not compared, so a student does not learn from the teacher "
-                "when to stop.",
-                "Name them: Aligner(..., stop_tokens=([teacher's], [student's])).",
-            )
+    if not facts["student"]["ends_of_turn"]:
+        without = [side for side in ("teacher", "student") if not facts[side]["stops"]]
+        of = f" of the {' and the '.join(without)}" if without else ""
+        yield _item(
+            "warning",
+            f"No token that ends a turn is known{of}",
+            "Ends of turn are not compared, so a student does not learn from the teacher "
+            "when to stop.",
+            "Name them: Aligner(..., stop_tokens=([teacher's], [student's])).",
+        )
 
 
 def _amount(facts: dict[str, Any]) -> Iterator[dict[str, str]]:

@@ -61,6 +61,7 @@ def make_facts(
             "tokens": tokens,
             "tokens_per_byte": tokens / tally.text_bytes if tally.text_bytes else None,
             "different_tokens": int(np.count_nonzero(ids)),
+            "ends_of_turn": _ends_of_turn(vocabulary, getattr(aligner.shared, f"{side}_stop_ids")),
             **_one_sided(vocabulary, getattr(aligner.shared, f"{side}_ids")),
         }
     found = {
@@ -78,6 +79,18 @@ def make_facts(
         "sample": describe_sample(aligner, sample.texts(), straddling.student_flag),
     }
     return found | {"warnings": advise(found, warned)}
+
+
+def _ends_of_turn(vocabulary: Vocabulary, stops: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Return the stops that the aligner compares, and where they were found."""
+    return [
+        {
+            "id": token,
+            "name": vocabulary.special_names.get(token, f"<{token}>"),
+            "sources": list(vocabulary.stop_sources.get(token, ())) or ["the caller"],
+        }
+        for token in stops.tolist()
+    ]
 
 
 def _one_sided(vocabulary: Vocabulary, shared: NDArray[np.int64]) -> dict[str, Any]:

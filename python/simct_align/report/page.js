@@ -34,7 +34,7 @@
   }
 
   function drawText(text) {
-    const box = element("section", "textbox");
+    const box = element("div", "textbox");
     const cut = text.total_spans > text.spans.length;
     const where = text.line ? `, line ${text.line}` : "";
     const heading = element("h3", "", `Text ${text.number + 1}${where}`);
@@ -181,9 +181,16 @@
   filter();
 
   const unitOf = (event) => event.target.closest?.("#texts .u");
+  const placeOf = (event) => `${event.clientX} ${event.clientY}`;
+  let mouse = "";
+  document.addEventListener("mousemove", (event) => {
+    mouse = placeOf(event);
+  });
   texts.addEventListener("mouseover", (event) => {
+    // Text that scrolls under a mouse that rests is not what its user looks at.
+    const moved = mouse !== placeOf(event);
     const shown = unitOf(event);
-    if (shown) describe(units[shown.dataset.number]);
+    if (moved && shown) describe(units[shown.dataset.number]);
   });
   texts.addEventListener("focusin", (event) => {
     const shown = unitOf(event);
