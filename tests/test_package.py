@@ -99,7 +99,7 @@ def test_stub_matches_the_module() -> None:
             assert stub[name] == parameters, name
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/served.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/served.md", "docs/report.md"])
 def test_code_of_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
@@ -113,7 +113,7 @@ def test_all_pages_with_code_are_run() -> None:
     pages = [
         page for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text("utf-8")
     ]
-    assert [page.name for page in pages] == ["served.md"]
+    assert sorted(page.name for page in pages) == ["report.md", "served.md"]
 
 
 def test_readme_commands_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,6 @@ from test_report import HOSTILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from playwright.sync_api import Browser, Page
 
@@ -299,7 +299,8 @@ def test_it_fits_and_can_be_read(
                 numbers(getComputedStyle(back).backgroundColor)]; }"""
         )
         assert contrast(*colours) >= 4.5, (selector, colours)
-    picture = page.screenshot(path=tmp_path / "page.png", full_page=True)
+    folder = Path(os.environ.get("SIMCT_SCREENSHOTS", tmp_path))
+    picture = page.screenshot(path=folder / f"report-{width}-{scheme}.png", full_page=True)
     assert len(picture) > 50_000
     assert opened.said == []
     opened.context.close()

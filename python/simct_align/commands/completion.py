@@ -10,7 +10,7 @@ from simct_align.text_input import DataError
 if TYPE_CHECKING:
     import argparse
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 EPILOG = """\
 Needs: pip install 'simct-align[completion]'

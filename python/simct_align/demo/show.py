@@ -145,7 +145,10 @@ def show_loss(demo: Demo) -> None:
         demo.screen.line("  needs PyTorch: pip install 'simct-align[torch]'")
         return
     rows = [["", "reverse KL per unit", "norm of the student's gradient"]]
-    rows += [[name, f"{value:.4f}", f"{norm:.4f}"] for name, value, norm in loss]
+    rows += [
+        [f'candidates="{candidates}"', f"{value:.4f}", f"{norm:.4f}"]
+        for candidates, value, norm in loss
+    ]
     draw_table(demo.screen, rows)
     demo.screen.line("  two recurrent models with random weights, one pass over the passage.")
 

@@ -61,5 +61,5 @@ def tiny_loss(aligner: Aligner, batch: AlignedBatch) -> list[tuple[str, float, f
         )
         out.loss.backward()
         norm = nn.utils.get_total_norm(p.grad for p in student.parameters() if p.grad is not None)
-        found.append((f'candidates="{candidates}"', float(out.loss.detach()), float(norm)))
+        found.append((candidates, float(out.loss.detach()), float(norm)))
     return found
