@@ -50,16 +50,13 @@ python-test: $(VENV)/.developed ## All Python tests, and the examples of the doc
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m pytest -q --doctest-modules python/simct_align
 
-# Opens a report as a person would, and leaves its pictures in target/report-test. `make test` runs the same tests where there is a Chromium.
+# Opens a report as a person would, and leaves pictures of it in target/report-test. `make test` runs
+# the same tests where there is a Chromium.
 report-test: $(VENV)/.developed ## The page of a report, in headless Chromium
 	SIMCT_NEEDS_CHROMIUM=1 SIMCT_SCREENSHOTS=target/report-test $(BIN)/python -m pytest -q tests/test_report_page.py
 
 # Every bench once, small: it checks its answers, its timings mean nothing.
-bench-quick: $(VENV)/.developed ## Opens a report as a person would. `make test` runs the same tests where there is a Chromium.
-report-test: $(VENV)/.developed ## The page of a report, in headless Chromium
-	SIMCT_NEEDS_CHROMIUM=1 $(BIN)/python -m pytest -q tests/test_report_page.py
-
-# Every bench once, small
+bench-quick: $(VENV)/.developed ## Every bench once, small
 	for bench in benches/[a-z]*.py; do echo "== $$bench"; $(BIN)/python $$bench --quick || exit 1; done
 
 # The built wheel in an environment of its own, with only the run-time dependencies.
