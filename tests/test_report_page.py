@@ -207,7 +207,8 @@ def test_details_on_hover_and_focus(opened: Opened, made: tuple[Aligner, Report,
             data = getattr(made[0], side).token_bytes(int(ids[position]))
             line = [side, f"position {position}", f"id {ids[position]}", f"bytes {data.hex(' ')}"]
             assert any(all(part in row for part in line) for row in said.split("\n")), (line, said)
-    page.keyboard.press("Escape")
+    page.click("#detail button")
+    assert not page.locator("#detail").is_visible()
 
 
 def test_the_keyboard_is_enough(opened: Opened) -> None:

@@ -74,6 +74,7 @@
     }
     if (list.firstChild) list.firstChild.tabIndex = 0;
     box.append(heading, list);
+    if (!text.spans.length) box.append(element("p", "hint", "This text is empty."));
     if (cut) {
       box.append(element("p", "hint", `The first ${text.spans.length} of ${text.total_spans} units and unmatched spans.`));
     }
@@ -98,13 +99,20 @@
     return rows;
   }
 
+  function hideDetail() {
+    byId("detail").hidden = true;
+  }
+
   function describe(unit) {
     const inner = element("div", "inner");
+    const close = element("button", "close", "Close");
+    close.type = "button";
+    close.addEventListener("click", hideDetail);
     const kind = unit.kind < KINDS_OF_UNITS
       ? `${sample.kinds[unit.kind]} unit`
       : `unmatched: ${sample.kinds[unit.kind].replaceAll("_", " ")}`;
     const more = [unit.textClass, unit.style === "straddled" ? "straddled at its end" : ""].filter(Boolean);
-    inner.append(element("h3", "", [kind, ...more].join(" \u00b7 ")));
+    inner.append(close, element("h3", "", [kind, ...more].join(" \u00b7 ")));
     const scroll = element("div", "wide");
     const made = element("table");
     made.append(...table("teacher", unit), ...table("student", unit));
@@ -210,7 +218,7 @@
       ArrowRight: number + 1, ArrowDown: number + 1, ArrowLeft: number - 1, ArrowUp: number - 1,
       Home: first, End: last,
     }[event.key];
-    if (event.key === "Escape") byId("detail").hidden = true;
+    if (event.key === "Escape") hideDetail();
     if (next === undefined || next < 0 || next >= units.length) return;
     event.preventDefault();
     choose(next, true);
