@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from simct_align.inputs import check_text
+from simct_align.readers.files import TOKENIZER_FILES
 from simct_align.report import Report
 from simct_align.report.facts import make_facts
 from simct_align.report.sample import Sample
@@ -113,9 +114,9 @@ def _name(vocabulary: Vocabulary, fallback: str) -> str:
 
 
 def source_name(source: str) -> str:
-    """Return the last part of a path, or a hub id as it is."""
+    """Return the last part of a path that says something, or a hub id as it is."""
     if not os.path.exists(source):
         return source
     path = os.path.abspath(source)
-    named_for_its_folder = os.path.isfile(path) and os.path.basename(path).startswith("tokenizer")
-    return os.path.basename(os.path.dirname(path) if named_for_its_folder else path)
+    is_common = os.path.isfile(path) and os.path.basename(path) in TOKENIZER_FILES
+    return os.path.basename(os.path.dirname(path) if is_common else path)

@@ -36,7 +36,12 @@ def _svg(spec: dict[str, Any]) -> str:
 
 
 def _bars(rows: Sequence[dict[str, Any]], label: str, *, step: int = 24) -> str:
-    """Draw a bar for every row of `name`, `value` and `text`, one panel per `side`, in order."""
+    """Draw a bar for every row of `name`, `value` and `text`, one panel per `side`, in order.
+
+    Without rows there is no plot: an empty string.
+    """
+    if not rows:
+        return ""
     sides = list(dict.fromkeys(row["side"] for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))
     # A browser's letters may be wider than those that the library measures: 8 pixels are enough.

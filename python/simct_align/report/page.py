@@ -140,7 +140,7 @@ def make_page(facts: dict[str, Any]) -> str:
     shapes = facts["shapes"]
     plots = {
         "kinds": charts.draw_kinds(kinds),
-        "classes": charts.draw_classes(classes) if classes else "",
+        "classes": charts.draw_classes(classes),
         "shapes": charts.draw_shapes(shapes) if shapes["counts"] else "",
         "lengths": charts.draw_one_sided(facts, "one_sided_by_bytes", "bytes"),
         "systems": charts.draw_one_sided(facts, "one_sided_by_class", ""),
