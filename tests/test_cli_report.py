@@ -148,6 +148,11 @@ def test_bench(data: bool, passage: str, capsys: pytest.CaptureFixture[str]) -> 
         assert row["tokens_per_second"] == pytest.approx(tokens / row["seconds"])
 
 
+def test_bench_needs_a_file_for_a_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", TEACHER, STUDENT, "--field", "text"]) == 2
+    assert "--data" in capsys.readouterr().err
+
+
 def test_bench_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", TEACHER, STUDENT, "--limit", "3", "--threads", "1"]) == 0
     shown = capsys.readouterr().out

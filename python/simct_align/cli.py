@@ -180,6 +180,8 @@ def _shell_option(command: argparse.ArgumentParser) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "bench" and arguments.field is not None and arguments.file is None:
+        parser.error("bench: --field is for JSON lines; name their file with --data")
     if hasattr(arguments, "stdin"):
         given = [s for s in (arguments.text, arguments.file, arguments.stdin) if s is not None]
         # argparse has already matched the optional "-" with nothing when it reads the options.
@@ -194,6 +196,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
+
+
+class _Nowhere(io.TextIOBase):
+    """A stream that drops what is written."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -239,10 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         {"type": "text", ...
         0
     """
-    if sys.stdout is None:  # closed before the start: there is no reader
-        sys.stdout = io.StringIO()
+    # A stream that was closed before the start has no reader.
+    if sys.stdout is None:
+        sys.stdout = _Nowhere()
     if sys.stderr is None:
-        sys.stderr = io.StringIO()
+        sys.stderr = _Nowhere()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows an escape; in-memory streams show all.
         if hasattr(stream, "reconfigure"):

@@ -147,7 +147,7 @@ def _open_pieces(source: Any, path: Path, facts: TokenizerFacts) -> TextTokenize
     return SentencePieceTokenizer(processor, facts) if same and len(source) == size else None
 
 
-_SECONDS_FOR_HUB = 10
+_SECONDS_FOR_HUB = 5
 
 
 def hub_problem(name: str) -> str | None:

@@ -117,8 +117,8 @@ def _multi(facts: dict[str, Any]) -> Iterator[dict[str, str]]:
         yield _item(
             "warning",
             f"{share_text(lost / tokens)} of the student's tokens are in no shared unit",
-            "A method that compares shared tokens alone has no signal there. Most of them are "
-            f"of the class “{worst['name']}”.",
+            "A method that compares shared tokens alone has no signal there. The class with most "
+            f"of them is “{worst['name']}”.",
             'Use text events (TextLoss, objective="text"), or SimCT with candidates="realized".',
         )
 
@@ -133,8 +133,8 @@ def _straddled(facts: dict[str, Any]) -> Iterator[dict[str, str]]:
             f"{share_text(found['straddled_units'] / units)} of the shared units are straddled",
             "There both models have the same token, and it stands for different texts: for one "
             "of them the token excludes a longer token that the other lacks. Objectives over "
-            f"tokens report a difference even where the models agree. The most "
-            f"telling such token is “{first['text']}”.",
+            "tokens report a difference even where the models agree. The most telling such token "
+            f"is “{first['text']}”.",
             'Use text events (TextLoss, objective="text"), which compare what the texts say.',
         )
 

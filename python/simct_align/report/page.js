@@ -76,7 +76,7 @@
     box.append(heading, list);
     if (!text.spans.length) box.append(element("p", "hint", "This text is empty."));
     if (cut) {
-      box.append(element("p", "hint", `The first ${text.spans.length} of ${text.total_spans} units and unmatched spans.`));
+      box.append(element("p", "hint", `The first ${text.spans.length} of ${text.total_spans} units and unmatched spans; the rest is too long to show.`));
     }
     return box;
   }

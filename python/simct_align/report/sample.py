@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SHOWN_TEXTS, SHOWN_UNMATCHED_TEXTS = 40, 8
 #: A longer text is cut after so many units and unmatched spans, and so are all texts together.
 SHOWN_SPANS_OF_TEXT, SHOWN_SPANS = 400, 6_000
+#: And before the span with which it has more tokens, of both sides together: a span may be a text.
+SHOWN_TOKENS_OF_TEXT = 2_000
 _UNMATCHED = len(UnitKind)  # kinds of spans: those of units, then those of unmatched spans
 
 
@@ -111,9 +113,7 @@ class Sample:
         return [chosen[number] for number in sorted(chosen)]
 
 
-def _shown(
-    batch: AlignedBatch, table: UnitTable, row: int, number: int, line: int
-) -> ShownText:  # fmt: skip
+def _shown(batch: AlignedBatch, table: UnitTable, row: int, number: int, line: int) -> ShownText:
     units = slice(int(batch.row_offsets[row]), int(batch.row_offsets[row + 1]))
     spans = batch.unmatched
     others = slice(int(spans.row_offsets[row]), int(spans.row_offsets[row + 1]))
@@ -130,22 +130,21 @@ def _shown(
     ]
     first_teacher, end_teacher, first_student, end_student, kind, text_class = columns
     order = np.lexsort((end_teacher + end_student, first_teacher + first_student))
-    shown = order[:SHOWN_SPANS_OF_TEXT]
-    ids = [
-        side.row(number_of_row)[: int(end[shown].max(initial=0))].astype(np.int64)
-        for side, number_of_row, end in (
-            (batch.teacher, row, end_teacher),
-            (batch.student, row, end_student),
-        )
+    # Spans hold all tokens of the row in their order, so the ends are sums of tokens.
+    tokens = (end_teacher + end_student)[order]
+    shown = order[
+        : min(np.searchsorted(tokens, SHOWN_TOKENS_OF_TEXT, "right"), SHOWN_SPANS_OF_TEXT)
     ]
+    columns = [end_teacher - first_teacher, end_student - first_student, kind, text_class]
     return ShownText(
         number,
         line,
-        np.stack(
-            [end_teacher - first_teacher, end_student - first_student, kind, text_class], axis=1
-        )[shown],
+        np.stack(columns, axis=1)[shown],
         len(order),
-        *ids,
+        *(
+            side.row(row)[: int(end[shown].max(initial=0))].astype(np.int64)
+            for side, end in ((batch.teacher, end_teacher), (batch.student, end_student))
+        ),
     )
 
 
@@ -174,7 +173,8 @@ def describe_sample(
         "teacher": [text.teacher for text in kept],
         "student": [text.student for text in kept],
     }
-    different = {side: np.unique(np.concatenate([[], *ids])) for side, ids in sides.items()}
+    none = np.zeros(0, np.int64)
+    different = {side: np.unique(np.concatenate([none, *ids])) for side, ids in sides.items()}
     names = text_classes().names
     return {
         "tokens": {
@@ -204,11 +204,8 @@ def describe_sample(
 
 def _with_flag(text: ShownText, straddled: NDArray[np.bool_]) -> NDArray[np.int64]:
     first = np.cumsum(text.spans[:, 1]) - text.spans[:, 1]
-    ids = (
-        text.student[np.minimum(first, max(len(text.student) - 1, 0))]
-        if len(text.student)
-        else first
-    )
+    # A span at the end may have no token of the student; it is not SHARED, so any id will do.
+    ids = np.append(text.student, 0)[first]
     flag = (text.spans[:, 2] == UnitKind.SHARED) & straddled[ids]
     return np.column_stack([text.spans, flag])
 
