@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from simct_align import Aligner, UnitKind, Vocabulary
+from simct_align import Aligner, MissingTokenizerError, UnitKind, Vocabulary
 from simct_align.demo import demo_passage
 from simct_align.report import Report, page
 from simct_align.report.builder import source_name
@@ -385,6 +385,12 @@ def test_wrong_texts() -> None:
         aligner.report(["a", 2])  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"texts\[0\]"):
         aligner.report(["\ud800"])
+
+
+def test_an_aligner_without_tokenizers(tmp_path: Path) -> None:
+    aligner_of(BUNDLED).save(tmp_path / "pair")
+    with pytest.raises(MissingTokenizerError, match="the teacher's tokenizer"):
+        Aligner.load(tmp_path / "pair").report(["a"])
 
 
 def test_advice() -> None:

@@ -259,6 +259,23 @@ def test_names_for_screen_readers(opened: Opened) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_rules_of_accessibility(
+    browser: Browser, made: tuple[Aligner, Report, Path], width: int
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    # The page's own policy lets no other script in.
+    opened = Opened(
+        browser, made[2], viewport={"width": width, "height": 900}, bypass_csp=True
+    )  # fmt: skip
+    opened.page.click("[data-jump=multi]")
+    found = Axe().run(opened.page).response
+    assert len(found["passes"]) > 40
+    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
+    opened.context.close()
+
+
 def contrast(first: list[float], second: list[float]) -> float:
     """The contrast of two colours by WCAG 2."""
 

@@ -114,6 +114,9 @@
     const more = [unit.textClass, unit.style === "straddled" ? "straddled at its end" : ""].filter(Boolean);
     inner.append(close, element("h3", "", [kind, ...more].join(" \u00b7 ")));
     const scroll = element("div", "wide");
+    scroll.tabIndex = 0; // so that the keyboard scrolls a long line of bytes
+    scroll.setAttribute("role", "region");
+    scroll.setAttribute("aria-label", "Tokens of the unit");
     const made = element("table");
     made.append(...table("teacher", unit), ...table("student", unit));
     scroll.append(made);
