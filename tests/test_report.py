@@ -17,7 +17,7 @@ from simct_align.demo import demo_passage
 from simct_align.report import Report, page
 from simct_align.report.builder import source_name
 from simct_align.report.classes import text_classes
-from support.texts import answers, hard_texts
+from support.texts import HOSTILE_TEXTS, answers, hard_texts
 from support.vocabularies import BUNDLED, vocabulary
 
 if TYPE_CHECKING:
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
     from simct_align import Unit
 
-HOSTILE = (
-    "<script>alert('no')</script></script><!-- &amp; <b>bold</b>",
-    "\x00\x07\x1b[31mred\u202eesrever\u2066\u200d\ufeff",
-    "a▁b",  # the student's tokenizer writes a space
-    "",
-    "   ",
-    "\r\n\t\n",
-    "x" * 3_000,
-    "مرحبا שלום 12",
-)
 PAIRS = [
     BUNDLED,
     ("mistral_v1", "tekken"),
@@ -49,7 +39,7 @@ def aligner_of(pair: tuple[str, str]) -> Aligner:
 
 
 def texts_of_tests() -> list[str]:
-    return [*demo_passage(), *HOSTILE, *hard_texts(), *answers(50)]
+    return [*demo_passage(), *HOSTILE_TEXTS, *hard_texts(), *answers(50)]
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)

@@ -16,7 +16,7 @@ import pytest
 from simct_align import Aligner
 from simct_align.demo import demo_passage, demo_tokenizers
 from support.paths import LEFT_OUT
-from test_report import HOSTILE
+from support.texts import HOSTILE_TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from simct_align.report import Report
 
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-TEXTS = [*demo_passage(), *HOSTILE, "w" * 2_000]
+TEXTS = [*demo_passage(), *HOSTILE_TEXTS, "w" * 2_000]
 
 
 def chromium() -> str:
