@@ -241,6 +241,42 @@ def test_a_wrong_path(command: tuple[str, ...], capsys: pytest.CaptureFixture[st
     assert "none/tokenizer.json" in one_line_error(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("command", "mentions"),
+    [
+        ("report", ["--output", "--json", "--field", "--progress", "examples:", "[report]"]),
+        ("bench", ["--data", "--field", "--limit", "--threads", "examples:"]),
+        ("completion", ["bash", "zsh", "[completion]"]),
+    ],
+)
+def test_help_teaches(
+    command: str, mentions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [word for word in mentions if word not in shown] == []
+    assert main(["--help"]) == 0
+    assert command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", TEACHER, STUDENT],
+        ["report", TEACHER],
+        ["report", TEACHER, STUDENT, "--text", "a", "--field", "b"],
+        ["bench", TEACHER],
+        ["bench", TEACHER, STUDENT, "--limit", "0"],
+        ["completion"],
+    ],
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "usage: simct-align" in shown.err
+
+
 def test_demo_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

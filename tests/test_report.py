@@ -17,6 +17,7 @@ from simct_align.demo import demo_passage
 from simct_align.report import Report, page
 from simct_align.report.builder import source_name
 from simct_align.report.classes import text_classes
+from simct_align.report.row_counts import RowCounts
 from support.texts import HOSTILE_TEXTS, answers, hard_texts
 from support.vocabularies import BUNDLED, vocabulary
 
@@ -98,6 +99,20 @@ def test_shapes_cuts_and_bytes(case: tuple[Aligner, list[str], dict[str, Any]]) 
     )[:30]
     for kind in UnitKind:
         assert facts["methods"][kind.name.lower()]["bytes"] == n_bytes[kind]
+
+
+def test_counts_of_rows() -> None:
+    random = np.random.default_rng(0)
+    counts, expected = RowCounts(2), Counter[tuple[int, ...]]()
+    for size in (0, 1, 50, 0, 200, 3, 3):
+        rows = random.integers(0, 9, (size, 2), np.int32)
+        counts.add(rows)
+        expected.update(map(tuple, rows.tolist()))
+        if size == 200:
+            counts.counted()  # changes nothing
+    found, numbers = counts.counted()
+    assert dict(zip(map(tuple, found.tolist()), numbers.tolist(), strict=True)) == expected
+    assert found.tolist() == sorted(found.tolist())
 
 
 def test_straddling_of_a_pair_by_brute_force(

@@ -171,8 +171,9 @@ def _shapes(tally: Tally) -> dict[str, Any]:
 
 
 def _cuts(aligner: Aligner, tally: Tally) -> dict[str, Any]:
+    most_common, different = tally.most_common_cuts(_LISTED_CUTS)
     return {
-        "different": len(tally.cuts),
+        "different": different,
         "longest": MAX_LISTED_TOKENS,
         "longer_units": tally.unlisted,
         "most_common": [
@@ -181,7 +182,7 @@ def _cuts(aligner: Aligner, tally: Tally) -> dict[str, Any]:
                 "teacher": [_text(aligner.teacher, token) for token in cut.teacher],
                 "student": [_text(aligner.student, token) for token in cut.student],
             }
-            for cut, count in tally.most_common_cuts(_LISTED_CUTS)
+            for cut, count in most_common
         ],
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from simct_align.describe import CoverageSum
 from simct_align.report.classes import text_classes
 from simct_align.report.columns import UnitTable, unit_table
+from simct_align.report.row_counts import RowCounts
 from simct_align.units import UnitClass, UnitKind
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class Tally:
         unit_bytes: Bytes in these units.
         shapes: MULTI units by their numbers of teacher and student tokens, int64
             `[MAX_SHAPE + 1, MAX_SHAPE + 1]`; the last row and column hold all larger numbers.
-        cuts: How often each cut of a MULTI unit occurs, as (teacher tokens, bytes of the ids).
-        unlisted: MULTI units that are too long for `cuts`.
+        unlisted: MULTI units that are too long for `most_common_cuts`.
         splitting: Units of which a token does not consist of whole characters.
         trimmed: Units that lost a dummy prefix.
     """
@@ -73,7 +72,8 @@ class Tally:
         self.student_tokens = np.zeros((classes, kinds), np.int64)
         self.unit_bytes = np.zeros((classes, kinds), np.int64)
         self.shapes = np.zeros((MAX_SHAPE + 1, MAX_SHAPE + 1), np.int64)
-        self.cuts: Counter[tuple[int, bytes]] = Counter()
+        # By the numbers of teacher and student tokens: the ids of both sides, one after the other.
+        self._cuts: dict[tuple[int, int], RowCounts] = {}
         self.unlisted = 0
         self.splitting = 0
         self.trimmed = 0
@@ -89,7 +89,7 @@ class Tally:
             The units of the batch.
 
         Complexity:
-            O(bytes + tokens + different MULTI units), in NumPy but for the last.
+            O(bytes + tokens), and the sorting of MULTI units, in NumPy.
         """
         table = unit_table(self._aligner, batch, self._lengths)
         self.coverage.add(batch.coverage().as_dict())
@@ -134,19 +134,23 @@ class Tally:
                 ],
                 axis=1,
             )
-            different, counts = np.unique(ids, axis=0, return_counts=True)
-            for row, count in zip(different, counts.tolist(), strict=True):
-                self.cuts[n_teacher, row.tobytes()] += count
+            cut_counts = self._cuts.setdefault(
+                (n_teacher, n_student), RowCounts(n_teacher + n_student)
+            )
+            cut_counts.add(ids)
 
-    def most_common_cuts(self, number: int) -> list[tuple[Cut, int]]:
-        """Return the most frequent cuts of MULTI units, with their counts."""
-        # Of equally frequent ones the smallest key comes first, whatever the batches were.
-        ranked = sorted(self.cuts.items(), key=lambda item: (-item[1], item[0]))[:number]
-        found = []
-        for (n_teacher, key), count in ranked:
-            ids = np.frombuffer(key, np.int32).tolist()
-            found.append((Cut(tuple(ids[:n_teacher]), tuple(ids[n_teacher:])), count))
-        return found
+    def most_common_cuts(self, number: int) -> tuple[list[tuple[Cut, int]], int]:
+        """Return the most frequent cuts of MULTI units, and how many different ones there are."""
+        found, different = list[tuple[Cut, int]](), 0
+        for n_teacher, n_student in sorted(self._cuts):
+            rows, counts = self._cuts[n_teacher, n_student].counted()
+            different += len(rows)
+            for place in np.argsort(-counts, kind="stable")[:number].tolist():
+                ids = rows[place].tolist()
+                cut = Cut(tuple(ids[:n_teacher]), tuple(ids[n_teacher:]))
+                found.append((cut, int(counts[place])))
+        # Of equally frequent ones the shortest comes first, whatever the batches were.
+        return sorted(found, key=lambda item: -item[1])[:number], different
 
 
 def _counts(ids: NDArray[np.integer[Any]], size: int) -> NDArray[np.int64]:
