@@ -15,7 +15,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_decoders readers_encoding \
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
-.PHONY: help demo check test example lint rust-test core-test python-test bench-quick docs wheel clean
+.PHONY: help demo check test example lint rust-test core-test python-test report-test bench-quick docs wheel clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,6 +51,11 @@ python-test: $(VENV)/.developed ## All Python tests, and the examples of the doc
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m pytest -q --doctest-modules python/simct_align
 
+# Opens a report as a person would, and leaves pictures of it in target/report-test. `make test` runs
+# the same tests where there is a Chromium.
+report-test: $(VENV)/.developed ## The page of a report, in headless Chromium
+	SIMCT_NEEDS_CHROMIUM=1 SIMCT_SCREENSHOTS=target/report-test $(BIN)/python -m pytest -q tests/test_report_page.py
+
 # Every bench once, small: it checks its answers, its timings mean nothing.
 bench-quick: $(VENV)/.developed ## Every bench once, small
 	for bench in benches/[a-z]*.py; do echo "== $$bench"; $(BIN)/python $$bench --quick || exit 1; done
@@ -84,7 +89,7 @@ $(VENV)/.installed: $(VENV)/.created $(SOURCES)
 # Editable, so that Python sources need no new installation; Rust sources do. The benches of real
 # models import the modules of examples/, which the path file makes importable.
 $(VENV)/.developed: $(VENV)/.created $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.[torch,transformers,dev,bench,pipelines]'
+	$(BIN)/python -m pip install --quiet --editable '.[torch,transformers,report,completion,dev,bench,pipelines]'
 	$(BIN)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), \
 		'simct_align_examples.pth').write_text('$(CURDIR)/examples')"
 	touch $@ $(VENV)/.installed

@@ -43,9 +43,24 @@ except ModuleNotFoundError as error:
     assert "simct-align[torch]" in str(error), error
 else:
     raise AssertionError("the loss came without PyTorch")
+report = aligner.report([text])
+assert report.to_dict()["coverage"] == batch.coverage().as_dict()
+try:
+    report.save("report.html")
+except ModuleNotFoundError as error:
+    assert "simct-align[report]" in str(error), error
+else:
+    raise AssertionError("the page came without its libraries")
 loaded = {"torch", "transformers", "tiktoken"} & set(sys.modules)
 assert not loaded, loaded
 print("clean environment:", batch, simct_align.__version__)
+"""
+
+#: With the libraries of the page, its files must be in the wheel.
+PAGE = """
+from simct_align import Aligner
+from simct_align.demo import demo_passage, demo_tokenizers
+Aligner(*demo_tokenizers()).report(demo_passage()).save("report.html")
 """
 
 
@@ -110,6 +125,8 @@ def check_wheel(wheel: Path, place: Path) -> None:
     empty.mkdir()
     run(programs / "python", "-c", FIRST_USE, cwd=empty, PYTHONUTF8="1")
     run(programs / "simct-align", "demo", cwd=empty, PYTHONUTF8="1")
+    run(programs / "python", "-m", "pip", "install", "-q", f"{wheel}[report]", cwd=place)
+    run(programs / "python", "-c", PAGE, cwd=empty, PYTHONUTF8="1")
     print(f"{wheel.name}: {size / 2**20:.1f} MiB, works in a clean environment")
 
 

@@ -61,5 +61,5 @@ def tiny_loss(aligner: Aligner, batch: AlignedBatch) -> list[tuple[str, float, f
         )
         torch.autograd.backward(out.loss)  # Tensor.backward has no types of its own
         norm = nn.utils.get_total_norm(p.grad for p in student.parameters() if p.grad is not None)
-        found.append((f'candidates="{candidates}"', float(out.loss.detach()), float(norm)))
+        found.append((candidates, float(out.loss.detach()), float(norm)))
     return found
