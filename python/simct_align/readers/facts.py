@@ -182,8 +182,11 @@ def facts_beside(directory: Path) -> TokenizerFacts:
     text_model = model.get("text_config") or {}
     ends += _ends(text_model, "eos_token_id", "config.json", of_model=True)
     ends += _ends(generation, "eos_token_id", "generation_config.json", of_model=True)
-    if "eos_token" not in config and "eos_token" not in names:
-        ends += _class_ends(config.get("tokenizer_class"))
+    kind = config.get("tokenizer_class")
+    defaults = _class_defaults(kind)
+    defaults = {key: name for key, name in defaults.items() if key not in config | names}
+    special += _special_names(defaults)
+    ends += _ends(defaults, "eos_token", f"class {kind}")
     template = _template_beside(directory, config)
     frame, notes = read_frame(template, {**_token_names(config), **_token_names(names)})
     return TokenizerFacts(tuple(dict.fromkeys(special)), tuple(ends), frame, notes)
@@ -306,23 +309,22 @@ def _ends(
     return [EndOfTurn(name, source, of_model) for name in names if name is not None]
 
 
-def _class_ends(name: object) -> list[EndOfTurn]:
-    """Return the default EOS token of a tokenizer class of `transformers`."""
+def _class_defaults(name: object) -> dict[str, str]:
+    """Return the special tokens that a tokenizer class of `transformers` has by default."""
     if not isinstance(name, str):
-        return []
+        return {}
     try:
         import transformers
     except ImportError:
-        return []
+        return {}
     import inspect
 
     for candidate in (name, f"{name}Fast", name.removesuffix("Fast")):
         known = getattr(transformers, candidate, None)
         if isinstance(known, type):
-            default = inspect.signature(known.__init__).parameters.get("eos_token")  # type: ignore[misc]
-            eos = None if default is None else _name(default.default)
-            return [] if eos is None else [EndOfTurn(eos, f"class {name}")]
-    return []
+            parameters = inspect.signature(known.__init__).parameters  # type: ignore[misc]
+            return _token_names({key: each.default for key, each in parameters.items()})
+    return {}
 
 
 def _name(entry: object) -> str | None:
