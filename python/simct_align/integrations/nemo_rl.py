@@ -167,7 +167,7 @@ class TokenAligner:
                 for side in tokenizers
             )
             left, right = map(_start_token, (teacher, student), tokenizers)
-            pairs = {left: right} if left and right else {}
+            pairs: dict[str | int, str | int] = {left: right} if left and right else {}
             aligner = Aligner(teacher, student, special_tokens=pairs)
         self.aligner = aligner
 
