@@ -104,10 +104,11 @@ class SimCTGKDTrainer(GKDTrainer):  # type: ignore[misc]
     ) -> Tensor:
         ids = [side.cpu() for side in (teacher_output.labels, labels)]
         masks = [side != IGNORED_LABEL for side in ids]
-        batch = self.aligner.align_batch(*ids, teacher_mask=masks[0], student_mask=masks[1])
+        batch = self._rows.aligner.align_batch(*ids, teacher_mask=masks[0], student_mask=masks[1])
         out = self._loss_fn(
             teacher_logits=teacher_output.full_logits,
             student_logits=student_logits,
             index=batch.index().to(student_logits.device),
         )
-        return out.loss
+        loss: Tensor = out.loss
+        return loss
