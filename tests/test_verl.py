@@ -35,6 +35,7 @@ from verl.utils.config import omega_conf_to_dataclass  # noqa: E402
 from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
 
 from simct_align import UnitClass  # noqa: E402
+from simct_align.integrations import verl  # noqa: E402
 from simct_align.integrations._teacher_row import TeacherRows  # noqa: E402
 from simct_align.integrations.verl import (  # noqa: E402
     SimCTAgentLoopManager,
@@ -295,3 +296,27 @@ def test_the_manager_starts_these_workers() -> None:
     manager = SimCTAgentLoopManager(config, None)
     made = manager.agent_loop_workers_class.__ray_metadata__.modified_class
     assert issubclass(made, SimCTAgentLoopWorker)
+
+
+def test_the_pair_is_made_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, _ = worker_of()
+    del worker.teacher_rows
+    teacher, student = demo_chat_tokenizers()
+    opened = types.SimpleNamespace(from_pretrained={"teacher": teacher}.__getitem__)
+    monkeypatch.setattr(verl, "AutoTokenizer", opened)
+    worker.tokenizer = student
+    worker.model_config = types.SimpleNamespace(
+        hf_config=types.SimpleNamespace(vocab_size=len(student) + 7)
+    )
+    aligner = worker.teacher_rows.aligner
+    assert aligner.teacher.digest == demo_aligner().teacher.digest
+    assert len(aligner.student) == len(student) + 7
+    # A padding id of the embedding, once sampled, is no error.
+    output, messages = sample(QUESTIONS[0], ANSWERS[0])
+    output.response_ids[2] = len(student) + 3
+    asyncio.run(
+        worker._compute_teacher_logprobs(
+            output, output.prompt_ids, output.response_ids, False, {"raw_prompt": messages}
+        )
+    )
+    assert (output.extra_fields["teacher_ids"] == -1).any()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from transformers import AutoTokenizer
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.trainer.distillation.losses import DistillationLossSettings, register_distillation_loss
 from verl.trainer.ppo.core_algos import kl_penalty
@@ -38,11 +39,18 @@ class SimCTAgentLoopWorker(AgentLoopWorker):  # type: ignore[misc]
     entry `i` belongs to token `i + 1`.
     """
 
+    def make_aligner(self, teacher_tokenizer: Any) -> Aligner:
+        """Return the pair of vocabularies; override it to name stops or control tokens."""
+        # A student can sample an id of its embedding that no token has.
+        size = getattr(self.model_config.hf_config, "vocab_size", None) or 0
+        student = Vocabulary.from_tokenizer(
+            self.tokenizer, vocab_size=size if size > len(self.tokenizer) else None
+        )
+        return Aligner(teacher_tokenizer, student)
+
     @cached_property
     def teacher_rows(self) -> TeacherRows:
-        """The maker of the teacher's rows; override it to name stops or control tokens."""
-        from transformers import AutoTokenizer
-
+        """The maker of the teacher's rows."""
         teachers = list(self.teacher_server_manager.teacher_model_configs.values())
         if (
             len(teachers) != 1
@@ -53,12 +61,7 @@ class SimCTAgentLoopWorker(AgentLoopWorker):  # type: ignore[misc]
                 f"{len(teachers)} and {self.config.distillation.distillation_loss.loss_mode!r}"
             )
         tokenizer = AutoTokenizer.from_pretrained(teachers[0].model_path)
-        # A student can sample an id of its embedding that no token has.
-        size = getattr(self.model_config.hf_config, "vocab_size", None) or 0
-        student = Vocabulary.from_tokenizer(
-            self.tokenizer, vocab_size=size if size > len(self.tokenizer) else None
-        )
-        return TeacherRows(Aligner(tokenizer, student), tokenizer)
+        return TeacherRows(self.make_aligner(tokenizer), tokenizer)
 
     async def _compute_teacher_logprobs(
         self,
@@ -87,8 +90,11 @@ class SimCTAgentLoopWorker(AgentLoopWorker):  # type: ignore[misc]
 class SimCTAgentLoopManager(AgentLoopManager):  # type: ignore[misc]
     """A manager of `SimCTAgentLoopWorker`; set `rollout.agent.agent_loop_manager_class` to it."""
 
+    #: The class of the workers; a subclass can name another one.
+    worker_class: type = SimCTAgentLoopWorker
+
     def __init__(self, *args: Any, **keywords: Any) -> None:
-        self.agent_loop_workers_class = ray.remote(SimCTAgentLoopWorker)
+        self.agent_loop_workers_class = ray.remote(self.worker_class)
         super().__init__(*args, **keywords)
 
 
