@@ -371,12 +371,8 @@ def test_tokens_without_a_number_and_impossible_tokens() -> None:
     aligner, teacher_tokenizer, student_tokenizer = pair(turned=False)
     rows = TeacherRows(aligner, teacher_tokenizer)
     prompt = written(student_tokenizer, MESSAGES)
-    # A byte that no text has becomes another text to the teacher.
-    garbage = next(
-        token
-        for token in range(len(aligner.student))
-        if aligner.student.token_bytes(token) == b"\xff"
-    )
+    # A control token that the teacher does not have.
+    garbage = aligner.student.special_ids["<unk>"]
     answer = [*aligner.student.encode_batch(["4 kg"])[0], garbage]
     sampled = [False] * len(prompt) + [True] * len(answer) + [False] * 2
     row = rows.of_messages([*prompt, *answer, 5, 6], sampled, MESSAGES)
@@ -387,7 +383,8 @@ def test_tokens_without_a_number_and_impossible_tokens() -> None:
     assert np.isnan(even[-2:]).all()
     assert (beside[np.isnan(even)] == -1.0).all()
     assert not np.isnan(even[len(prompt)])
-    assert rows.counts["tokens_without_teacher"] == (row.units()[sampled] < 0).sum()
+    assert rows.counts["tokens_without_teacher"] == np.isnan(even[sampled]).sum() > 0
+    assert (row.units()[~np.isnan(even)] >= 0).all()
     impossible = logprobs.copy()
     impossible[len(row.ids) - 4 :] = -np.inf
     assert np.isfinite(row.beside(impossible, own)).all()
@@ -396,5 +393,8 @@ def test_tokens_without_a_number_and_impossible_tokens() -> None:
         row.even(logprobs[1:])
     with pytest.raises(ValueError, match=rf"own: expected {len(sampled)} log-probabilities"):
         row.beside(logprobs, own[1:])
+    # A row without anything sampled has nothing for the teacher.
+    empty = rows.of_messages(prompt, [False] * len(prompt), MESSAGES, turns=[])
+    assert (empty.ids, len(empty.even([]))) == ([], len(prompt))
     with pytest.raises(ValueError, match=rf"sampled: expected {len(sampled)} entries"):
         rows.of_messages([*prompt, *answer, 5, 6], sampled[1:], MESSAGES)

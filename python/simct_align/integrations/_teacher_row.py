@@ -104,7 +104,7 @@ class TeacherRows:
 
     Attributes:
         counts: Sums over all rows: `rows`, `sampled_tokens`, and `tokens_without_teacher`, those
-            that are in no unit.
+            for which `TeacherRow.even` has no number.
     """
 
     def __init__(
@@ -184,6 +184,12 @@ class TeacherRows:
                 f"the student's row has {len(edges) // 2} runs of sampled tokens, expected "
                 f"{len(prompts)}, one per turn"
             )
+        if not prompts:
+            nothing = np.zeros((1, 0), np.int64)
+            aligned = self.aligner.align_batch(
+                nothing, ids[None], teacher_mask=nothing, student_mask=taken[None]
+            )
+            return TeacherRow([], aligned, len(ids))
         pieces = np.split(ids, edges)
         contexts, answers = pieces[:-1:2], pieces[1::2]
         ready = self.aligner.prepare(
@@ -202,5 +208,6 @@ class TeacherRows:
         row = TeacherRow(ready.teacher.input_ids[0].tolist(), ready.aligned, len(ids))
         self.counts["rows"] += 1
         self.counts["sampled_tokens"] += int(taken.sum())
-        self.counts["tokens_without_teacher"] += int((taken & (row.units() < 0)).sum())
+        without = np.isnan(row.even(np.zeros(len(row.ids))))
+        self.counts["tokens_without_teacher"] += int((taken & without).sum())
         return row

@@ -97,7 +97,9 @@ class SimCTGKDTrainer(GKDTrainer):  # type: ignore[misc]
         before = [False, *sampled[:-1]]
         runs = sum(now and not last for now, last in zip(sampled, before, strict=True))
         answers = [n for n, said in enumerate(sample.messages) if said["role"] == "assistant"]
-        return self._rows.of_messages(ids, sampled, sample.messages, turns=answers[-runs:])
+        return self._rows.of_messages(
+            ids, sampled, sample.messages, turns=answers[len(answers) - runs :]
+        )
 
     def _compute_jsd_loss(
         self, student_logits: Tensor, teacher_output: Any, labels: Tensor
