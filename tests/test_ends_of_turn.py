@@ -183,18 +183,27 @@ def test_places_of_the_template(tmp_path: Path, where: str) -> None:
     assert vocabulary.stop_sources[END] == ("chat template",)
 
 
-def test_special_tokens_that_only_the_class_names(tmp_path: Path) -> None:
-    """The object of a class flags them, so every other way in does."""
+def test_special_tokens_that_only_the_class_of_an_object_names(tmp_path: Path) -> None:
+    """They are text in the tokenizer file, so they are text whatever the way in."""
     tokenizer = byte_level()
-    tokenizer.add_tokens(["<mask>", "<pad>"])
-    config = {"tokenizer_class": "RobertaTokenizer", "eos_token": "<eos>", "pad_token": None}
-    directory = write(tmp_path, tokenizer, tokenizer_config=config)
-    loaded = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+    tokenizer.add_tokens([AddedToken("<mask>", normalized=False, special=False)])
+    config = {"tokenizer_class": "RobertaTokenizer", "eos_token": "<eos>"}
+    directory = write(tmp_path / "plain", tokenizer, tokenizer_config=config)
+    loaded = transformers.RobertaTokenizer.from_pretrained(directory)
+    assert loaded.mask_token == "<mask>"
     found = [Vocabulary.from_tokenizer(way) for way in (directory, loaded)]
-    assert found[0].digest == found[1].digest
-    assert "<mask>" in found[0].special_ids
-    # A configuration that names no token has none, whatever the class says.
-    assert "<pad>" not in found[0].special_ids
+    assert [vocabulary.special_ids.get("<mask>") for vocabulary in found] == [None, None]
+    # A configuration that names the token has the last word, and so has the user.
+    named = write(
+        tmp_path / "named", tokenizer, tokenizer_config={**config, "mask_token": "<mask>"}
+    )
+    for way in (named, transformers.RobertaTokenizer.from_pretrained(named)):
+        assert "<mask>" in Vocabulary.from_tokenizer(way).special_ids
+    assert "<mask>" in Vocabulary.from_tokenizer(loaded, special=["<mask>"]).special_ids
+    # What is text is tokenized as text.
+    rows = [vocabulary.encode_batch(["a<mask>b"]) for vocabulary in found]
+    assert rows[0] == rows[1]
+    assert found[1].decode_bytes(rows[1][0]) == b"a<mask>b"
 
 
 def test_the_default_of_the_class(tmp_path: Path) -> None:

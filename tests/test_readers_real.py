@@ -37,8 +37,7 @@ STOPS = {
     "tekken": (2,),
 }
 SIZES = {
-    # The byte 0x09 is a normal token. The tokenizer class makes `<mask>` special.
-    "gemma2": {NORMAL: 255738, BYTE: 255, SPECIAL: 7},
+    "gemma2": {NORMAL: 255739, BYTE: 255, SPECIAL: 6},  # the byte 0x09 is a normal token
     "gpt4o": {NORMAL: 199998, SPECIAL: 2, UNUSED: 19},
     "llama3_1": {NORMAL: 128000, SPECIAL: 256},
     "mistral_nemo": {NORMAL: 130072, SPECIAL: 1000},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,14 @@ class TokenizerFacts:
             all of them.
         frame: What the chat template writes around contents, or `None`.
         notes: Facts that could not be read, for a warning.
+        text: Names of tokens that an object flags as special and that are text.
     """
 
     special: tuple[str | int, ...] = ()
     ends: tuple[EndOfTurn, ...] = ()
     frame: ChatFrame | None = None
     notes: tuple[str, ...] = ()
+    text: frozenset[str] = frozenset()
 
     def before(self, other: TokenizerFacts) -> TokenizerFacts:
         """Return these facts, then the other ones."""
@@ -70,6 +73,7 @@ class TokenizerFacts:
             tuple(dict.fromkeys((*self.ends, *other.ends))),
             self.frame or other.frame,
             tuple(dict.fromkeys((*self.notes, *other.notes))),
+            self.text | other.text,
         )
 
 
@@ -182,11 +186,8 @@ def facts_beside(directory: Path) -> TokenizerFacts:
     text_model = model.get("text_config") or {}
     ends += _ends(text_model, "eos_token_id", "config.json", of_model=True)
     ends += _ends(generation, "eos_token_id", "generation_config.json", of_model=True)
-    kind = config.get("tokenizer_class")
-    defaults = _class_defaults(kind)
-    defaults = {key: name for key, name in defaults.items() if key not in config | names}
-    special += _special_names(defaults)
-    ends += _ends(defaults, "eos_token", f"class {kind}")
+    if "eos_token" not in config and "eos_token" not in names:
+        ends += _class_ends(config.get("tokenizer_class"))
     template = _template_beside(directory, config)
     frame, notes = read_frame(template, {**_token_names(config), **_token_names(names)})
     return TokenizerFacts(tuple(dict.fromkeys(special)), tuple(ends), frame, notes)
@@ -226,6 +227,36 @@ def facts_of_object(tokenizer: Any) -> TokenizerFacts:
     facts = TokenizerFacts(special, ends, frame, notes)
     directory = directory_of(tokenizer)
     return facts if directory is None else facts.before(facts_beside(directory))
+
+
+def without_class_defaults(
+    facts: TokenizerFacts, tokenizer: Any, in_file: Iterable[Mapping[str, Any]]
+) -> TokenizerFacts:
+    """Return facts in which tokens that only the class of an object calls special are text.
+
+    The class of Gemma 2, for example, has the default `mask_token="<mask>"`, a token of text in the
+    tokenizer file that no configuration names. The model has learned it as text.
+
+    Args:
+        facts: What is known of the object and of the files beside its tokenizer file.
+        tokenizer: The `transformers` tokenizer.
+        in_file: The added tokens of its tokenizer file.
+
+    Returns:
+        The facts.
+    """
+    parameters = inspect.signature(type(tokenizer).__init__).parameters
+    unflagged = {entry["content"]: entry["id"] for entry in in_file if not entry.get("special")}
+    text = {
+        name
+        for key, name in _token_names(tokenizer.special_tokens_map).items()
+        if key in parameters and _name(parameters[key].default) == name and name in unflagged
+    }
+    # The names are those of configuration files, the ids those of the object.
+    text -= {entry for entry in facts.special if isinstance(entry, str)}
+    ids = {unflagged[name] for name in text}
+    special = tuple(entry for entry in facts.special if entry not in ids)
+    return replace(facts, special=special, text=facts.text | text)
 
 
 def directory_of(tokenizer: Any) -> Path | None:
@@ -309,22 +340,22 @@ def _ends(
     return [EndOfTurn(name, source, of_model) for name in names if name is not None]
 
 
-def _class_defaults(name: object) -> dict[str, str]:
-    """Return the special tokens that a tokenizer class of `transformers` has by default."""
+def _class_ends(name: object) -> list[EndOfTurn]:
+    """Return the default EOS token of a tokenizer class of `transformers`."""
     if not isinstance(name, str):
-        return {}
+        return []
     try:
         import transformers
     except ImportError:
-        return {}
-    import inspect
+        return []
 
     for candidate in (name, f"{name}Fast", name.removesuffix("Fast")):
         known = getattr(transformers, candidate, None)
         if isinstance(known, type):
-            parameters = inspect.signature(known.__init__).parameters  # type: ignore[misc]
-            return _token_names({key: each.default for key, each in parameters.items()})
-    return {}
+            default = inspect.signature(known.__init__).parameters.get("eos_token")  # type: ignore[misc]
+            eos = None if default is None else _name(default.default)
+            return [] if eos is None else [EndOfTurn(eos, f"class {name}")]
+    return []
 
 
 def _name(entry: object) -> str | None:
