@@ -133,6 +133,10 @@ class Aligner(VocabularyPair):
                 message names row, position and id); or an option is out of range.
             AlignmentError: The texts differ and `on_mismatch` is `"error"`.
 
+        Warns:
+            UserWarning: Most of a batch holds other texts on one side than on the other, as it does
+                with ids of another tokenizer or of the other side. Once per aligner.
+
         Complexity:
             O(teacher tokens + student tokens) time, and 18 bytes of memory per unit.
 
