@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+
+from simct_align.limits import max_file_bytes, read_limited, refuse_large
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,17 +76,20 @@ def read_file(path: Path) -> bytes:
         The content.
 
     Raises:
-        ValueError: The file is a Git LFS pointer, or a damaged gzip file.
+        ValueError: The file is a Git LFS pointer, a damaged gzip file, or too large, packed or
+            unpacked.
         OSError: The file cannot be read.
     """
-    data = path.read_bytes()
+    data = read_limited(path)
     if data.startswith(_LFS_MAGIC):
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
     if data.startswith(_GZIP_MAGIC):
         try:
-            return gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = packed.read(max_file_bytes() + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} is not a complete gzip file: {error}") from error
+        refuse_large(path, len(data))
     return data
 
 
@@ -125,9 +131,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
+    data = read_file(path)
     try:
-        content = json.loads(read_file(path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(data)
+    # Also an integer of too many digits, and brackets in brackets in brackets.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
