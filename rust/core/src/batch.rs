@@ -194,7 +194,7 @@ pub fn align_batch<T: TokenId, S: TokenId>(
                 return;
             }
             let outcome = job.align_rows(chunks[ticket].clone(), &mut chunk);
-            queue.deliver(ticket, outcome.map(|()| chunk));
+            queue.deliver(ticket, outcome.map(|()| chunk), stop);
         }
     })?;
     queue.finish()
@@ -341,10 +341,11 @@ impl InOrder {
         })
     }
 
-    fn deliver(&self, ticket: usize, chunk: Result<AlignedRows>) {
+    fn deliver(&self, ticket: usize, chunk: Result<AlignedRows>, stop: &Stop) {
         let mut state = self.lock();
         state.made[ticket] = Some(chunk);
-        while state.whole.is_some() {
+        // The others may make chunks as fast as this thread appends them.
+        while state.whole.is_some() && !stop.requested() {
             let next = state.appended;
             let Some(chunk) = state.made.get_mut(next).and_then(Option::take) else {
                 return;
