@@ -14,7 +14,8 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_decoders readers_encoding \
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
-.PHONY: help demo check test example lint rust-test core-test python-test bench-quick wheel-test clean
+.PHONY: help demo check test example lint rust-test core-test python-test bench-quick wheel-test \
+	fuzz soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -57,6 +58,14 @@ bench-quick: $(VENV)/.developed ## Every bench once, small
 # The built wheel in an environment of its own, with only the run-time dependencies.
 wheel-test: $(VENV)/.created ## The built wheel in an environment of its own
 	$(BIN)/python tools/check_wheel.py
+
+SECONDS ?= 60
+fuzz: $(VENV)/.developed ## Random hostile inputs, SECONDS=60 for each kind
+	PYTHONPATH=tests:benches:examples $(BIN)/python tools/fuzz.py --seconds $(SECONDS)
+
+MINUTES ?= 5
+soak: $(VENV)/.developed ## Alignment, index and losses for MINUTES=5: memory and speed stay as they are
+	$(BIN)/python benches/soak.py --minutes $(MINUTES)
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

@@ -261,6 +261,14 @@ def test_configurations_of_another_form(tmp_path: Path, name: str, content: Any)
         Vocabulary.from_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("token", [2**64, 2**32, 2**24, -1, -(2**64)])
+def test_stops_that_no_tokenizer_has(tmp_path: Path, token: int) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(added())
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [3, token]}))
+    with pytest.warns(UserWarning, match=f"left out of the tokens that end a turn.* {token} of "):
+        assert Vocabulary.from_tokenizer(tmp_path).stop_ids == (3,)
+
+
 @pytest.mark.parametrize("content", [DEEP, b'{"a": ' + b"1" * 5000 + b"}", b"\xff"])
 def test_configurations_that_json_cannot_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_json())

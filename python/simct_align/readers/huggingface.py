@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.errors import UnsupportedTokenizerError
-from simct_align.limits import checked_size, library_errors
+from simct_align.limits import MAX_TOKENS, checked_size, library_errors
 from simct_align.readers.base import TokenTable, build_table, refuse_control_tokens, resolve_special
 from simct_align.readers.decoders import (
     ByteLevelReader,
@@ -151,7 +151,7 @@ class HuggingFaceTokenizer:
         """Return the id of a name or id, or None if there is no such token."""
         if isinstance(token, str):
             return self.token_id(token)
-        exists = token >= 0 and self._tokenizer.id_to_token(token) is not None
+        exists = 0 <= token < MAX_TOKENS and self._tokenizer.id_to_token(token) is not None
         return token if exists else None
 
     def _added_ids(self) -> dict[str, int]:
