@@ -145,6 +145,32 @@ def test_bad_files_are_named(tmp_path: Path, case: str) -> None:
         Vocabulary.from_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", [b"BPE", b"version", b"ByteLevel", b"trim_offsets", b'"b"', b"1.0"]
+)
+def test_bytes_that_are_no_text(tmp_path: Path, name: bytes) -> None:
+    """The library ends the process where its message quotes such bytes."""
+    place = tokenizer_json().index(name) + 1
+    data = tokenizer_json()[:place] + b"\xa0" + tokenizer_json()[place:]
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(ValueError, match=f"{UNREADABLE}.*'utf-8' codec can't decode byte 0xa0"):
+        Vocabulary.from_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("merge", [["a", "é"], "a é"])
+def test_merges_that_cut_a_character(tmp_path: Path, merge: Any, hidden: bool) -> None:
+    """The library takes a byte of `é` for the prefix, and ends the process with its message."""
+    data = tokenizer_json(
+        vocab={"a": 0, "é": 1}, merges=[merge], continuing_subword_prefix="x", ignore_merges=True
+    )
+    if hidden:
+        data = data.replace(b"continuing", rb"\u0063ontinuing")
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(ValueError, match="the right part 'é' of a merge does not begin with 'x'"):
+        Vocabulary.from_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("case", BAD_TEXTS)
 def test_what_a_library_cannot_encode_is_an_error(tmp_path: Path, case: str) -> None:
     data, message = BAD_TEXTS[case]

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from simct_align.limits import library_errors
 from simct_align.readers.base import TextTokenizer, TokenTable, is_a
 from simct_align.readers.facts import facts_beside, listed_control_tokens
-from simct_align.readers.files import FileKind, find_file, kind_of_file, read_file
+from simct_align.readers.files import (
+    FileKind,
+    find_file,
+    kind_of_file,
+    read_file,
+    refuse_cut_characters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -203,6 +209,7 @@ def _open_tokenizer_json(path: Path, data: bytes) -> TextTokenizer:
 
     problem = f"{path} is not a tokenizer.json that this version of tokenizers can read"
     try:
+        refuse_cut_characters(data.decode())
         with library_errors("the library fails"):
             tokenizer = Tokenizer.from_buffer(data)
     except ValueError as error:

@@ -35,6 +35,11 @@ _TEKKEN_START = re.compile(rb'\s*\{\s*"config"\s*:')
 _SENTENCEPIECE_NAME = re.compile(r".*\.(model|spm)(\.v\d+(m\d+)?)?")
 
 
+# A model whose tokens inside of words are marked, or a plain letter that is escaped, which only hides
+# such a name: nearly all files have neither.
+_PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[4-7]')
+
+
 class FileKind(Enum):
     """The formats of tokenizer files."""
 
@@ -91,6 +96,33 @@ def read_file(path: Path) -> bytes:
             raise ValueError(f"{path} is not a complete gzip file: {error}") from error
         refuse_large(path, len(data))
     return data
+
+
+def refuse_cut_characters(text: str) -> None:
+    """Raise an error for a merge that makes the library cut a character in two.
+
+    The library takes as many bytes off the right part of a merge as the prefix of tokens inside of
+    words has characters. Where this cuts a character, its message is not UTF-8, and it ends the
+    process. The same happens if it quotes bytes of the file that are not UTF-8.
+
+    Args:
+        text: The content of a `tokenizer.json`.
+
+    Raises:
+        ValueError: There is such a merge.
+    """
+    if not _PREFIX.search(text):
+        return
+    try:
+        model = json.loads(text)["model"]
+        prefix, merges = model["continuing_subword_prefix"], model.get("merges") or ()
+        # A merge is a list of two tokens, or a string of both with a space between.
+        rights = [m.split(" ")[-1] if isinstance(m, str) else m[-1] for m in merges]
+        wrong = next((right for right in rights if not right.startswith(prefix)), None)
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
+        return  # the library says what is wrong with it
+    if wrong is not None:
+        raise ValueError(f"the right part {wrong!r} of a merge does not begin with {prefix!r}")
 
 
 def find_file(directory: Path) -> Path | None:
