@@ -35,8 +35,8 @@ _TEKKEN_START = re.compile(rb'\s*\{\s*"config"\s*:')
 _SENTENCEPIECE_NAME = re.compile(r".*\.(model|spm)(\.v\d+(m\d+)?)?")
 
 
-# A model whose tokens inside of words are marked, or a plain letter that is escaped, which only hides
-# such a name: nearly all files have neither.
+# A model whose tokens inside of words are marked, or a plain letter that is escaped, which only
+# hides such a name: nearly all files have neither.
 _PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[4-7]')
 
 
