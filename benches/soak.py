@@ -86,14 +86,14 @@ def soak(run: Callable[[], int], seconds: float) -> list[tuple[float, float]]:
     return parts
 
 
-def record(parts: list[tuple[float, float]], minutes: float) -> list[dict[str, Any]]:
+def record(parts: list[tuple[float, float]], what: str) -> list[dict[str, Any]]:
     names = (("resident memory", "MB", 1e6), ("align, index and loss", "k student tokens/s", 1e3))
     rows = []
     for place, (name, unit, scale) in enumerate(names):
         values = [part[place] / scale for part in parts]
         timing = Timing(tuple(sorted(values)))
         rows.append({
-            "case": f"{name}, {minutes:g} minutes", "n": len(values), "p20": timing.p20,
+            "case": f"{name}, {what}", "n": len(values), "p20": timing.p20,
             "p50": timing.p50, "p80": timing.p80, "unit": unit, "ratio": values[-1] / values[0],
         })  # fmt: skip
     return rows
@@ -119,7 +119,7 @@ def main() -> None:
     texts = load_texts(options.data, 64 if options.quick else 2000)
     minutes = 1 / 60 if options.quick else options.minutes
     parts = soak(rounds(aligner, texts), 60 * minutes)
-    rows = record(parts, minutes)
+    rows = record(parts, f"{options.teacher.stem}, {options.student.stem}, {minutes:g} minutes")
     table = [[number, f"{m / 1e6:.1f}", f"{r / 1e3:.1f}"] for number, (m, r) in enumerate(parts)]
     print_table(["part", "resident MB", "k student tokens/s"], table)
     drift, speed = rows[0]["ratio"] - 1, rows[1]["ratio"]
