@@ -15,7 +15,8 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_decoders readers_encoding \
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
-.PHONY: help demo check test example lint rust-test core-test python-test report-test trainer-test bench-quick docs wheel clean
+.PHONY: help demo check test example lint rust-test core-test python-test report-test trainer-test \
+	bench-quick docs wheel fuzz soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -86,6 +87,14 @@ $(TOOLS)/.installed: pyproject.toml
 	$(TOOLS)/bin/python -m pip install --quiet --upgrade pip
 	$(TOOLS)/bin/python -m pip install --quiet --group docs --group package
 	touch $@
+
+SECONDS ?= 60
+fuzz: $(VENV)/.developed ## Random hostile inputs, SECONDS=60 for each kind
+	PYTHONPATH=tests:benches:examples $(BIN)/python tools/fuzz.py --seconds $(SECONDS)
+
+MINUTES ?= 5
+soak: $(VENV)/.developed ## Alignment, index and losses for MINUTES=5: memory and speed stay as they are
+	$(BIN)/python benches/soak.py --minutes $(MINUTES)
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

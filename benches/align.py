@@ -1,7 +1,7 @@
 """The speed of alignment, compared with other ways to align, in one run.
 
     python benches/align.py [--teacher DIR] [--student DIR] [--data JSONL] [--repeat N] [--csv CSV]
-                            [--quick]
+                            [--hostile] [--quick]
 
 Results are checked before they are timed: `align_batch` must equal a brute force over all common
 boundaries, and the agreement of each rival with `align_batch` is printed. Rates are student tokens
@@ -18,6 +18,10 @@ apply to "as run".
 --repeat also aligns the corpus N times in one batch, in turn with the corpus itself: results of
 large batches do not fit the caches, and their memory must not be fetched from the system anew each
 time. The ratio of both rates has a bar, 0.85.
+
+--hostile instead times inputs that make alignment work hard (random streams, a text against itself
+one byte later, one byte repeated), in turn with the corpus as one row. Their cost per token has a
+bar, 3 times that of the corpus.
 
 Memory is measured in a process of its own. The process loads a saved aligner and the ids, resets
 the kernel's high-water mark of the resident set (Linux: /proc/self/clear_refs), aligns once, and
@@ -43,6 +47,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 import _align_rivals as rivals
+from _align_hostile import run_hostile
 from _common import ROOT, Timing, append_csv, print_table, time_best, time_in_turn
 from simct_align import Aligner
 from simct_align.demo import demo_passage, demo_tokenizers
@@ -439,6 +444,7 @@ def main() -> None:
     parser.add_argument("--student", type=Path, default=TOKENIZERS / "gemma2")
     parser.add_argument("--data", type=Path, default=DATA / "gsm8k_train_2000.jsonl")
     parser.add_argument("--repeat", type=int, metavar="N", help="also N times the corpus at once")
+    parser.add_argument("--hostile", action="store_true", help="only inputs that are hard")
     parser.add_argument("--csv", type=Path, help="default: benches/record/align.csv")
     parser.add_argument("--quick", action="store_true", help="small; records nothing")
     parser.add_argument("--measure-memory", nargs=2, help=argparse.SUPPRESS)
@@ -455,6 +461,12 @@ def main() -> None:
         options.data = None
     inputs = prepare(options.teacher, options.student, options.data, 64 if options.quick else 2000)
     check_ours(inputs)
+    if options.hostile:
+        sides = (inputs.ragged(0), inputs.ragged(1))
+        rows = run_hostile(inputs.aligner, sides, 3 if options.quick else 15)
+        if options.csv or not options.quick:
+            append_csv(options.csv or ROOT / "benches" / "record" / "align.csv", rows)
+        return
     repeat, min_seconds = (3, 0.0) if options.quick else (40, 1.5)
     timings = run(inputs, repeat=repeat, min_seconds=min_seconds)
     large = []

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simct_align import Aligner, TokenKind, UnitKind, UnmatchedReason, Vocabulary
-from support.slow_alignment import align_region, columns
+from support.slow_alignment import align_region, assert_every_token_once, columns
 from support.texts import answers, hard_texts
 from support.vocabularies import token_bytes, vocabulary
 
@@ -87,22 +87,6 @@ def check_against_twin(
         seen = (t_ids, s_ids)
         assert columns(batch, (batch.kind, batch.unit_class), row) == units, seen
         assert columns(batch.unmatched, (batch.unmatched.reason,), row) == lost, seen
-
-
-def assert_every_token_once(batch: AlignedBatch, *, sides: Sequence[np.ndarray[Any, Any]]) -> None:
-    """Units and spans together tile each side's participating positions, in order."""
-    for side, taken in zip(("teacher", "student"), sides, strict=True):
-        count = np.zeros(len(taken) + 1, np.int64)
-        rows = np.asarray(getattr(batch, side).offsets)
-        for spans in (batch, batch.unmatched):
-            base = np.repeat(rows[:-1], np.diff(spans.row_offsets))
-            start, end = getattr(spans, f"{side}_start"), getattr(spans, f"{side}_end")
-            assert (start <= end).all()
-            np.add.at(count, base + start, 1)
-            np.add.at(count, base + end, -1)
-            inside = np.diff(base) == 0
-            assert (start[1:] >= end[:-1])[inside].all()
-        assert np.array_equal(np.cumsum(count)[:-1], taken.astype(np.int64))
 
 
 # --- synthetic vocabularies: every rule meets every other ---------------------------------------

@@ -21,6 +21,7 @@ _Served: TypeAlias = tuple[
     NDArray[np.float64], NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]
 ]
 
+MAX_TOKENS: int
 __version__: str
 
 class AlignmentError(ValueError): ...

@@ -10,6 +10,7 @@ from simct_align.align import align_batch
 from simct_align.continuations import enumerate_continuations
 from simct_align.errors import MissingTokenizerError
 from simct_align.inputs import check_text, thread_count
+from simct_align.limits import read_limited
 from simct_align.pair import VocabularyPair
 from simct_align.prepare import PreparedBatch, prepare
 from simct_align.retokenize import PaddingSide, RetokenizedIds, retokenize
@@ -134,6 +135,10 @@ class Aligner(VocabularyPair):
                 mask does not have the shape of its ids; an id is not in the vocabulary (the
                 message names row, position and id); or an option is out of range.
             AlignmentError: The texts differ and `on_mismatch` is `"error"`.
+
+        Warns:
+            UserWarning: Most of a batch holds other texts on one side than on the other, as it does
+                with ids of another tokenizer or of the other side. Once per aligner.
 
         Complexity:
             O(teacher tokens + student tokens) time, and 18 bytes of memory per unit.
@@ -525,12 +530,14 @@ class Aligner(VocabularyPair):
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: The file is not a saved aligner, is damaged, or has another format version.
+            ValueError: The file is not a saved aligner, is damaged, has another format version, or
+                has more than 256 MiB (the environment variable `SIMCT_ALIGN_MAX_FILE_BYTES` sets
+                another limit).
 
         Complexity:
             O(bytes of all tokens of both vocabularies) time and memory.
         """
-        aligner = cls._from_bytes(Path(path).read_bytes(), None, None)
+        aligner = cls._from_bytes(read_limited(Path(path)), None, None)
         if teacher_tokenizer is not None:
             aligner._teacher = aligner._teacher.with_tokenizer(teacher_tokenizer)
         if student_tokenizer is not None:

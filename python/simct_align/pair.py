@@ -76,6 +76,8 @@ class VocabularyPair:
 
     _pair: _native.Pair
     _shared: SharedVocabulary
+    #: Whether a batch of this pair had texts that mostly differ: `align` warns once.
+    _warned_of_other_texts = False
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 from simct_align import _native
 from simct_align.errors import MissingTokenizerError
 from simct_align.inputs import read_row
+from simct_align.limits import MAX_TOKENS
 from simct_align.token_kind import TokenKind
 from simct_align.tokenizer_source import TokenizerSource
 
@@ -123,7 +124,9 @@ class Vocabulary:
             UnsupportedTokenizerError: The exact token bytes cannot be read.
             TypeError: `source` is not one of the supported tokenizers.
             ValueError: `vocab_size` is smaller than the length of the tokenizer, an entry of
-                `special` is not a token, or a file is not a readable tokenizer.
+                `special` is not a token, an id is above 2^24 − 2, or a file is not a readable
+                tokenizer or has more than 256 MiB (the environment variable
+                `SIMCT_ALIGN_MAX_FILE_BYTES` sets another limit).
             OSError: A file or hub id cannot be found or read.
             ImportError: The library that the tokenizer needs is not installed.
 
@@ -158,6 +161,8 @@ class Vocabulary:
                 f"vocab_size is {vocab_size}, expected at least {found}: the tokenizer has ids up "
                 f"to {found - 1}"
             )
+        if vocab_size is not None and vocab_size > MAX_TOKENS:
+            raise ValueError(f"vocab_size is {vocab_size}, expected at most {MAX_TOKENS}")
         kinds = np.full(max(found, vocab_size or 0), TokenKind.UNUSED, np.uint8)
         kinds[:found] = table.kinds
         native = _build(

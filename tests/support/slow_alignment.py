@@ -11,8 +11,12 @@ import itertools
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from simct_align import AlignedBatch
 
 WINDOW_BYTES = 4096
 WHITE_SPACE = frozenset(
@@ -214,3 +218,19 @@ def align_region(
                 bits = unit_class(rest_t[:end], [*own_t[t:to_t], *own_s[s:to_s]], trimmed=trimmed)
                 units.append((t, to_t, s, to_s, "shared" if one else "multi", bits))
         t, s = to_t, to_s
+
+
+def assert_every_token_once(batch: AlignedBatch, *, sides: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Units and spans together tile each side's participating positions, in order."""
+    for side, taken in zip(("teacher", "student"), sides, strict=True):
+        count = np.zeros(len(taken) + 1, np.int64)
+        rows = np.asarray(getattr(batch, side).offsets)
+        for spans in (batch, batch.unmatched):
+            base = np.repeat(rows[:-1], np.diff(spans.row_offsets))
+            start, end = getattr(spans, f"{side}_start"), getattr(spans, f"{side}_end")
+            assert (start <= end).all()
+            np.add.at(count, base + start, 1)
+            np.add.at(count, base + end, -1)
+            inside = np.diff(base) == 0
+            assert (start[1:] >= end[:-1])[inside].all()
+        assert np.array_equal(np.cumsum(count)[:-1], taken.astype(np.int64))

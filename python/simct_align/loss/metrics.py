@@ -64,6 +64,9 @@ class LossMetrics(NamedTuple):
             `candidates="shared"`.
         dropped_no_prefix: Number of units at the start of their row, which no logits predict.
         dropped_dummy_prefix: Number of units with a trimmed dummy prefix.
+        units_spoiled: Number of units whose divergence is NaN, because a row of logits that they
+            read has NaN, or no finite logit. The loss is then NaN too; the gradients of rows that
+            only other units read are as without them.
         divergence_shared: Mean divergence of the SHARED and SPECIAL units that took part, in nats.
         divergence_multi: Mean divergence of the MULTI units that took part, in nats.
         teacher_mass_shared: Mean teacher mass on the shared vocabulary.
@@ -85,6 +88,7 @@ class LossMetrics(NamedTuple):
     left_out_multi: Tensor
     dropped_no_prefix: Tensor
     dropped_dummy_prefix: Tensor
+    units_spoiled: Tensor
     divergence_shared: Tensor
     divergence_multi: Tensor
     teacher_mass_shared: Tensor
@@ -151,6 +155,7 @@ def make_metrics(
         left_out_multi=count(index.n_multi) - kept_multi,
         dropped_no_prefix=count(index.dropped_no_prefix),
         dropped_dummy_prefix=count(index.dropped_dummy_prefix),
+        units_spoiled=per_unit.isnan().sum().to(kept),
         divergence_shared=per_unit[:n_shared].sum() / kept_shared,
         divergence_multi=per_unit[n_shared:].sum() / kept_multi,
         teacher_mass_shared=mean[TEACHER_MASS.shared],

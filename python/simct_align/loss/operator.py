@@ -38,7 +38,26 @@ BACKENDS: Handles[Backend] = Handles("back end")
 
 
 FLOAT16_GRADIENT_SCALE = 1024.0
-"""Factor of float16 gradients between the forward and the backward pass: fewer underflow."""
+"""The largest factor of float16 gradients until the backward pass: fewer underflow."""
+
+
+def gradient_scale(weight: Tensor, largest: float) -> Tensor | float:
+    """Return the factor of gradients between the forward and the backward pass.
+
+    It is a power of two, so that no digit changes, and at most 1 / weight: the derivative of a
+    single unit can be in the hundreds, and overflows float16 if it is scaled up.
+
+    Args:
+        weight: `[]` the factor of every unit's divergence; of any shape if `largest` is 1.
+        largest: `OperatorNumbers.gradient_scale`.
+
+    Returns:
+        The factor.
+    """
+    if largest == 1.0:
+        return 1.0
+    return torch.exp2(-weight.log2().ceil()).clamp(1.0, largest)
+
 
 #: Numbers that may change from batch to batch without a new graph.
 _SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"}
@@ -99,7 +118,8 @@ class OperatorNumbers(Protocol):
         divergence: The key of the divergence's handle.
         backend: The key of the back end's handle.
         gradient: Whether the gradient is wanted.
-        gradient_scale: What the gradient is multiplied by until the backward pass.
+        gradient_scale: The largest factor of the gradient until the backward pass: see the function
+            of this name.
         n_values: How many divergences the loss has.
         n_stats: How many figures it keeps for each of them.
     """
@@ -281,7 +301,8 @@ class Operator:
             return (None,) * len(self._names)
         if gradients is not None and d_per_unit is None:
             assert d_loss is not None
-            factor = d_loss / ctx.numbers["gradient_scale"]
+            weight = ctx.saved_tensors[self._names.index("weight")]
+            factor = d_loss / gradient_scale(weight, ctx.numbers["gradient_scale"])
             gradients = [scale_gradient(gradient, factor) for gradient in gradients]
         else:
             gradients = self._again(ctx, d_loss, d_per_unit)

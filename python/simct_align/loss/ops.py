@@ -19,6 +19,7 @@ from .operator import (
     DIVERGENCES,
     OperatorOutput,
     compute_dtype,
+    gradient_scale,
     log_fallback,
     loss_operators,
     without_autocast,
@@ -175,7 +176,8 @@ def _compute(
         index = view_index(pair.packed, numbers.sizes)
         problem = _problem(teacher, student, index, pair, numbers)
         weight = pair.weight.to(problem.settings.dtype)
-        result, side = _run(problem, pair, numbers, weight * numbers.gradient_scale)
+        scale = gradient_scale(weight, numbers.gradient_scale)
+        result, side = _run(problem, pair, numbers, weight * scale)
         count_special(result.stats, index.kind)
         loss = (result.per_unit * weight).sum()
         return OperatorOutput(loss, result.per_unit, result.stats), side.gradients()

@@ -24,6 +24,7 @@ from .operator import (
     DIVERGENCES,
     OperatorOutput,
     compute_dtype,
+    gradient_scale,
     log_fallback,
     loss_operators,
     without_autocast,
@@ -127,7 +128,7 @@ def _compute(
         problem = _problem(teacher, student, tensors, numbers)
         weight = tensors.weight.to(problem.settings.dtype)
         run = _start(problem, numbers)
-        per_offset, stats = run.run(weight * numbers.gradient_scale)
+        per_offset, stats = run.run(weight * gradient_scale(weight, numbers.gradient_scale))
         loss = (per_offset * weight).sum()
         return OperatorOutput(loss, per_offset, stats), run.gradients()
 

@@ -11,9 +11,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simct_align.limits import library_errors
 from simct_align.readers.base import TextTokenizer, TokenTable, is_a
 from simct_align.readers.facts import facts_beside, listed_control_tokens
-from simct_align.readers.files import FileKind, find_file, kind_of_file, read_file
+from simct_align.readers.files import (
+    FileKind,
+    find_file,
+    kind_of_file,
+    read_file,
+    refuse_cut_characters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -200,12 +207,13 @@ def _open_tokenizer_json(path: Path, data: bytes) -> TextTokenizer:
 
     from simct_align.readers.huggingface import HuggingFaceTokenizer
 
+    problem = f"{path} is not a tokenizer.json that this version of tokenizers can read"
     try:
-        tokenizer = Tokenizer.from_buffer(data)
+        refuse_cut_characters(data.decode())
+        with library_errors("the library fails"):
+            tokenizer = Tokenizer.from_buffer(data)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not a tokenizer.json that this version of tokenizers can read: {error}"
-        ) from error
+        raise ValueError(f"{problem}: {error}") from error
     return HuggingFaceTokenizer(tokenizer, facts_beside(path.parent))
 
 
@@ -215,7 +223,7 @@ def _open_sentencepiece(path: Path, data: bytes) -> TextTokenizer:
     processor = type_of_processor()()
     try:
         processor.LoadFromSerializedProto(data)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
     return SentencePieceTokenizer(processor, facts_beside(path.parent))
 

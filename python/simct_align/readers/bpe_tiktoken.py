@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.errors import UnsupportedTokenizerError
+from simct_align.limits import checked_size, library_errors
 from simct_align.readers.base import TokenTable, build_table, refuse_control_tokens, resolve_special
 from simct_align.readers.facts import EndOfTurn, TokenizerFacts, resolve_stops
 from simct_align.token_kind import TokenKind
@@ -38,7 +39,7 @@ class TiktokenTokenizer:
     def table(self, *, special: Collection[str | int] = ()) -> TokenTable:
         """See `TextTokenizer.table`."""
         encoding = self._encoding
-        size = encoding.n_vocab
+        size = checked_size(encoding.max_token_value)
         found = [self._bytes_of(token) for token in range(size)]
         token_bytes = [text or b"" for text in found]
         kinds = np.full(size, TokenKind.NORMAL, dtype=np.uint8)
@@ -99,7 +100,8 @@ class TiktokenTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `TextTokenizer.encode_batch`."""
-        rows: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts))
+        with library_errors("the tokenizer cannot encode a text"):
+            rows: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts))
         refuse_control_tokens(rows, self._declared, texts)
         return rows
 
@@ -174,11 +176,12 @@ def encoding_of_ranks(
             )
         ranks[token], tokens[rank] = rank, token
     try:
-        return tiktoken.Encoding(
-            path.name,
-            pat_str=pattern,
-            mergeable_ranks=ranks,
-            special_tokens=dict(control_tokens),
-        )
+        with library_errors("tiktoken fails"):
+            return tiktoken.Encoding(
+                path.name,
+                pat_str=pattern,
+                mergeable_ranks=ranks,
+                special_tokens=dict(control_tokens),
+            )
     except ValueError as error:
         raise ValueError(f"{path} with pattern={pattern!r}: {error}") from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.errors import SlowTokenizerError
+from simct_align.limits import checked_size
 from simct_align.readers.base import TokenTable, build_table, refuse_control_tokens, resolve_special
 from simct_align.readers.facts import TokenizerFacts, resolve_stops
 from simct_align.token_kind import TokenKind
@@ -46,7 +47,7 @@ class ByteTokenizer:
         added = {
             token: entry.content for token, entry in self._tokenizer.added_tokens_decoder.items()
         }
-        size = max(int(self._ids.max()), *added) + 1
+        size = checked_size(max(int(self._ids.max()), *added))
         token_bytes = [b""] * size
         kinds = np.full(size, TokenKind.UNUSED, np.uint8)
         for token, text in added.items():

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from types import FrameType
+
+#: How long a template may take for all conversations, in seconds; those of models take some ms.
+MAX_SECONDS = 2.0
+#: The largest result of a multiplication of texts, in characters, and of a power, in bits.
+_MAX_PRODUCT = 1_000_000
 
 # The conversations that are tried, the longest first: some templates refuse several turns.
 _CONVERSATIONS = (
@@ -84,7 +92,8 @@ def chat_frame(template: str, names: Mapping[str, str]) -> ChatFrame:
 
     Raises:
         ImportError: Jinja is not installed.
-        ValueError: The template cannot be rendered, or does not write every content once.
+        ValueError: The template cannot be rendered, takes longer than `MAX_SECONDS`, or does not
+            write every content once.
     """
     environment = _environment()
     try:
@@ -92,6 +101,7 @@ def chat_frame(template: str, names: Mapping[str, str]) -> ChatFrame:
     except Exception as error:  # Jinja's own, and what a damaged template makes Python raise
         raise ValueError(f"{type(error).__name__}: {error}") from error
     problem = ""
+    deadline = time.monotonic() + MAX_SECONDS
     for roles in _CONVERSATIONS:
         for as_parts in (False, True):
             marks = [f"\ue000{number}\ue001" for number in range(len(roles))]
@@ -103,7 +113,9 @@ def chat_frame(template: str, names: Mapping[str, str]) -> ChatFrame:
                 for role, mark in zip(roles, marks, strict=True)
             ]
             try:
-                text = compiled.render(
+                text = _until(
+                    deadline,
+                    compiled.render,
                     messages=messages,
                     tools=None,
                     documents=None,
@@ -123,9 +135,46 @@ def chat_frame(template: str, names: Mapping[str, str]) -> ChatFrame:
     raise ValueError(problem)
 
 
+def _until(deadline: float, render: Callable[..., str], **names: Any) -> str:
+    """Render a template, and raise an error when the time is up.
+
+    A template is a program of somebody else: it can loop for ever, in the thread of the caller,
+    which nothing else can stop. Under a debugger it runs without a limit.
+    """
+
+    def check(_frame: FrameType, _event: str, _argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it takes longer than {MAX_SECONDS:g} seconds")
+        return check
+
+    if sys.gettrace() is not None:
+        return render(**names)
+    sys.settrace(check)
+    try:
+        return render(**names)
+    finally:
+        sys.settrace(None)
+
+
 def _environment() -> Any:
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """A sandbox that refuses products and powers of any size, which no deadline interrupts."""
+
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            size = 0
+            if operator == "**":
+                size = left.bit_length() * right if isinstance(left, int) else 0
+            for text, times in ((left, right), (right, left)):
+                if operator == "*" and isinstance(text, (str, list, tuple)):
+                    size = len(text) * times
+            if size > _MAX_PRODUCT:
+                raise OverflowError(f"the result of {operator} is too large")
+            return super().call_binop(context, operator, left, right)
 
     class Generation(Extension):
         """The block `{% generation %}`, which marks answers and writes nothing."""
@@ -136,7 +185,7 @@ def _environment() -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.filters["tojson"] = _to_json

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simct_align.readers.chat_frame import ChatFrame, chat_frame
-from simct_align.readers.files import read_json
+from simct_align.readers.files import read_file, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -171,6 +171,16 @@ def facts_beside(directory: Path) -> TokenizerFacts:
     Raises:
         ValueError: A configuration file is not readable.
     """
+    try:
+        return _facts_of_files(directory)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"a configuration file in {directory} ({', '.join(CONFIG_FILES)}) does not have the "
+            f"form that transformers writes: {error!r}"
+        ) from error
+
+
+def _facts_of_files(directory: Path) -> TokenizerFacts:
     config = read_json(directory / "tokenizer_config.json")
     names = read_json(directory / "special_tokens_map.json")
     model = read_json(directory / "config.json")
@@ -311,7 +321,7 @@ def read_frame(template: Any, names: Mapping[str, str]) -> tuple[ChatFrame | Non
 def _template_beside(directory: Path, config: Mapping[str, Any]) -> Any:
     path = directory / TEMPLATE_FILE
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return read_file(path).decode()
     return config.get("chat_template") or read_json(directory / "chat_template.json").get(
         "chat_template"
     )

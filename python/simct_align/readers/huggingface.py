@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.errors import UnsupportedTokenizerError
+from simct_align.limits import MAX_TOKENS, checked_size, library_errors
 from simct_align.readers.base import TokenTable, build_table, refuse_control_tokens, resolve_special
 from simct_align.readers.decoders import (
     ByteLevelReader,
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 
+#: How many times longer the replacements of a normalizer may make a text.
+_MAX_GROWTH = 64
+
+
 class HuggingFaceTokenizer:
     """A `tokenizers.Tokenizer` with facts about its tokens from configuration files.
 
@@ -57,11 +62,12 @@ class HuggingFaceTokenizer:
         tokenizer = self._tokenizer
         reader = token_reader(component_state(tokenizer.decoder, "decoder"))
         _check_model(tokenizer.model, reader)
+        _check_growth(tokenizer)
         vocabulary = tokenizer.get_vocab(with_added_tokens=False)
         added = tokenizer.get_added_tokens_decoder()
         names, ids = _model_tokens(tokenizer, vocabulary)
         _check_claims(names, ids, added)
-        size = max(int(ids.max(initial=-1)), max(added, default=-1)) + 1
+        size = checked_size(max(int(ids.max(initial=-1)), max(added, default=-1)))
         token_bytes = [b""] * size
         kinds = np.full(size, TokenKind.UNUSED, dtype=np.uint8)
         texts, fallbacks = reader.read(names)
@@ -95,9 +101,10 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `TextTokenizer.encode_batch`."""
-        if self._encoder is None:
-            self._encoder = _Encoder(self._tokenizer, self._special_and_stops()[0])
-        return self._encoder.encode_batch(texts)
+        with library_errors("the tokenizer cannot encode a text"):
+            if self._encoder is None:
+                self._encoder = _Encoder(self._tokenizer, self._special_and_stops()[0])
+            return self._encoder.encode_batch(texts)
 
     def token_id(self, name: str) -> int | None:
         """See `TextTokenizer.token_id`."""
@@ -145,7 +152,7 @@ class HuggingFaceTokenizer:
         """Return the id of a name or id, or None if there is no such token."""
         if isinstance(token, str):
             return self.token_id(token)
-        exists = token >= 0 and self._tokenizer.id_to_token(token) is not None
+        exists = 0 <= token < MAX_TOKENS and self._tokenizer.id_to_token(token) is not None
         return token if exists else None
 
     def _added_ids(self) -> dict[str, int]:
@@ -367,6 +374,21 @@ def _check_model(model: Any, reader: TokenReader) -> None:
     if suffix := getattr(model, "end_of_word_suffix", None):
         raise UnsupportedTokenizerError(
             f"model {kind} end_of_word_suffix", f"the decoder does not remove {suffix!r}"
+        )
+
+
+def _check_growth(tokenizer: Tokenizer) -> None:
+    """Raise an error if the normalizer makes texts many times longer, which takes all memory."""
+    growth = 1.0
+    for part in flatten(component_state(tokenizer.normalizer, "normalizer"), "normalizers"):
+        if part["type"] == "Replace":
+            # What another pattern matches can be a single character.
+            found = literal_of(part["pattern"]) or " "
+            growth *= max(1.0, len(part["content"]) / len(found))
+    if growth > _MAX_GROWTH:
+        raise UnsupportedTokenizerError(
+            "normalizer Replace",
+            f"it can make a text {growth:.0f} times as long, more than {_MAX_GROWTH} times",
         )
 
 

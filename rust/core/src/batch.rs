@@ -10,7 +10,7 @@ use crate::ids::{RaggedIds, Side, TokenId};
 use crate::pair::Pair;
 use crate::resync::RESYNC_WINDOW;
 use crate::segment::{MismatchPolicy, Row, align_region};
-use crate::threads::{self, Threads};
+use crate::threads::{self, Stop, Threads};
 
 /// The approximate number of student tokens that a worker takes at once: their columns stay in its
 /// second-level cache until they are copied to their place.
@@ -178,14 +178,23 @@ pub fn align_batch<T: TokenId, S: TokenId>(
     let mut aligned = AlignedRows::with_capacity(rows, units);
     let workers = options.threads.count().min(chunks.len());
     if workers <= 1 {
-        job.align_rows(0..rows, &mut aligned)?;
+        let stop = Stop::new();
+        for rows in chunks {
+            if stop.requested() {
+                return Err(Error::Interrupted);
+            }
+            job.align_rows(rows, &mut aligned)?;
+        }
         return Ok(aligned);
     }
     let queue = InOrder::new(chunks.len(), aligned);
-    threads::run(workers, || {
+    threads::run(workers, |stop| {
         while let Some((ticket, mut chunk)) = queue.take(chunks.len()) {
+            if stop.requested() {
+                return;
+            }
             let outcome = job.align_rows(chunks[ticket].clone(), &mut chunk);
-            queue.deliver(ticket, outcome.map(|()| chunk));
+            queue.deliver(ticket, outcome.map(|()| chunk), stop);
         }
     })?;
     queue.finish()
@@ -332,10 +341,11 @@ impl InOrder {
         })
     }
 
-    fn deliver(&self, ticket: usize, chunk: Result<AlignedRows>) {
+    fn deliver(&self, ticket: usize, chunk: Result<AlignedRows>, stop: &Stop) {
         let mut state = self.lock();
         state.made[ticket] = Some(chunk);
-        while state.whole.is_some() {
+        // The others may make chunks as fast as this thread appends them.
+        while state.whole.is_some() && !stop.requested() {
             let next = state.appended;
             let Some(chunk) = state.made.get_mut(next).and_then(Option::take) else {
                 return;

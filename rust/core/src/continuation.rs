@@ -166,8 +166,8 @@ pub fn on_path<I: TokenId>(
         return Ok(found);
     }
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(chunks.len())));
-    threads::run(workers, || {
-        while let Some((number, rows)) = take(&next, &chunks) {
+    threads::run(workers, |stop| {
+        while let Some((number, rows)) = take(&next, &chunks).filter(|_| !stop.requested()) {
             let mut found = OnPath::default();
             let outcome = job.rows(rows, &mut found).map(|()| found);
             done.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));

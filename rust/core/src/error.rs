@@ -271,6 +271,9 @@ pub enum Error {
         /// The message of the system.
         reason: String,
     },
+    /// Work that was stopped: see [`set_interrupt`](crate::threads::set_interrupt).
+    #[error("interrupted")]
+    Interrupted,
     /// A saved aligner of another version of the format.
     #[error(
         "the saved aligner has format version {found}, this release reads version {expected}: \

@@ -32,6 +32,8 @@
 //! # Ok::<(), simct_align::error::Error>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod batch;
 pub mod character;
 pub mod class;

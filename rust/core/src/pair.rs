@@ -1,5 +1,6 @@
 //! A teacher and a student vocabulary, and the tables that are computed once for both.
 
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
@@ -163,9 +164,10 @@ impl Pair {
         let pick = |side, vocabulary: &Vocabulary, given: &Option<_>| -> Result<Vec<u32>> {
             let given = given.as_ref().unwrap_or(&vocabulary.settings().stops);
             let mut stops = Vec::with_capacity(given.len());
+            let mut known = HashSet::with_capacity(given.len());
             for &id in given {
                 check_special("stop_tokens", side, vocabulary, id)?;
-                if !stops.contains(&id) {
+                if known.insert(id) {
                     stops.push(id);
                 }
             }

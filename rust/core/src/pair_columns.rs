@@ -1,5 +1,7 @@
 //! The columns of a pair's shared vocabulary: which tokens of both sides belong together.
 
+use std::collections::HashSet;
+
 use crate::error::{Error, Result};
 use crate::ids::{NONE, Side};
 use crate::pair::{PairOptions, Stops};
@@ -56,9 +58,9 @@ pub(crate) fn add_special_columns(
         }
     }
     // For equal vocabularies, mapped tokens and stops replace the map of every id onto itself.
-    let taken_by_teacher: Vec<u32> =
+    let taken_by_teacher: HashSet<u32> =
         mapped.iter().map(|pair| pair.0).chain(stops.teacher.iter().copied()).collect();
-    let taken_by_student: Vec<u32> =
+    let taken_by_student: HashSet<u32> =
         mapped.iter().map(|pair| pair.1).chain(stops.student.iter().copied()).collect();
     columns.retain(|(teacher_id, student_id)| {
         !taken_by_teacher.contains(teacher_id) && !taken_by_student.contains(student_id)
@@ -70,6 +72,49 @@ pub(crate) fn add_special_columns(
         columns.push((teacher_stop, student_stop));
     }
     Ok(())
+}
+
+/// Whether columns that were read from a file can be those of two vocabularies: ascending by teacher
+/// id, no id twice, the same text or two special tokens in each, and one column for all stops.
+pub(crate) fn columns_fit(
+    teacher: &Vocabulary,
+    student: &Vocabulary,
+    columns: [&[u32]; 2],
+    stops: &Stops,
+) -> bool {
+    let [teacher_ids, student_ids] = columns;
+    let mut seen = vec![false; student.len()];
+    let is_column = |(&t, &s): (&u32, &u32)| {
+        let first = !std::mem::replace(&mut seen[s as usize], true);
+        let kinds = (teacher.kind(t), student.kind(s));
+        first
+            && (kinds.0 == TokenKind::Special) == (kinds.1 == TokenKind::Special)
+            && kinds.0 != TokenKind::Unused
+            && kinds.1 != TokenKind::Unused
+            && teacher.token_bytes(t) == student.token_bytes(s)
+    };
+    let are_stops = |vocabulary: &Vocabulary, stops: &[u32], columns: &HashSet<u32>| {
+        let distinct: HashSet<u32> = stops.iter().copied().collect();
+        distinct.len() == stops.len()
+            && stops.iter().all(|&id| vocabulary.is_special(id))
+            && stops.iter().skip(1).all(|id| !columns.contains(id))
+    };
+    let stop_column = match (stops.teacher.first(), stops.student.first()) {
+        (None, None) => true,
+        (Some(t), Some(s)) => {
+            teacher_ids.binary_search(t).is_ok_and(|column| student_ids.get(column) == Some(s))
+        }
+        _ => false,
+    };
+    let specials = |vocabulary: &Vocabulary, ids: &[u32]| -> HashSet<u32> {
+        ids.iter().copied().filter(|&id| vocabulary.is_special(id)).collect()
+    };
+    teacher_ids.len() == student_ids.len()
+        && teacher_ids.windows(2).all(|pair| pair[0] < pair[1])
+        && stop_column
+        && teacher_ids.iter().zip(student_ids).all(is_column)
+        && are_stops(teacher, &stops.teacher, &specials(teacher, teacher_ids))
+        && are_stops(student, &stops.student, &specials(student, student_ids))
 }
 
 /// Refuses a token that is not special.

@@ -17,7 +17,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::ids::{NONE, RaggedIds, Side};
+use crate::ids::{NONE, RaggedIds, Side, TokenId};
 use crate::path_trie::{MAX_NODES, Nodes, PathTrie};
 use crate::trie::{ByteTrie, ShortestPaths};
 use crate::vocabulary::{TokenKind, Vocabulary};
@@ -142,6 +142,25 @@ impl SpellingTable {
         Ok(Self { tokens, offsets, paths, unspelled, node_offsets, place_of, trie })
     }
 
+    /// Whether a table that was read from a file has every one-sided token once, with a spelling of
+    /// its bytes or without one, in the order that nodes need.
+    pub(crate) fn spells(&self, own: SpelledSide<'_>, speller: &Vocabulary) -> bool {
+        let mut one_sided = one_sided(own);
+        let mut listed = [&self.tokens[..], &self.unspelled].concat();
+        one_sided.sort_unstable();
+        listed.sort_unstable();
+        let is_spelled = |(place, &token): (usize, &u32)| {
+            spells(speller, self.path(place), own.vocabulary.token_bytes(token))
+        };
+        let places = 1..self.tokens.len();
+        one_sided == listed
+            && self.unspelled.is_sorted()
+            && self.tokens.iter().enumerate().all(is_spelled)
+            && places
+                .map(|place| [place - 1, place].map(|place| order_key(self.path(place))))
+                .all(|[before, after]| before < after)
+    }
+
     /// The spelling of a token, by canonical id; `None` if it is not one-sided or has none.
     #[must_use]
     pub fn spelling(&self, token: u32) -> Option<&[u32]> {
@@ -250,6 +269,12 @@ impl SpellingTable {
     }
 }
 
+/// The order of spellings: leaves first; then by node, then by last token. No two are equal.
+fn order_key(path: &[u32]) -> (bool, &[u32], u32) {
+    let (last, prefix) = path.split_last().map_or((NONE, path), |(&last, prefix)| (last, prefix));
+    (prefix.len() > MAX_PATH, prefix, last)
+}
+
 /// Whether a spelling of this length is short enough for a leaf.
 fn is_leaf(tokens: u32) -> bool {
     tokens as usize <= MAX_PATH + 1
@@ -291,12 +316,7 @@ fn find_spellings(
         spelled.push((token, start..paths.len()));
     }
     spelled.sort_unstable_by(|(_, left), (_, right)| {
-        // Leaves first; then by node, then by last token. No two are equal.
-        let key = |range: &std::ops::Range<usize>| {
-            let (last, prefix) = (range.end - 1, range.start..range.end - 1);
-            (prefix.len() > MAX_PATH, &paths[prefix], paths[last])
-        };
-        key(left).cmp(&key(right))
+        order_key(&paths[left.clone()]).cmp(&order_key(&paths[right.clone()]))
     });
     let mut sorted = Vec::with_capacity(paths.len());
     let mut offsets = vec![0];
@@ -321,9 +341,9 @@ fn exact_part<'a>(speller: &Vocabulary, emitted: &'a [i64], bytes: &[u8]) -> Opt
 }
 
 /// Whether the tokens have exactly these bytes, and each token has at least one.
-fn spells(speller: &Vocabulary, ids: &[i64], mut bytes: &[u8]) -> bool {
-    for &id in ids {
-        let token = u32::try_from(id).map_or(&[][..], |id| speller.token_bytes(id));
+fn spells<I: TokenId>(speller: &Vocabulary, ids: &[I], mut bytes: &[u8]) -> bool {
+    for id in ids {
+        let token = u32::try_from(id.index()).map_or(&[][..], |id| speller.token_bytes(id));
         match bytes.strip_prefix(token) {
             Some(rest) if !token.is_empty() => bytes = rest,
             _ => return false,

@@ -28,6 +28,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::ids::Side;
 use crate::pair::{Pair, Stops};
+use crate::pair_columns::columns_fit;
 use crate::spelling::{SpellingTable, Spellings};
 use crate::text_tree::{NodeParts, SideParts, TreeParts};
 use crate::vocabulary::{Settings, TokenKind, Vocabulary};
@@ -103,8 +104,8 @@ pub fn from_bytes(data: &[u8]) -> Result<Pair> {
     let shared_student_ids = reader.ids(student.len())?;
     let stops = Stops { teacher: reader.ids(teacher.len())?, student: reader.ids(student.len())? };
     let has_spellings = reader.section()? == [1];
-    if shared_teacher_ids.len() != shared_student_ids.len() {
-        return Err(bad("its tables do not fit together"));
+    if !columns_fit(&teacher, &student, [&shared_teacher_ids, &shared_student_ids], &stops) {
+        return Err(bad("its shared columns are not those of its vocabularies"));
     }
     let pair = Pair::from_columns(teacher, student, shared_teacher_ids, shared_student_ids, stops);
     if has_spellings {
@@ -214,8 +215,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Trusts the checksum for what [`Vocabulary::new`] checks token by token, but not for what
-    /// memory safety of an index would need: lengths and offsets.
+    /// Checks the vocabulary as [`Vocabulary::new`] does, and what is stored of it: of the classes
+    /// that they are as many, of the canonical ids that they have the bytes of their ids.
     fn vocabulary(&mut self) -> Result<Vocabulary> {
         let bytes = self.section()?.to_vec();
         let offsets = self.integers()?;
@@ -254,6 +255,17 @@ impl<'a> Reader<'a> {
         vocabulary.classes = classes;
         vocabulary.canonical = canonical;
         vocabulary.digest = digest;
+        vocabulary.check_tokens()?;
+        let is_canonical = |id: u32| {
+            let canonical = vocabulary.canonical_id(id);
+            vocabulary.canonical_id(canonical) == canonical
+                && vocabulary.token_bytes(canonical) == vocabulary.token_bytes(id)
+                && (canonical == id || !vocabulary.token_bytes(id).is_empty())
+        };
+        // Indexes and batches know their pair by its digest: it must not be another's.
+        if !vocabulary.ids().all(is_canonical) || vocabulary.compute_digest() != digest {
+            return Err(bad("a vocabulary in it is not what its digest says"));
+        }
         Ok(vocabulary)
     }
 
@@ -270,7 +282,11 @@ impl<'a> Reader<'a> {
         if !fits {
             return Err(bad("the spellings in it do not fit together"));
         }
-        SpellingTable::from_sorted(own, speller, tokens, offsets, paths, unspelled)
+        let table = SpellingTable::from_sorted(own, speller, tokens, offsets, paths, unspelled)?;
+        if !table.spells(pair.side(side), speller) {
+            return Err(bad("the spellings in it are not those of its vocabularies"));
+        }
+        Ok(table)
     }
 
     fn text_tree(&mut self, pair: &Pair) -> Result<TreeParts> {

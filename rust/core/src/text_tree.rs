@@ -312,13 +312,20 @@ impl TreeParts {
                     && side.node_tokens[count] as usize == tokens
                     && side.node_tokens.is_sorted()
                     && side.node_tokens.windows(2).zip(&side.node_exact).all(exact_fits)
-                    && (tokens == 0 || largest(&side.ids) < vocabulary.len())
+                    && is_every_text_token(vocabulary, &side.ids)
                     && (0..).zip(&side.end).all(|(at, &end)| at < end)
                     && largest(&side.end) <= tokens
                     && (suffix as usize) < count
                     && side.suffixes.len() == suffix_count(vocabulary)
             })
     }
+}
+
+/// Whether ids are all text tokens of a vocabulary, each once.
+fn is_every_text_token(vocabulary: &Vocabulary, ids: &[u32]) -> bool {
+    let mut expected: Vec<bool> = vocabulary.ids().map(|id| is_text(vocabulary, id)).collect();
+    let mut found = |id: &u32| expected.get_mut(*id as usize).is_some_and(std::mem::take);
+    ids.iter().all(&mut found) && !expected.contains(&true)
 }
 
 /// How many suffixes the text tokens of a vocabulary have.

@@ -1,12 +1,15 @@
-//! Worker threads that survive `fork`.
+//! Worker threads that survive `fork`, and work that can be interrupted.
 //!
 //! If a process forks, as a data loader does for its workers, the child has the memory of a thread
 //! pool but none of its threads. It would wait for them for ever. Pools are therefore kept per
 //! process id.
 
+use std::cell::Cell;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -32,6 +35,59 @@ impl Threads {
     }
 }
 
+/// How often a [`Stop`] asks whether to stop.
+const POLL: Duration = Duration::from_millis(50);
+
+static INTERRUPT: OnceLock<fn() -> bool> = OnceLock::new();
+
+/// Sets the function that long work asks whether to stop: about every 50 ms, on the thread that
+/// began the work. Work that is stopped returns [`Error::Interrupted`]. The first call counts.
+pub fn set_interrupt(requested: fn() -> bool) {
+    INTERRUPT.get_or_init(|| requested);
+}
+
+thread_local! {
+    /// When this thread asks next.
+    static NEXT: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Whether a piece of work is to stop, for all of its threads.
+pub(crate) struct Stop {
+    requested: AtomicBool,
+    /// The thread that began the work, the only one that asks.
+    asking: ThreadId,
+}
+
+impl Stop {
+    pub(crate) fn new() -> Self {
+        NEXT.set(Some(Instant::now() + POLL));
+        Self { requested: AtomicBool::new(false), asking: std::thread::current().id() }
+    }
+
+    /// Whether to stop. Costs a look at the clock: call it once for thousands of tokens.
+    pub(crate) fn requested(&self) -> bool {
+        if self.requested.load(Ordering::Relaxed) {
+            return true;
+        }
+        if std::thread::current().id() != self.asking {
+            return false;
+        }
+        let now = Instant::now();
+        if NEXT.get().is_some_and(|next| now < next) {
+            return false;
+        }
+        NEXT.set(Some(now + POLL));
+        let requested = INTERRUPT.get().is_some_and(|requested| requested());
+        self.requested.store(requested, Ordering::Relaxed);
+        requested
+    }
+
+    /// The error of work that was stopped.
+    pub(crate) fn outcome(&self) -> Result<()> {
+        if self.requested.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
 struct Pool {
     process: u32,
     threads: usize,
@@ -40,21 +96,22 @@ struct Pool {
 
 static POOLS: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
 
-/// Runs `work` on `threads` threads at once, including this one, and waits for all of them.
-pub(crate) fn run(threads: usize, work: impl Fn() + Sync) -> Result<()> {
-    let helpers = threads.saturating_sub(1);
+/// Runs `work` on `threads` threads at once, including this one, and waits for all of them. Work
+/// that takes long looks at the [`Stop`] between its parts.
+pub(crate) fn run(threads: usize, work: impl Fn(&Stop) + Sync) -> Result<()> {
+    let (helpers, stop) = (threads.saturating_sub(1), Stop::new());
     if helpers == 0 {
-        work();
-        return Ok(());
+        work(&stop);
+        return stop.outcome();
     }
     // This thread starts at once, while the others are still waking up.
     pool(helpers)?.in_place_scope(|scope| {
         for _ in 0..helpers {
-            scope.spawn(|_| work());
+            scope.spawn(|_| work(&stop));
         }
-        work();
+        work(&stop);
     });
-    Ok(())
+    stop.outcome()
 }
 
 /// Calls `each` with the numbers below `count` on `threads` threads; returns what it returned, in
@@ -66,11 +123,11 @@ pub(crate) fn in_parallel<S, R: Send>(
     each: impl Fn(&mut S, usize) -> R + Sync,
 ) -> Result<Vec<R>> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(count)));
-    run(threads.min(count), || {
+    run(threads.min(count), |stop| {
         let mut state = state();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
+            if number >= count || stop.requested() {
                 return;
             }
             let result = each(&mut state, number);

@@ -53,6 +53,17 @@ mod _native {
     #[pymodule_export]
     use super::vocabulary::{Vocabulary, character_groups};
 
+    /// The largest number of tokens of a vocabulary.
+    #[pymodule_export]
+    const MAX_TOKENS: usize = simct_align::ids::MAX_TOKENS;
+
+    #[pymodule_init]
+    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        let _ = module;
+        simct_align::threads::set_interrupt(super::errors::interrupt_requested);
+        Ok(())
+    }
+
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "Python names it so")]
     const __version__: &str = env!("CARGO_PKG_VERSION");

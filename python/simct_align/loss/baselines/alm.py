@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from simct_align.divergence import LOG_FLOOR
+
 from .common import Baseline
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class ALMLoss(Baseline):
 
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
         """Return the values of a chunk: see `Baseline`."""
-        log_q, log_p = (side.realized().clamp_max(_SURE) for side in (student, teacher))
+        log_q, log_p = (side.realized().clamp(LOG_FLOOR, _SURE) for side in (student, teacher))
         if math.isinf(self.tau):
             return log_p - log_q - log_p * torch.log(log_p / log_q)
         log_q, log_p = log_q / self.tau, log_p / self.tau

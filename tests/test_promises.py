@@ -1,0 +1,20 @@
+"""The promises of docs/promises.md name tests that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+PAGE = TESTS.parent / "docs" / "promises.md"
+
+
+def test_every_promise_names_tests_that_are_there() -> None:
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:2] == "| "]
+    promises = [row for row in rows if not row.startswith(("| promise", "| ---"))]
+    assert len(promises) > 25
+    for promise in promises:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", promise.rsplit("|", 2)[1])
+        assert named or "rust/core" in promise, promise
+        for file, test in named:
+            assert f"def {test}(" in (TESTS / file).read_text(encoding="utf-8"), (file, test)
