@@ -83,6 +83,7 @@ PUBLIC = {
         "Backend",
         "Computation",
         "Head",
+        "Lists",
         "Logits",
         "NativeBackend",
         "Problem",

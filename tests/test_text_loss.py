@@ -336,11 +336,12 @@ def test_metrics_of_a_case_checked_by_hand():
     torch.testing.assert_close(out.loss, expected.sum() / 3, rtol=1e-6, atol=0)
     metrics = {
         "offsets_tree": 2, "offsets_next_byte": 0, "offsets_one_row": 1, "offsets_left_out": 0,
-        "offsets_spoiled": 0, "units_without_prefix": 1, "divergence_tree": (first + third) / 2,
-        "divergence_next_byte": math.nan, "divergence_one_row": second,
+        "offsets_spoiled": 0, "offsets_unlisted": 0, "units_without_prefix": 1,
+        "divergence_tree": (first + third) / 2, "divergence_next_byte": math.nan,
+        "divergence_one_row": second,
         "mass_ended": 0.01 / 0.6 / 3, "mass_straddling": 0.59 / 0.6 / 3,
         "teacher_mass_control": 0.0, "student_mass_control": 0.2 / 3,
-        "mass_largest_leaf": (0.5 + 0.8 + 0.6) / 3,
+        "mass_largest_leaf": (0.5 + 0.8 + 0.6) / 3, "teacher_mass_unlisted": 0.0,
     }  # fmt: skip
     assert list(metrics) == list(TextMetrics._fields)
     for name, value in metrics.items():

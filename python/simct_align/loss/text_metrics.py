@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class OffsetStat(IntEnum):
     """Rows of the figures that are kept of every offset.
 
-    The first four are 1 for an offset of that kind, else 0. SPOILED is 1 where a row holds NaN.
-    The others are masses, the larger one of the two sides where a side is not named.
+    The first four are 1 for an offset of that kind, else 0. SPOILED is 1 where a row holds NaN,
+    UNLISTED where a teacher's list lacks what the offset needs. The others are masses, the larger
+    one of the two sides where a side is not named.
     """
 
     TREE = 0
@@ -30,6 +31,8 @@ class OffsetStat(IntEnum):
     TEACHER_CONTROL = 7
     STUDENT_CONTROL = 8
     LARGEST_LEAF = 9
+    UNLISTED = 10
+    TEACHER_UNLISTED = 11
 
 
 class TextMetrics(NamedTuple):
@@ -44,6 +47,8 @@ class TextMetrics(NamedTuple):
         offsets_one_row: Offsets at which one side has a row: there the next bytes are compared.
         offsets_left_out: Offsets at which more than `epsilon` of a side's mass ends unknown.
         offsets_spoiled: Offsets that read a row with NaN; they add nothing.
+        offsets_unlisted: Offsets that add nothing because a teacher's list lacks a token that the
+            text takes, or any token that the offset needs; 0 where whole rows are known.
         units_without_prefix: Units at the start of a row, which no logits predict.
         divergence_tree: Mean divergence of the first kind of offsets.
         divergence_next_byte: Mean divergence of the second kind.
@@ -54,6 +59,8 @@ class TextMetrics(NamedTuple):
         teacher_mass_control: Mean probability of control tokens other than stops, left out.
         student_mass_control: The same for the student.
         mass_largest_leaf: Mean probability of the student's largest leaf.
+        teacher_mass_unlisted: Mean probability of the tokens that the teacher's lists lack, over
+            the offsets; 0 where the teacher has no row, and where whole rows are known.
     """
 
     offsets_tree: Tensor
@@ -61,6 +68,7 @@ class TextMetrics(NamedTuple):
     offsets_one_row: Tensor
     offsets_left_out: Tensor
     offsets_spoiled: Tensor
+    offsets_unlisted: Tensor
     units_without_prefix: Tensor
     divergence_tree: Tensor
     divergence_next_byte: Tensor
@@ -70,6 +78,7 @@ class TextMetrics(NamedTuple):
     teacher_mass_control: Tensor
     student_mass_control: Tensor
     mass_largest_leaf: Tensor
+    teacher_mass_unlisted: Tensor
 
 
 class TextLossOutput(NamedTuple):
@@ -109,6 +118,7 @@ def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) ->
         offsets_one_row=counts[2],
         offsets_left_out=stats[OffsetStat.LEFT_OUT].sum(),
         offsets_spoiled=stats[OffsetStat.SPOILED].sum(),
+        offsets_unlisted=stats[OffsetStat.UNLISTED].sum(),
         units_without_prefix=torch.full_like(counts[0], index.text_units_without_prefix),
         divergence_tree=sums[0] / counts[0],
         divergence_next_byte=sums[1] / counts[1],
@@ -118,4 +128,5 @@ def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) ->
         teacher_mass_control=means[OffsetStat.TEACHER_CONTROL],
         student_mass_control=means[OffsetStat.STUDENT_CONTROL],
         mass_largest_leaf=means[OffsetStat.LARGEST_LEAF],
+        teacher_mass_unlisted=means[OffsetStat.TEACHER_UNLISTED],
     )

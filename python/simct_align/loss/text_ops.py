@@ -10,6 +10,7 @@ from torch import Tensor
 from .backends import TorchBackend
 from .backends.protocol import (
     Head,
+    Lists,
     Logits,
     TextBackend,
     TextProblem,
@@ -112,7 +113,10 @@ class TextNumbers(NamedTuple):
 
 
 def _compute(
-    teacher: Logits | Head, student: Logits | Head, tensors: TextTensors, numbers: TextNumbers
+    teacher: Logits | Head | Lists,
+    student: Logits | Head,
+    tensors: TextTensors,
+    numbers: TextNumbers,
 ) -> tuple[OperatorOutput, list[Tensor]]:
     with torch.no_grad(), without_autocast(tensors.packed.device.type):
         problem = _problem(teacher, student, tensors, numbers)
@@ -124,11 +128,14 @@ def _compute(
 
 
 def _problem(
-    teacher: Logits | Head, student: Logits | Head, tensors: TextTensors, numbers: TextNumbers
+    teacher: Logits | Head | Lists,
+    student: Logits | Head,
+    tensors: TextTensors,
+    numbers: TextNumbers,
 ) -> TextProblem:
     empty = tensors.packed[:0]
 
-    def of_side(side: Side, source: Logits | Head, unused: Tensor, needed: int) -> TextSide:
+    def of_side(side: Side, source: Logits | Head | Lists, unused: Tensor, needed: int) -> TextSide:
         return TextSide(
             source,
             SideColumns(empty, 0, empty, unused, needed),

@@ -70,6 +70,11 @@ class Logits:
 
     logits: Tensor
 
+    @property
+    def columns(self) -> int:
+        """The number of logit columns."""
+        return self.logits.shape[-1]
+
 
 @dataclass(frozen=True)
 class Head:
@@ -93,18 +98,37 @@ class Head:
     weight_gradient: bool = False
     bias_gradient: bool = False
 
+    @property
+    def columns(self) -> int:
+        """The number of logit columns."""
+        return self.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The likeliest tokens of every row, of a teacher whose other logits are not known.
+
+    Attributes:
+        ids: `[tokens, K]` or `[batch, length, K]` token ids, int64; negative where a list is
+            shorter.
+        logprobs: Their log-probabilities, at the loss's temperature.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+
 
 @dataclass(frozen=True)
 class SideProblem:
     """One model's side of a problem.
 
     Attributes:
-        source: The logits, or the hidden states and the output embedding.
+        source: The logits, the hidden states and the output embedding, or, of a teacher, lists.
         columns: The model's logit columns.
         units: The model's side of the units.
     """
 
-    source: Logits | Head
+    source: Logits | Head | Lists
     columns: SideColumns
     units: SideUnits
 
@@ -297,13 +321,13 @@ class TextSide:
     """One model's side of a `TextProblem`.
 
     Attributes:
-        source: The logits, or the hidden states and the output embedding.
+        source: See `SideProblem`.
         columns: The model's logit columns.
         table: The model's tokens in the joint tree.
         events: The model's text rows and sources.
     """
 
-    source: Logits | Head
+    source: Logits | Head | Lists
     columns: SideColumns
     table: TextSideTable
     events: TextSideView

@@ -10,9 +10,8 @@ import torch
 from ....divergence import LOG_FLOOR
 from ...engine import chunks
 from ...scores.realized import MergedStops, RealizedScores
-from ..protocol import Head
-from .linear_rows import LinearRows, StudentLinearRows
-from .rows import LogitsRows, StudentLogitsRows, Workspace, normalize
+from .readers import student_rows, teacher_rows
+from .rows import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,7 +166,7 @@ class TorchSide:
         log_probs = self._rest.log_probs[multi]
         log_norm = None
         if mass or settings.score == "mean":
-            log_norm = normalize(full)
+            log_norm = self.rows.normalize(full)
         if mass:
             assert log_norm is not None
             scores.shared_mass = self.shared_mass(full)
@@ -249,24 +248,11 @@ class TorchComputation:
         self.problem = problem
         self.settings = problem.settings
         self.work = Workspace(problem.realized_column.device)
-        self.teacher = TorchSide(
-            "teacher", problem, problem.teacher, self._teacher_rows(), self.work
-        )
-        self.student = TorchStudentSide(
-            "student", problem, problem.student, self._student_rows(), self.work
-        )
-
-    def _teacher_rows(self) -> Rows:
-        side, settings = self.problem.teacher, self.settings
-        if isinstance(side.source, Head):
-            return LinearRows(side.source, side.columns, self.work, settings)
-        return LogitsRows(side.source.logits, side.columns, self.work, settings)
-
-    def _student_rows(self) -> StudentRows:
-        side, settings = self.problem.student, self.settings
-        if isinstance(side.source, Head):
-            return StudentLinearRows(side.source, side.columns, self.work, settings)
-        return StudentLogitsRows(side.source.logits, side.columns, self.work, settings)
+        teacher, student, work = problem.teacher, problem.student, self.work
+        rows = teacher_rows(teacher.source, teacher.columns, work, problem.settings)
+        self.teacher = TorchSide("teacher", problem, teacher, rows, work)
+        rows_of_student = student_rows(student.source, student.columns, work, problem.settings)
+        self.student = TorchStudentSide("student", problem, student, rows_of_student, work)
 
     def units_per_chunk(self, *, multi: bool) -> int:
         """See `Computation`."""

@@ -8,9 +8,8 @@ import torch
 
 from ...text_layout import plan_chunks
 from ...text_metrics import OffsetStat
-from ..protocol import Head
-from .linear_rows import LinearRows, StudentLinearRows
-from .rows import LogitsRows, StudentLogitsRows, Workspace
+from .readers import student_rows, teacher_rows
+from .rows import Workspace
 from .text import SideMasses
 from .text_partition import Partition
 
@@ -38,19 +37,13 @@ class TextComputation:
         self.problem, settings = problem, problem.settings
         teacher, student = problem.teacher, problem.student
         device = student.events.row.device
-        # One for each side: probabilities of both are needed at once.
-        work = Workspace(device)
-        self.teacher: Rows
-        self.student: StudentRows
-        if isinstance(teacher.source, Head):
-            self.teacher = LinearRows(teacher.source, teacher.columns, work, settings)
-        else:
-            self.teacher = LogitsRows(teacher.source.logits, teacher.columns, work, settings)
-        work = Workspace(device)
-        if isinstance(student.source, Head):
-            self.student = StudentLinearRows(student.source, student.columns, work, settings)
-        else:
-            self.student = StudentLogitsRows(student.source.logits, student.columns, work, settings)
+        # A workspace for each side: probabilities of both are needed at once.
+        self.teacher: Rows = teacher_rows(
+            teacher.source, teacher.columns, Workspace(device), settings
+        )
+        self.student: StudentRows = student_rows(
+            student.source, student.columns, Workspace(device), settings
+        )
         itemsize = torch.finfo(settings.dtype).bits // 8
         widest = max(self.teacher.row_values(full=True), self.student.row_values(full=True))
         values = self.values_per_node * len(problem.tree) + 3 * widest
@@ -122,13 +115,16 @@ class TextComputation:
         stats[OffsetStat.TREE] = counted & partition.both_own & partition.deep
         stats[OffsetStat.NEXT_BYTE] = counted & partition.both_own & ~partition.deep
         stats[OffsetStat.ONE_ROW] = counted & ~partition.both_own
-        stats[OffsetStat.LEFT_OUT] = ~counted & ~partition.spoiled
+        stats[OffsetStat.LEFT_OUT] = ~(counted | partition.spoiled | partition.unlisted)
         stats[OffsetStat.SPOILED] = partition.spoiled
+        stats[OffsetStat.UNLISTED] = partition.unlisted
         stats[OffsetStat.ENDED] = torch.maximum(teacher.ended, student.ended)
         stats[OffsetStat.STRADDLING] = torch.maximum(teacher.straddling, student.straddling)
         stats[OffsetStat.TEACHER_CONTROL] = teacher.control
         stats[OffsetStat.STUDENT_CONTROL] = student.control
         stats[OffsetStat.LARGEST_LEAF] = largest
+        if teacher.lists is not None:
+            stats[OffsetStat.TEACHER_UNLISTED] = teacher.lists.own_unlisted
         return value
 
     def gradients(self) -> list[Tensor]:
