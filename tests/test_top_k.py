@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from simct_align import SimCTLoss
 from simct_align.served import TopKLogprobs
+from support.index_twin import case, random_pair
+from support.list_twin import simct_list_twin, unlisted
 from support.text_cases import DIVERGENCES, compare, random_case
+from test_loss import DIVERGENCES as PLAIN_DIVERGENCES
 
 NEVER, ALWAYS = 0.0, 1.0
 
@@ -28,18 +32,23 @@ def teacher_lists(c, k, *, seed=0, own=ALWAYS, temperature=1.0):
     Returns:
         `TopKLogprobs` of tensors, and a dictionary from id to probability for every row.
     """
+    taken = dict(enumerate(c.batch.teacher.values[1:].tolist()))
+    rows, vocabulary = c.logits["teacher"], c.aligner.teacher
+    return listed(rows, vocabulary, taken, k, seed=seed, own=own, temperature=temperature)
+
+
+def listed(logits, vocabulary, taken, k, *, seed, own, temperature):
+    """`teacher_lists` of rows of logits, of which `taken` has the realized tokens."""
     rng = random.Random(seed)
-    vocabulary = c.aligner.teacher
     used = torch.from_numpy(np.asarray(vocabulary.kinds) != 3).nonzero().squeeze(1)
-    logprobs = (c.logits["teacher"][:, used] / temperature).log_softmax(1)
-    taken = [*c.batch.teacher.values[1:].tolist(), -1]
+    logprobs = (logits[:, used] / temperature).log_softmax(1)
     found = []
-    for row, token in zip(logprobs, taken, strict=True):
+    for number, row in enumerate(logprobs):
         places = row.argsort(descending=True)[:k].tolist()
-        listed = {int(used[place]): float(row[place]) for place in places}
-        if token >= 0 and rng.random() < own:
-            listed[token] = float(row[used == token])
-        items = list(listed.items())
+        tokens = {int(used[place]): float(row[place]) for place in places}
+        if (token := taken.get(number)) is not None and rng.random() < own:
+            tokens[token] = float(row[used == token])
+        items = list(tokens.items())
         rng.shuffle(items)
         found.append(dict(items))
     width = max(len(row) for row in found)
@@ -208,3 +217,116 @@ def test_gradient_reaches_the_student_only():
     student = c.logits["student"].clone().requires_grad_()
     torch.autograd.gradcheck(lambda x: c.run(x, teacher=lists, epsilon=0.2).loss, (student,))
     assert logprobs.grad is None
+
+
+def simct_lists(c, k, *, seed=0, own=ALWAYS, temperature=1.0):
+    """As `teacher_lists`, for a case of units."""
+    flat = c.teacher.reshape(-1, c.teacher.shape[-1])
+    taken = {}
+    for unit in c.units:
+        for step, token in enumerate(unit.teacher_path):
+            taken[unit.teacher_row + step] = token
+    return listed(flat, c.pair.teacher, taken, k, seed=seed, own=own, temperature=temperature)
+
+
+def run_simct(c, teacher, student=None, **keywords):
+    return SimCTLoss(c.pair, **({"reduction": "sum", "metrics": "full"} | keywords))(
+        teacher_logits=teacher, student_logits=c.student if student is None else student,
+        index=c.index,
+    )  # fmt: skip
+
+
+def compare_simct(c, k, name="reverse_kl", *, seed=0, own=ALWAYS, chunk_bytes=None, **keywords):
+    temperature = keywords.get("temperature", 1.0)
+    teacher, lists = simct_lists(c, k, seed=seed, own=own, temperature=temperature)
+    ours, twin = PLAIN_DIVERGENCES[name]
+    s1, s2 = (c.student.clone().requires_grad_() for _ in range(2))
+    out = run_simct(c, teacher, s1, divergence=ours, chunk_bytes=chunk_bytes, **keywords)
+    flat = s2.reshape(-1, s2.shape[-1])
+    expected, left_out = simct_list_twin(flat, lists, c.pair, c.units, twin, **keywords)
+    torch.testing.assert_close(out.per_unit, expected, rtol=1e-8, atol=1e-10)
+    assert out.metrics.left_out_unlisted == sum(left_out)
+    counts = out.metrics
+    assert counts.left_out_shared + counts.left_out_multi == sum(left_out)
+    mean = [unlisted(lists[unit.teacher_row], c.pair.teacher_side) for unit in c.units]
+    if mean:
+        assert float(counts.teacher_mass_unlisted) == pytest.approx(np.mean(mean))
+    out.loss.backward()
+    expected.sum().backward()
+    torch.testing.assert_close(s1.grad, s2.grad, rtol=1e-7, atol=1e-10)
+    return sum(left_out), len(left_out)
+
+
+@pytest.mark.parametrize("score", ["mean", "sum", "event"])
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("own", [NEVER, 0.5, ALWAYS])
+def test_simct_loss_equals_its_twin(score, k, own):
+    found = 0
+    for seed in range(8):
+        c = case(seed, pair=random_pair(seed, duplicates=6, size=8), padded=bool(seed % 2))
+        keywords = {"score": score, "temperature": (1.0, 1.7)[seed % 2], "seed": seed, "own": own}
+        found += compare_simct(c, k, chunk_bytes=1 if seed % 3 else None, **keywords)[0]
+    # A list may have a token that is no candidate, such as a duplicate of a shared one.
+    assert found > 0 or own == ALWAYS
+
+
+@pytest.mark.parametrize("score", ["mean", "sum", "event"])
+@pytest.mark.parametrize("name", PLAIN_DIVERGENCES)
+def test_simct_loss_equals_its_twin_under_every_divergence(name, score):
+    compare_simct(case(5), 4, name, score=score)
+
+
+@pytest.mark.parametrize("stops", [(0, 0), (1, 1), (1, 3), (3, 1)])
+def test_simct_loss_equals_its_twin_for_any_number_of_stops(stops):
+    for seed in range(4):
+        pair = random_pair(seed, teacher_stops=stops[0], student_stops=stops[1])
+        compare_simct(case(seed, pair=pair), 3)
+
+
+@pytest.mark.parametrize("score", ["mean", "sum", "event"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd"])
+def test_simct_loss_with_all_tokens_listed_is_the_full_loss(score, divergence):
+    for seed in range(6):
+        c = case(seed, padded=bool(seed % 2))
+        c.teacher[..., 0].masked_fill_(torch.rand(c.teacher.shape[:-1]) < 0.2, -torch.inf)
+        unused = torch.from_numpy(c.pair.teacher_side.kinds == 3)
+        logits = c.teacher.masked_fill(unused, -torch.inf)
+        full, of_lists = (c.student.clone().requires_grad_() for _ in range(2))
+        keywords = {"score": score, "divergence": divergence, "min_teacher_mass": 0.3}
+        expected = run_simct(c, c.teacher, full, **keywords)
+        teacher = TopKLogprobs.from_logits(logits, logits.shape[-1])
+        found = run_simct(c, teacher, of_lists, **keywords)
+        torch.testing.assert_close(found.per_unit, expected.per_unit, rtol=1e-9, atol=1e-11)
+        for name, value in expected.metrics._asdict().items():
+            torch.testing.assert_close(getattr(found.metrics, name), value, equal_nan=True)
+        expected.loss.backward()
+        found.loss.backward()
+        torch.testing.assert_close(of_lists.grad, full.grad, rtol=1e-8, atol=1e-11)
+
+
+def test_simct_loss_of_shared_tokens_is_wrong_by_the_unlisted_mass_at_most():
+    """In total variation: lists add the mass that they lack, over the mass of the candidates."""
+    for seed in range(6):
+        c = case(seed, only=0)
+        full = run_simct(c, c.teacher, divergence="tvd")
+        for k in (1, 3, 6):
+            teacher, lists = simct_lists(c, k, own=NEVER)
+            found = run_simct(c, teacher, divergence="tvd").per_unit
+            for unit, value, of_full in zip(c.units, found, full.per_unit, strict=True):
+                side, row = c.pair.teacher_side, lists[unit.teacher_row]
+                lacking = unlisted(row, side)
+                known = sum(row[v] for v in {*side.shared_ids, *side.stop_ids} & {*row})
+                assert value <= of_full + lacking / (known + lacking) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"candidates": "on_path"}, "candidates='on_path' needs whole rows of logits"),
+        ({"score": "mean_logit"}, "score='mean_logit' is an average of logits"),
+    ],
+)
+def test_simct_loss_refuses_what_lists_do_not_define(keywords, message):
+    aligner = random_case(0).aligner
+    with pytest.raises(ValueError, match=message):
+        SimCTLoss(aligner, **keywords).check_lists(TopKLogprobs([[1]], [[-0.5]]))

@@ -168,6 +168,10 @@ class Scores(Protocol):
         shared_mass: `[c]` the model's mass on the shared tokens; None if masses are not wanted.
         realized_mass: `[c]` the mass that the realized unit adds; None also at SHARED and SPECIAL
             units.
+
+    If the teacher's source is `Lists`, its scores also have `unlisted`, `[c]` the probability of
+    all tokens that are not listed together, and `lacks`, `[c]` whether the lists lack what the unit
+    needs.
     """
 
     @property

@@ -1,8 +1,7 @@
 """Internal: rows of which only the log-probabilities of listed tokens are known.
 
 A row is written out over the whole vocabulary, a chunk of rows at a time: a listed token has its
-log-probability, every other one -inf. The log-normalizer is 0. A list's log-probability of -inf
-counts as -1e4, as everywhere, so that it differs from that of a token that is not listed.
+log-probability, every other one -inf. The log-normalizer is 0.
 """
 
 from __future__ import annotations
@@ -11,14 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ....divergence import LOG_FLOOR
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ...columns import SideColumns
     from ..protocol import Lists, RowSettings
     from .rows import Workspace
+
+
+LISTED_FLOOR = -1.0e30
+"""What a list's log-probability of -inf counts as, so that it differs from that of a token which is
+not listed; sums of several stay finite."""
 
 
 class ListedRows(NamedTuple):
@@ -70,7 +72,7 @@ class ListRows:
         ids = self._ids.index_select(0, rows)
         column = ids.masked_fill((ids < 0) | (ids >= self._padding), self._padding)
         is_token = self._is_token[column]
-        logprobs = self._logprobs.index_select(0, rows).to(self._dtype).clamp_min(LOG_FLOOR)
+        logprobs = self._logprobs.index_select(0, rows).to(self._dtype).clamp_min(LISTED_FLOOR)
         return (
             column.masked_fill_(~is_token, self._padding),
             logprobs.masked_fill_(~is_token, -torch.inf),
