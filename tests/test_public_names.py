@@ -71,6 +71,8 @@ PUBLIC = {
         "Loss",
         "LossMetrics",
         "LossOutput",
+        "MultiTeacherLoss",
+        "MultiTeacherOutput",
         "SimCTLoss",
         "TextLoss",
         "TextLossOutput",
