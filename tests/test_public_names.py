@@ -47,6 +47,7 @@ PUBLIC = {
         "VerifyReport",
         "Vocabulary",
         "__version__",
+        "packed_rows",
     ),
     "simct_align.chat": ("ChatTokenizer", "Message", "prompt_ids"),
     "simct_align.demo": ("demo_passage", "demo_tokenizers"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from simct_align.index import Side
+    from simct_align.inputs import RaggedIds
     from simct_align.top_k import TopKLogprobs
 
     from .columns import PairOfVocabularies
@@ -87,6 +88,11 @@ def refuse_positional(loss: object, positional: tuple[object, ...], expected: st
             f"{type(loss).__name__} takes keyword arguments only, got {len(positional)} "
             f"positional: call loss({expected})"
         )
+
+
+def _is_packed(batch: AlignedBatch, side: str) -> bool:
+    ids: RaggedIds = getattr(batch, side)
+    return ids.packed
 
 
 class Loss(torch.nn.Module):
@@ -259,11 +265,14 @@ class Loss(torch.nn.Module):
             That of `AlignedBatch.index` for a batch; else at most one copy to the device.
         """
         if isinstance(index, AlignedBatch):
-            index = index.index(
-                teacher_stride=teacher.shape[1] if teacher.dim() == 3 else None,
-                student_stride=student.shape[1] if student.dim() == 3 else None,
-                **self.index_options,
-            ).to(student.device)
+            batch, inputs = index, {"teacher": teacher, "student": student}
+            # `[1, tokens, ...]` of several rows are packed: the layout is that of the ids.
+            strides: dict[str, Any] = {
+                f"{side}_stride": rows.shape[1]
+                for side, rows in inputs.items()
+                if rows.dim() == 3 and rows.shape[0] == len(batch) and not _is_packed(batch, side)
+            }
+            index = batch.index(**strides, **self.index_options).to(student.device)
         elif not isinstance(index, AlignedIndex):
             raise TypeError(
                 f"index: expected an AlignedIndex or an AlignedBatch, got {type(index).__name__}"
