@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .scores.on_path_plan import SIDES
+from .text_blocks import TreeBlocks, tree_blocks
 from .text_layout import TextSideTable, TreeTensors
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class TextColumns(torch.nn.Module):
         self._keep("parent", _int32(np.maximum(tree.parent, 0)))
         self._keep("subtree_end", _int32(tree.subtree_end))
         self._keep("same", torch.from_numpy(tree.same != 0))
+        for name, table in tree_blocks(tree.parent, tree.subtree_end)._asdict().items():
+            self._keep(name, table)
         for side in SIDES:
             of_side: TextTreeSide = getattr(tree, side)
             stops = np.asarray(getattr(aligner.shared, f"{side}_stop_ids"), np.int64)
@@ -99,6 +102,15 @@ def tree_of(tensors: Any) -> TreeTensors:
         tensors: An object with the buffers of `TextColumns` as attributes.
     """
     return TreeTensors(tensors.parent, tensors.subtree_end, tensors.same)
+
+
+def blocks_of(tensors: Any) -> TreeBlocks:
+    """Return the blocks of the tree among the tensors of an operator.
+
+    Args:
+        tensors: An object with the buffers of `TextColumns` as attributes.
+    """
+    return TreeBlocks(*(getattr(tensors, name) for name in TreeBlocks._fields))
 
 
 def table_of(tensors: Any, side: Side) -> TextSideTable:

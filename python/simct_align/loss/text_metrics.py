@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 class OffsetStat(IntEnum):
     """Rows of the figures that are kept of every offset.
 
-    The first four are 1 for an offset of that kind, else 0. SPOILED is 1 where a row holds NaN,
-    UNLISTED where a teacher's list lacks what the offset needs. The others are masses, the larger
-    one of the two sides where a side is not named.
+    The first four are 1 for an offset of that kind, else 0. SPOILED is 1 where a row holds NaN.
+    The others are masses, the larger one of the two sides where a side is not named.
     """
 
     TREE = 0
@@ -31,8 +30,21 @@ class OffsetStat(IntEnum):
     TEACHER_CONTROL = 7
     STUDENT_CONTROL = 8
     LARGEST_LEAF = 9
-    UNLISTED = 10
-    TEACHER_UNLISTED = 11
+
+
+class ListStat(IntEnum):
+    """Rows that follow those of `OffsetStat` if the teacher is known by lists.
+
+    UNLISTED is 1 where the lists lack what an offset needs, else 0. TEACHER_UNLISTED is the
+    probability that the teacher's row at the offset does not list.
+    """
+
+    UNLISTED = len(OffsetStat)
+    TEACHER_UNLISTED = len(OffsetStat) + 1
+
+
+N_STATS = len(OffsetStat) + len(ListStat)
+"""The number of figures that are kept of every offset."""
 
 
 class TextMetrics(NamedTuple):
@@ -101,7 +113,7 @@ def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) ->
 
     Args:
         per_offset: `[offsets]` divergences.
-        stats: `[len(OffsetStat), offsets]`.
+        stats: `[N_STATS, offsets]`.
         index: The index, for what never reached the loss.
 
     Returns:
@@ -118,7 +130,7 @@ def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) ->
         offsets_one_row=counts[2],
         offsets_left_out=stats[OffsetStat.LEFT_OUT].sum(),
         offsets_spoiled=stats[OffsetStat.SPOILED].sum(),
-        offsets_unlisted=stats[OffsetStat.UNLISTED].sum(),
+        offsets_unlisted=stats[ListStat.UNLISTED].sum(),
         units_without_prefix=torch.full_like(counts[0], index.text_units_without_prefix),
         divergence_tree=sums[0] / counts[0],
         divergence_next_byte=sums[1] / counts[1],
@@ -128,5 +140,5 @@ def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) ->
         teacher_mass_control=means[OffsetStat.TEACHER_CONTROL],
         student_mass_control=means[OffsetStat.STUDENT_CONTROL],
         mass_largest_leaf=means[OffsetStat.LARGEST_LEAF],
-        teacher_mass_unlisted=means[OffsetStat.TEACHER_UNLISTED],
+        teacher_mass_unlisted=means[ListStat.TEACHER_UNLISTED],
     )

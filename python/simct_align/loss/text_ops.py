@@ -29,9 +29,9 @@ from .operator import (
     loss_operators,
     without_autocast,
 )
-from .text_columns import table_of, tree_of
+from .text_columns import blocks_of, table_of, tree_of
 from .text_layout import view_text_side
-from .text_metrics import OffsetStat
+from .text_metrics import N_STATS
 
 if TYPE_CHECKING:
     from simct_align.index import Side
@@ -55,6 +55,14 @@ class TextTensors(NamedTuple):
     parent: Tensor
     subtree_end: Tensor
     same: Tensor
+    span_of_node: Tensor
+    span_node: Tensor
+    span_end_point: Tensor
+    end_points: Tensor
+    end_node: Tensor
+    covers: Tensor
+    cover_span: Tensor
+    child_of_node: Tensor
     teacher_slot_of_column: Tensor
     teacher_token_ids: Tensor
     teacher_node_tokens: Tensor
@@ -109,7 +117,7 @@ class TextNumbers(NamedTuple):
     @property
     def n_stats(self) -> int:
         """How many figures are kept for each offset."""
-        return len(OffsetStat)
+        return N_STATS
 
 
 def _compute(
@@ -123,6 +131,8 @@ def _compute(
         weight = tensors.weight.to(problem.settings.dtype)
         run = _start(problem, numbers)
         per_offset, stats = run.run(weight * numbers.gradient_scale)
+        # Only back ends that take lists have figures of lists.
+        stats = torch.nn.functional.pad(stats, (0, 0, 0, N_STATS - stats.shape[0]))
         loss = (per_offset * weight).sum()
         return OperatorOutput(loss, per_offset, stats), run.gradients()
 
@@ -148,6 +158,7 @@ def _problem(
         teacher=of_side("teacher", teacher, tensors.teacher_unused, numbers.teacher_needed),
         student=of_side("student", student, tensors.student_unused, numbers.student_needed),
         tree=tree_of(tensors),
+        blocks=blocks_of(tensors),
         sizes=numbers.sizes,
         host=tensors.host,
         settings=TextSettings(

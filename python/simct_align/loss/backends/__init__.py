@@ -6,8 +6,8 @@ reference; it computes every problem that another back end refuses. The module `
 describes the objects that a back end exchanges with the engine. A back end that also has the
 methods of `TextBackend` computes `TextLoss`, too; `NativeBackend` does, on the CPU.
 
-`"auto"` takes the fastest back end for a problem: `"triton"` for units on CUDA devices, `"native"`
-for text events on the CPU, else `"torch"`. The environment variable `SIMCT_BACKEND` replaces
+`"auto"` takes the fastest back end for a problem: `"triton"` on CUDA devices, `"native"` for text
+events on the CPU, else `"torch"`. The environment variable `SIMCT_BACKEND` replaces
 `"auto"` by another name. The log says once for every kind of loss which back end computes.
 """
 
@@ -101,7 +101,9 @@ class AutoBackend:
 
     def start_text(self, problem: TextProblem) -> TextRun:
         """Begin to compute a problem: see `TextBackend`."""
-        backend: TextBackend = _REFERENCE if _NATIVE.refuses_text(problem) else _NATIVE
+        on_cuda = problem.tree.same.is_cuda
+        fastest: TextBackend = _TRITON if on_cuda else _NATIVE
+        backend: TextBackend = _REFERENCE if fastest.refuses_text(problem) else fastest
         _log_choice(f"text events on {problem.tree.same.device.type}", backend.name)
         return backend.start_text(problem)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ...divergence import Divergence
     from ..columns import SideColumns
     from ..layout import IndexSizes, SideUnits
+    from ..text_blocks import TreeBlocks
     from ..text_layout import TextSideTable, TextSideView, TreeTensors
 
 
@@ -345,6 +346,7 @@ class TextProblem:
         teacher: The teacher's side.
         student: The student's side.
         tree: The joint tree of both vocabularies.
+        blocks: The tree cut into blocks.
         sizes: The sizes of the index.
         host: The packed index on the host.
         settings: The settings of the loss.
@@ -353,6 +355,7 @@ class TextProblem:
     teacher: TextSide
     student: TextSide
     tree: TreeTensors
+    blocks: TreeBlocks
     sizes: IndexSizes
     host: Tensor
     settings: TextSettings
@@ -373,7 +376,8 @@ class TextRun(Protocol):
             weight: `[]` or `[offsets]` factor of every offset's gradient.
 
         Returns:
-            `[offsets]` divergences, and `[len(OffsetStat), offsets]`.
+            `[offsets]` divergences, and `[len(OffsetStat), offsets]` figures, followed by those of
+            `ListStat` if the back end takes lists.
         """
         ...
 

@@ -19,6 +19,7 @@ import torch
 
 from .text_lists import SideLists
 from .text_rows import TextRows
+from .text_weights import SideRows, offset_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +97,6 @@ class SideMasses:
         self.flat_rows, self.probs = read.flat, read.probs
         self.token, self.has_token = read.token, read.has_token
         is_nan, log_weight = read.is_nan, read.log_weight
-        self._bad_before = is_nan.cumsum(0) - is_nan.long()
 
         own = view.own[offsets]
         self.has_own = own >= 0
@@ -114,21 +114,20 @@ class SideMasses:
             own_total = listed + self.lists.own_unlisted
             mass = listed_of_sources * (1.0 + self.lists.shares(source_row))
         self.control = (1.0 - own_total).masked_fill_(~self.has_own, 0.0)
-        log_source = log_weight[source_row] + mass.double().log()
-        log_own = log_weight[self.own] + own_total.double().log()
-        log_total = _grouped_logsumexp(log_own, source_offset, log_source)
-        self.known = log_total > -torch.inf
-        self.spoiled = self._spoiled(is_nan, source_row, source_offset)
-        log_total = log_total.masked_fill(~self.known, 0.0)
-
-        def weight(of: Tensor, by: Tensor, known: Tensor) -> Tensor:
-            # Without any mass a weight does not matter, but must be finite.
-            scaled = (of - by).clamp_(max=80.0).exp_()
-            return scaled.masked_fill_(known == -torch.inf, 0.0).to(own_total.dtype)
-
-        self.own_weight = weight(log_weight[self.own], log_total, log_own)
-        source_weight = weight(log_weight[source_row], log_total[source_offset], log_source)
-        self.entry_weight = source_weight[entries.source]
+        weights = offset_weights(
+            SideRows(
+                log_weight,
+                is_nan,
+                self.own,
+                self.has_own,
+                own_total,
+                source_row,
+                source_offset,
+                mass,
+            )
+        )
+        self.known, self.spoiled, self.own_weight = weights.known, weights.spoiled, weights.own
+        self.entry_weight = weights.source[entries.source]
 
         weighted = entries.value * self.entry_weight
         self.ended = self._by_offset(weighted.masked_fill(~entries.ends, 0.0))
@@ -139,20 +138,8 @@ class SideMasses:
         self.stop = own_stop * self.own_weight
         if self.lists is not None:
             unlisted = self.lists.own_unlisted * self.own_weight
-            unlisted.index_add_(0, source_offset, source_weight * (mass - listed_of_sources))
+            unlisted.index_add_(0, source_offset, weights.source * (mass - listed_of_sources))
             self.lists.weigh(read, listed, source_offset, source_row, listed_of_sources, unlisted)
-
-    def _spoiled(self, is_nan: Tensor, source_row: Tensor, source_offset: Tensor) -> Tensor:
-        """Return `[O]` whether a row at the offset, or from one of its sources on, holds NaN."""
-        at_own = is_nan[self.own] & self.has_own
-        # A source's weight against the others' depends on all rows in between.
-        first = source_row.new_full((self.n_offsets,), is_nan.shape[0])
-        first = first.scatter_reduce(0, source_offset, source_row, "amin")
-        last = torch.zeros_like(first).scatter_reduce(0, source_offset, source_row, "amax")
-        last = torch.maximum(last, self.own)
-        bad = torch.cat([self._bad_before, self._bad_before[-1:] + is_nan[-1:]])
-        between = bad[last + 1] - bad[first.clamp_max(is_nan.shape[0] - 1)]
-        return at_own | ((first <= last) & (between > 0))
 
     def _own_masses(self) -> tuple[Tensor, Tensor]:
         """Return the own rows' probabilities by slot, `[O, 2 N]`, and of the stops, `[O]`."""
@@ -234,17 +221,3 @@ class SideMasses:
         token = self.token.unsqueeze(1)
         gradient.scatter_add_(1, token, by_token.unsqueeze(1))
         return gradient
-
-
-def _grouped_logsumexp(own: Tensor, group: Tensor, values: Tensor) -> Tensor:
-    """Return `log(exp(own) + sum of exp(values) of the group)` for every group.
-
-    Args:
-        own: `[g]`.
-        group: `[v]` the group of every value.
-        values: `[v]`.
-    """
-    top = own.scatter_reduce(0, group, values, "amax")
-    finite = top.masked_fill(top == -torch.inf, 0.0)
-    total = (own - finite).exp().index_add(0, group, (values - finite[group]).exp())
-    return total.log() + finite

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...text_layout import plan_chunks
-from ...text_metrics import OffsetStat
+from ...text_metrics import N_STATS, ListStat, OffsetStat
 from .readers import student_rows, teacher_rows
 from .rows import Workspace
 from .text import SideMasses
@@ -58,13 +58,13 @@ class TextComputation:
             weight: `[]` or `[offsets]`, what every offset's gradient is multiplied by.
 
         Returns:
-            `[offsets]` divergences, and `[len(OffsetStat), offsets]`.
+            `[offsets]` divergences, and `[N_STATS, offsets]`.
         """
         dtype, device = self.problem.settings.dtype, weight.device
         n_offsets = self.problem.sizes.n_text_offsets
         weight = weight.to(dtype).expand(n_offsets)
         per_offset = torch.zeros(n_offsets, dtype=dtype, device=device)
-        stats = torch.zeros((len(OffsetStat), n_offsets), dtype=dtype, device=device)
+        stats = torch.zeros((N_STATS, n_offsets), dtype=dtype, device=device)
         for chunk in self._chunks:
             at = chunk.offsets
             per_offset[at] = self.compare(chunk, weight[at], stats[:, at])
@@ -88,7 +88,7 @@ class TextComputation:
         Args:
             chunk: The offsets.
             weight: `[o]` factor of every offset's gradient.
-            stats: `[len(OffsetStat), o]`, zeros; receives the figures.
+            stats: `[N_STATS, o]`, zeros; receives the figures.
 
         Returns:
             `[o]` divergences.
@@ -117,14 +117,14 @@ class TextComputation:
         stats[OffsetStat.ONE_ROW] = counted & ~partition.both_own
         stats[OffsetStat.LEFT_OUT] = ~(counted | partition.spoiled | partition.unlisted)
         stats[OffsetStat.SPOILED] = partition.spoiled
-        stats[OffsetStat.UNLISTED] = partition.unlisted
+        stats[ListStat.UNLISTED] = partition.unlisted
         stats[OffsetStat.ENDED] = torch.maximum(teacher.ended, student.ended)
         stats[OffsetStat.STRADDLING] = torch.maximum(teacher.straddling, student.straddling)
         stats[OffsetStat.TEACHER_CONTROL] = teacher.control
         stats[OffsetStat.STUDENT_CONTROL] = student.control
         stats[OffsetStat.LARGEST_LEAF] = largest
         if teacher.lists is not None:
-            stats[OffsetStat.TEACHER_UNLISTED] = teacher.lists.own_unlisted
+            stats[ListStat.TEACHER_UNLISTED] = teacher.lists.own_unlisted
         return value
 
     def gradients(self) -> list[Tensor]:

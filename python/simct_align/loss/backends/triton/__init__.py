@@ -1,6 +1,7 @@
 """Internal: the back end `triton`, kernels for CUDA devices.
 
-`kernels` has the kernels, `computation` the chunks, `launch` how rows are read and work is cut.
+`kernels` has the kernels for units, `computation` their chunks; `text_kernels`, `text_side` and
+`text_computation` are for text events; `launch` says how rows are read and work is cut.
 Triton comes with PyTorch on Linux. Its interpreter (`TRITON_INTERPRET=1`) runs the kernels on the
 CPU, for tests.
 """
@@ -16,33 +17,20 @@ import torch
 from ..protocol import Logits
 
 if TYPE_CHECKING:
-    from ..protocol import Problem
+    from ..protocol import Problem, TextProblem
 
 
 class TritonBackend:
-    """Triton kernels for units, from logits; see `Backend`."""
+    """Triton kernels for units and text events, from logits; see `Backend` and `TextBackend`."""
 
     name = "triton"
 
     def refuses(self, problem: Problem) -> str | None:
         """Return why the kernels cannot compute a problem: see `Backend`."""
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed"
-        sources = (problem.teacher.source, problem.student.source)
-        if not all(isinstance(source, Logits) for source in sources):
-            return "the kernels read logits, not hidden states"
-        if problem.settings.dtype != torch.float32:
-            return "the kernels compute in float32, and the logits are float64"
-        if problem.settings.on_path:
-            return "on-path continuations are PyTorch operations"
-        device = problem.realized_column.device.type
-        if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return f"the kernels run on CUDA devices, and tensors are on {device}"
-        from .computation import Formula  # imports Triton
-
-        if Formula.of(problem.settings.divergence) is None:
-            return f"the kernels do not know the divergence {problem.settings.divergence!r}"
-        return None
+        reason = _refuses(problem, problem.realized_column.device.type)
+        if reason is None and problem.settings.on_path:
+            reason = "on-path continuations are PyTorch operations"
+        return reason
 
     def start(self, problem: Problem) -> Any:
         """Begin to compute a problem: see `Backend`."""
@@ -51,3 +39,36 @@ class TritonBackend:
         formula = Formula.of(problem.settings.divergence)
         assert formula is not None
         return TritonComputation(problem, formula)
+
+    def refuses_text(self, problem: TextProblem) -> str | None:
+        """Return why the kernels cannot compute a problem: see `TextBackend`."""
+        reason = _refuses(problem, problem.tree.same.device.type)
+        if reason is None and problem.settings.straddled != "byte":
+            reason = 'with straddled="tree", sides without a row are PyTorch operations'
+        return reason
+
+    def start_text(self, problem: TextProblem) -> Any:
+        """Begin to compute a problem: see `TextBackend`."""
+        from .computation import Formula  # imports Triton
+        from .text_computation import TritonText
+
+        formula = Formula.of(problem.settings.divergence)
+        assert formula is not None
+        return TritonText(problem, formula)
+
+
+def _refuses(problem: Problem | TextProblem, device: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    sources = (problem.teacher.source, problem.student.source)
+    if not all(isinstance(source, Logits) for source in sources):
+        return "the kernels read logits, not hidden states"
+    if problem.settings.dtype != torch.float32:
+        return "the kernels compute in float32, and the logits are float64"
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the kernels run on CUDA devices, and tensors are on {device}"
+    from .computation import Formula  # imports Triton
+
+    if Formula.of(problem.settings.divergence) is None:
+        return f"the kernels do not know the divergence {problem.settings.divergence!r}"
+    return None

@@ -25,7 +25,18 @@ from ....divergence import (
 from ...scores.realized import MergedStops, RealizedScores
 from ..protocol import Logits
 from . import kernels
-from .launch import LN2, ROW_T, UNITS, WARPS, E, RowReader, Split, T, power_of_two
+from .launch import (
+    LN2,
+    ROW_T,
+    UNITS,
+    WARPS,
+    E,
+    RowReader,
+    Split,
+    T,
+    clear_unwritten,
+    power_of_two,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -330,14 +341,10 @@ class TritonStudentSide(TritonSide):
         """See `StudentSide`."""
         if self._gradient is None:
             return []
-        count = self._is_written.shape[0]
-        if count:
-            split = Split.of(self.rows.width, count, ROW_T * E, self._gradient.device)
-            kernels.clear_rows[(count * split.n_splits,)](
-                self._gradient, self._is_written, self.rows.width, split.per_split,
-                split.n_splits, COLUMNS=ROW_T * E,
-            )  # fmt: skip
-        return [self._gradient]
+        # Nothing else may hold the gradient: autograd would copy it.
+        gradient, self._gradient = self._gradient, None
+        clear_unwritten(gradient, self._is_written)
+        return [gradient]
 
 
 class TritonComputation:

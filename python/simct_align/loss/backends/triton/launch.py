@@ -65,28 +65,22 @@ class Split:
         return cls(per_split, max(1, -(-columns // per_split)))
 
 
-class RowReader:
-    """A side's rows of logits for kernels.
+class LogitRows:
+    """Rows of logits for kernels.
 
     Args:
         logits: `[tokens, columns]` or `[batch, length, columns]`, any strides.
-        columns: The side's ids.
         temperature: The number that logits are divided by.
     """
 
-    def __init__(self, logits: Tensor, columns: SideColumns, temperature: float) -> None:
+    def __init__(self, logits: Tensor, temperature: float) -> None:
         self.logits = logits
-        self.columns = columns
         self.width = logits.shape[-1]
         self.stride = logits.stride(-1)
         self.scale = LOG2E / temperature
         #: How many logits a thread may read at once: all rows begin at multiples of it.
         self.aligned = math.gcd(E, *logits.stride()[:-1], self.width) if self.stride == 1 else 1
         self.temperature = temperature
-        #: Of every logit column, the shared column, -1 for other tokens, -2 for no token.
-        self.column_of_id = torch.full((self.width,), -2, dtype=torch.int32, device=logits.device)
-        self.column_of_id[: columns.needed] = columns.column_of_id[: columns.needed].int()
-        self.column_of_id.index_fill_(0, columns.unused, -2)
 
     def starts(self, rows: Tensor) -> Tensor:
         """Return where rows begin, as `[n]` positions in memory from the first logit on."""
@@ -118,6 +112,23 @@ class RowReader:
             picked = picked - (shift.unsqueeze(1) if ids.dim() == 2 else shift)
         return picked / self.temperature
 
+
+class RowReader(LogitRows):
+    """A side's rows of logits for kernels over shared columns.
+
+    Args:
+        logits: See `LogitRows`.
+        columns: The side's ids.
+        temperature: The number that logits are divided by.
+    """
+
+    def __init__(self, logits: Tensor, columns: SideColumns, temperature: float) -> None:
+        super().__init__(logits, temperature)
+        #: Of every logit column, the shared column, -1 for other tokens, -2 for no token.
+        self.column_of_id = torch.full((self.width,), -2, dtype=torch.int32, device=logits.device)
+        self.column_of_id[: columns.needed] = columns.column_of_id[: columns.needed].int()
+        self.column_of_id.index_fill_(0, columns.unused, -2)
+
     def norms(self, rows: Tensor) -> Tensor:
         """Return shifts and binary log-normalizers of whole rows, `[n, 2]`."""
         out = torch.empty((rows.shape[0], 2), dtype=torch.float32, device=rows.device)
@@ -127,3 +138,18 @@ class RowReader:
                 self.scale, out, ALIGNED=self.aligned, T=ROW_T, E=E, num_warps=WARPS,
             )  # fmt: skip
         return out
+
+
+def clear_unwritten(gradient: Tensor, is_written: Tensor) -> None:
+    """Zero the rows of a gradient that no kernel has written.
+
+    Args:
+        gradient: `[..., columns]`, contiguous.
+        is_written: int8 `[rows]`.
+    """
+    count, width = is_written.shape[0], gradient.shape[-1]
+    if count:
+        split = Split.of(width, count, ROW_T * E, gradient.device)
+        kernels.clear_rows[(count * split.n_splits,)](
+            gradient, is_written, width, split.per_split, split.n_splits, COLUMNS=ROW_T * E
+        )

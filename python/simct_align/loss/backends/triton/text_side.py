@@ -1,0 +1,203 @@
+"""Internal: one side of text events in Triton kernels: its rows, its sources, and their weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ....divergence import LOG_FLOOR
+from ..protocol import Logits
+from ..torch.text_weights import SideRows, offset_weights
+from . import text_kernels as kernels
+from .launch import LN2, ROW_T, WARPS, E, LogitRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...text_layout import SideChunk, TreeTensors
+    from ..protocol import TextSide
+
+#: Programs of a source, and tokens that one reads at once.
+SOURCE_SPLITS, SOURCE_TILE = 8, 256
+
+
+class TextSideRows:
+    """One model's text rows and sources, with what every offset multiplies them by.
+
+    Args:
+        side: The side of the problem.
+        tree: The joint tree.
+        temperature: The number that logits are divided by.
+
+    Attributes:
+        rows: The logits.
+        starts: `[K]` where text rows begin in memory.
+        norms: `[K, 3]` of text rows; see `text_kernels`.
+        slot_of_id: `[columns]` int32; see `text_kernels`.
+        has_own: `[O]` whether there is a row at an offset.
+        known: `[O]` whether there is any mass.
+        spoiled: `[O]` whether a row that the offset reads holds NaN.
+        own_weight: `[O]` what probabilities of the row at the offset are multiplied by.
+        source_weight: `[X]` what those of sources are multiplied by.
+        source_ended: `[X]` probability of tokens that end at the source's offset.
+        stop: `[O]` mass of the stops.
+        ended: `[O]` mass of tokens of earlier rows that end at the offset.
+        straddling: `[O]` mass of tokens of earlier rows that reach beyond it.
+        control: `[O]` probability of control tokens other than stops in the own row.
+        realized: `[X]` the realized token of a source's row if it ends at the offset, else -1.
+    """
+
+    def __init__(self, side: TextSide, tree: TreeTensors, temperature: float) -> None:
+        assert isinstance(side.source, Logits)
+        self.rows = LogitRows(side.source.logits, temperature)
+        self.events, self.table = side.events, side.table
+        self.slot_of_id = self._slots(side, 2 * len(tree))
+        events, device = self.events, self.slot_of_id.device
+        self.starts = self.rows.starts(events.row)
+        n_rows = events.row.shape[0]
+        self.norms = torch.empty((n_rows, 3), dtype=torch.float32, device=device)
+        if n_rows:
+            kernels.sum_text_rows[(n_rows,)](
+                self.rows.logits, self.starts, self.rows.stride, self.slot_of_id, self.rows.width,
+                self.rows.scale, self.norms, ALIGNED=self.rows.aligned, T=ROW_T, E=E,
+                num_warps=WARPS,
+            )  # fmt: skip
+        shift, norm, text = self.norms.unbind(1)
+        is_nan = norm.isnan()
+        stop = self.rows.pick(events.row, side.table.stops.expand(n_rows, -1), shift)
+        stop = (stop - norm.unsqueeze(1) * LN2).exp_().sum(1).masked_fill_(is_nan, 0.0)
+        text = text.masked_fill(is_nan, 0.0)
+
+        token, has_token = events.token.clamp_min(0), events.token >= 0
+        log_prob = self.rows.pick(events.row, token, shift) - norm * LN2
+        log_prob = log_prob.double().nan_to_num(0.0, 0.0, LOG_FLOOR).clamp_(min=LOG_FLOOR)
+        log_prob.masked_fill_(~has_token | is_nan, 0.0)
+
+        self.has_own = events.own >= 0
+        own = events.own.clamp_min(0)
+        follows = self.has_own[events.source_offset]
+        follows = follows & (own[events.source_offset] == events.source_row + 1)
+        self.realized = torch.where(follows, events.token[events.source_row], -1)
+        self.source_ended, goes_on = self._source_masses()
+        own_total = (text + stop)[own].masked_fill_(~self.has_own, 0.0)
+        weights = offset_weights(
+            SideRows(
+                log_prob.cumsum(0) - log_prob,
+                is_nan,
+                own,
+                self.has_own,
+                own_total,
+                events.source_row,
+                events.source_offset,
+                self.source_ended + goes_on,
+            )
+        )
+        self.known, self.spoiled = weights.known, weights.spoiled
+        self.own_weight, self.source_weight = weights.own, weights.source
+        self.stop = stop[own] * self.own_weight
+        self.ended = self._by_offset(self.source_ended)
+        self.straddling = self._by_offset(goes_on)
+        self.control = (1.0 - own_total).masked_fill_(~self.has_own, 0.0)
+
+    def _slots(self, side: TextSide, n_slots: int) -> Tensor:
+        slot_of_column = side.table.slot_of_column
+        counts = torch.zeros(n_slots + 1, dtype=torch.int32, device=slot_of_column.device)
+        ones = torch.ones_like(slot_of_column, dtype=torch.int32)
+        counts.index_add_(0, slot_of_column, ones)
+        slots = slot_of_column.int() + (counts[slot_of_column] > 1) * kernels.SEVERAL.value
+        slots.masked_fill_(slot_of_column == n_slots, kernels.CONTROL.value)
+        slots.index_fill_(0, side.table.stops, kernels.STOP.value)
+        found = slots.new_full((self.rows.width,), kernels.NO_TOKEN.value)
+        found[: slots.shape[0]] = slots
+        found.index_fill_(0, side.columns.unused, kernels.NO_TOKEN.value)
+        return found
+
+    def places(self) -> Tensor:
+        """Return `[columns]` int32 the positions of text tokens in token order, else -1."""
+        ids = self.table.token_ids
+        places = ids.new_full((self.rows.width,), -1)
+        numbers = torch.arange(ids.shape[0], dtype=ids.dtype, device=ids.device)
+        places[ids.long()] = numbers
+        return places
+
+    @property
+    def _reading(self) -> tuple[object, ...]:
+        """The first arguments of kernels that read tokens by their places."""
+        rows = self.rows
+        return rows.logits, self.starts, self.norms, rows.stride, self.table.token_ids
+
+    def _source_masses(self) -> tuple[Tensor, Tensor]:
+        events = self.events
+        n_sources = events.source_row.shape[0]
+        sums = self.norms.new_zeros((n_sources, SOURCE_SPLITS, 2))
+        if n_sources:
+            kernels.sum_sources[(n_sources, SOURCE_SPLITS)](
+                *self._reading, events.source_row, events.source_first, events.source_end,
+                events.source_exact, self.realized, self.rows.scale, sums, SPLITS=SOURCE_SPLITS,
+                TILE=SOURCE_TILE, num_warps=4,
+            )  # fmt: skip
+        ended, goes_on = sums.sum(1).unbind(1)
+        return ended, goes_on
+
+    def _by_offset(self, mass: Tensor) -> Tensor:
+        zeros = mass.new_zeros(self.has_own.shape)
+        return zeros.index_add_(0, self.events.source_offset, mass * self.source_weight)
+
+    def add_to(
+        self,
+        slots: Tensor,
+        offsets: slice,
+        chunk: SideChunk,
+        child_of_node: Tensor,
+        reached: Tensor | None,
+    ) -> None:
+        """Collect the masses of a chunk.
+
+        Args:
+            slots: `[groups, 2 N, UNITS]` zeros; receives the masses.
+            offsets: The offsets of the chunk.
+            chunk: What it reads of this side.
+            child_of_node: See `TreeBlocks`.
+            reached: int8 `[offsets, children]` zeros; receives 1 where sources have tokens that go
+                on with a child of the root. None if it is not wanted.
+        """
+        rows, events = self.rows, self.events
+        groups, n_slots, units = slots.shape
+        columns = 64
+        kernels.add_rows[(-(-rows.width // columns), groups)](
+            rows.logits, self.starts, self.norms, rows.stride, self.slot_of_id, rows.width,
+            events.own, self.own_weight, offsets.start, offsets.stop, rows.scale, slots, n_slots,
+            ALIGNED=rows.aligned, UNITS=units, COLUMNS=columns, num_warps=4,
+        )  # fmt: skip
+        n_sources = chunk.sources.stop - chunk.sources.start
+        if n_sources:
+            kernels.add_sources[(n_sources, SOURCE_SPLITS)](
+                *self._reading, self.table.suffixes, events.source_row, events.source_first,
+                events.source_end, events.source_exact, events.source_suffix,
+                events.source_offset, self.source_weight, chunk.sources.start, offsets.start,
+                rows.scale, slots, n_slots // 2, child_of_node,
+                slots if reached is None else reached,
+                1 if reached is None else reached.shape[1], WITH_REACHED=reached is not None,
+                UNITS=units, SPLITS=SOURCE_SPLITS, TILE=SOURCE_TILE, num_warps=4,
+            )  # fmt: skip
+
+    def source_gradients(self, by_slot: Tensor, offsets: slice, chunk: SideChunk) -> Tensor:
+        """Return probabilities of straddling tokens times derivatives by their mass, `[x]`.
+
+        Args:
+            by_slot: `[groups, 2 N, UNITS]` derivatives by the masses of a chunk.
+            offsets: The offsets of the chunk.
+            chunk: What it reads of this side.
+        """
+        events, n_sources = self.events, chunk.sources.stop - chunk.sources.start
+        sums = self.norms.new_zeros((n_sources, SOURCE_SPLITS))
+        if n_sources:
+            kernels.sum_source_gradients[(n_sources, SOURCE_SPLITS)](
+                *self._reading, self.table.suffixes, events.source_row, events.source_first,
+                events.source_end, events.source_exact, events.source_suffix,
+                events.source_offset, chunk.sources.start, offsets.start, self.rows.scale,
+                by_slot, by_slot.shape[1] // 2, sums, UNITS=by_slot.shape[2],
+                SPLITS=SOURCE_SPLITS, TILE=SOURCE_TILE, num_warps=4,
+            )  # fmt: skip
+        return sums.sum(1)
