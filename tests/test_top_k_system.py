@@ -64,10 +64,10 @@ def test_moved_lists_are_filled_up() -> None:
 
 def test_lists_of_own_tokens_are_shifted_to_rows_of_logits() -> None:
     own = TopKLogprobs([7, 3, 5], [-0.5, -2.5, -1.0], [0, 0, 2, 3], token="own").to("cpu")
-    rows = own.rows_of_logits()
+    rows = TopKLogprobs(*own.rows_of_logits())
     assert lists_of(rows) == [{7: -0.5, 3: -2.5}, {5: -1.0}, {}]
     assert rows.token == "next"
-    assert rows.rows_of_logits() is rows
+    assert lists_of(TopKLogprobs(*rows.rows_of_logits())) == lists_of(rows)
     # What came is unchanged.
     assert lists_of(own) == [{}, {7: -0.5, 3: -2.5}, {5: -1.0}]
     with pytest.raises(TypeError, match=r"got ragged lists: call to\(device\)"):

@@ -280,12 +280,12 @@ class TopKLogprobs:
             offsets=None,
         )
 
-    def rows_of_logits(self) -> TopKLogprobs:
-        """Return tensors whose list `i` is about the next token, as a loss reads them.
+    def rows_of_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and log-probabilities of the next tokens, as a loss reads them.
 
         Returns:
-            These lists, or, if they are about each position's own token, the lists of the
-            positions that follow; the last one is empty.
+            Two tensors `[..., K]`: these lists, or, if they are about each position's own token,
+            the lists of the positions that follow; the last one is empty.
 
         Raises:
             TypeError: The lists are not tensors: call `to` first.
@@ -293,20 +293,12 @@ class TopKLogprobs:
         if self.offsets is not None:
             raise TypeError("rows_of_logits: expected tensors, got ragged lists: call to(device)")
         if self.token == "next":
-            return self
-        width = self.ids.shape[-1]
-
-        def following(values: torch.Tensor, fill: float) -> torch.Tensor:
-            moved = values.reshape(-1, width).roll(-1, 0)
-            moved[-1:] = fill
-            return moved.view(values.shape)
-
-        return replace(
-            self,
-            ids=following(self.ids, NO_TOKEN),
-            logprobs=following(self.logprobs, -math.inf),
-            token="next",
-        )
+            return self.ids.long(), self.logprobs
+        shape, width = self.ids.shape, self.ids.shape[-1]
+        ids = self.ids.long().reshape(-1, width).roll(-1, 0)
+        logprobs = self.logprobs.reshape(-1, width).roll(-1, 0)
+        ids[-1:] = NO_TOKEN
+        return ids.view(shape), logprobs.view(shape)
 
 
 def _is_tensor(value: object) -> bool:

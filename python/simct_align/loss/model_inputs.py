@@ -119,9 +119,9 @@ def teacher_inputs(
         lists = teacher_logits
         loss.check_lists(lists)
         device = loss.columns.student_ids.device
-        lists = (lists.to(device) if lists.is_ragged else lists).rows_of_logits()
-        loss.check_device("teacher_logits", lists.ids)
-        tensors = TeacherTensors(lists.logprobs, None, None, lists.ids)
+        ids, logprobs = (lists.to(device) if lists.is_ragged else lists).rows_of_logits()
+        loss.check_device("teacher_logits", ids)
+        tensors = TeacherTensors(logprobs, None, None, ids)
     else:
         loss.check_logits("teacher", teacher_logits)
         tensors = TeacherTensors(teacher_logits.detach(), None, None, None)
