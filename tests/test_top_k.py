@@ -15,6 +15,7 @@ from support.index_twin import case, random_pair
 from support.list_twin import simct_list_twin, unlisted
 from support.text_cases import DIVERGENCES, compare, random_case
 from test_loss import DIVERGENCES as PLAIN_DIVERGENCES
+from test_text_loss import code, demo_case, make_exact
 
 NEVER, ALWAYS = 0.0, 1.0
 
@@ -150,6 +151,23 @@ def test_one_tokenizer_on_both_sides_compares_listed_tokens_and_one_rest(k):
             expected = (p / p.sum() - q / q.sum()).abs().sum() / 2
             torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)
             assert value <= of_full + unlisted + 1e-9
+
+
+def test_models_that_agree_on_every_text_stay_near_0():
+    """What lists add to the divergence is about the mass that they lack."""
+    rng = random.Random(0)
+    texts = [code(rng) for _ in range(12)]
+    c = demo_case(texts)
+    make_exact(c)
+    full = c.run()
+    for k in (1, 2, 12):
+        teacher, _ = teacher_lists(c, k)
+        found = c.run(teacher=teacher)
+        lacking = found.metrics.teacher_mass_unlisted * len(found.per_unit)
+        assert found.loss <= full.loss + 2.0 * lacking + 1e-4
+        assert found.metrics.offsets_unlisted == 0
+    assert lacking < 1e-6
+    torch.testing.assert_close(found.loss, full.loss, rtol=1e-3, atol=1e-4)
 
 
 def test_what_lists_lack_is_counted():
