@@ -166,7 +166,7 @@ def test_models_that_agree_on_every_text_stay_near_0():
         lacking = found.metrics.teacher_mass_unlisted * len(found.per_unit)
         assert found.loss <= full.loss + 2.0 * lacking + 1e-4
         assert found.metrics.offsets_unlisted == 0
-    assert lacking < 1e-6
+    assert lacking < 1e-4
     torch.testing.assert_close(found.loss, full.loss, rtol=1e-3, atol=1e-4)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ...text_layout import plan_chunks
 from ...text_metrics import N_STATS, ListStat, OffsetStat
+from ..protocol import Lists
 from .readers import student_rows, teacher_rows
 from .rows import Workspace
 from .text import SideMasses
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from ...text_layout import TextChunk
     from ..protocol import TextProblem
     from .rows import Rows, StudentRows
+
+
+#: Numbers per node, in addition, that the counts of listed tokens take.
+LIST_VALUES_PER_NODE = 12
 
 
 class TextComputation:
@@ -46,7 +51,8 @@ class TextComputation:
         )
         itemsize = torch.finfo(settings.dtype).bits // 8
         widest = max(self.teacher.row_values(full=True), self.student.row_values(full=True))
-        values = self.values_per_node * len(problem.tree) + 3 * widest
+        per_node = self.values_per_node + LIST_VALUES_PER_NODE * isinstance(teacher.source, Lists)
+        values = per_node * len(problem.tree) + 3 * widest
         size = max(1, settings.chunk_bytes // (itemsize * values))
         entries = max(1, settings.chunk_bytes // (64 * itemsize))
         self._chunks = plan_chunks(problem.host, problem.sizes, size, entries)
