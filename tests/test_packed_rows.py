@@ -191,3 +191,13 @@ def test_a_stride_is_refused():
     )
     with pytest.raises(ValueError, match="student_stride: the rows are sequences of packed rows"):
         batch.index(student_stride=2)
+
+
+def test_logprobs_have_the_shape_of_the_packs():
+    aligner = digits()
+    batch = aligner.align_batch(
+        packed_rows([[3, 0, 3]], cu_seqlens=[0, 2, 3]),
+        packed_rows([[2, 0, 1, 2]], cu_seqlens=[0, 3, 4]),
+    )
+    for values in (np.array([[-1.0, -2.0, -3.0]]), np.array([-1.0, -2.0, -3.0])):
+        assert batch.student_logprobs(values).tolist() == [-1.0, -1.0, -1.0, -3.0]

@@ -204,6 +204,10 @@ class SimCTLoss(SimCTBase):
 
     Two units must not share a row of the student's logits: row starts must not overlap.
 
+    Of a teacher that is served, the likeliest tokens of every position are enough: a
+    `TopKLogprobs` in place of the teacher's logits. The shared tokens that are not listed are then
+    one candidate of both sides (`docs/served.md`).
+
     Args:
         aligner: An `Aligner`, or an object with the attributes `shared`, `teacher.kinds`,
             `student.kinds` and `digest`, and with `spellings` for `"on_path"`.

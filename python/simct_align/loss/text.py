@@ -143,6 +143,11 @@ class TextLoss(TextBase):
     tokens that end there off the realized path. Where one side has no row, and where tokens of
     earlier rows hold more than `epsilon`, only the next bytes are compared.
 
+    Of a teacher that is served, the likeliest tokens of every position are enough: a
+    `TopKLogprobs` in place of the teacher's logits. Texts for which it lists nothing are then one
+    event, with the probability that is left (`docs/served.md`). Lists are computed by the back end
+    `"torch"`.
+
     Args:
         aligner: The `Aligner` of the pair.
         divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"`, or an object such as
