@@ -145,8 +145,7 @@ class TextLoss(TextBase):
 
     Of a teacher that is served, the likeliest tokens of every position are enough: a
     `TopKLogprobs` in place of the teacher's logits. Texts for which it lists nothing are then one
-    event, with the probability that is left (`docs/served.md`). Lists are computed by the back end
-    `"torch"`.
+    event, with the probability that is left (`docs/served.md`).
 
     Args:
         aligner: The `Aligner` of the pair.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..protocol import Lists
 from ..torch import TorchBackend
 from .text_computation import NativeTextComputation
 
@@ -33,9 +32,7 @@ class NativeBackend:
         return TorchBackend().start(problem)
 
     def refuses_text(self, problem: TextProblem) -> str | None:
-        """Return why the Rust code cannot compute a problem: see `TextBackend`."""
-        if isinstance(problem.teacher.source, Lists):
-            return "it reads whole rows of the teacher, not lists"
+        """Return whether tensors are on another device: see `TextBackend`."""
         device = problem.student.events.row.device.type
         return None if device == "cpu" else f"it computes on the CPU, and tensors are on {device}"
 
