@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from .backends.triton import scale_gradient
 from .contract import Loss, LossOutput, refuse_positional
 from .operator import FLOAT16_GRADIENT_SCALE
 
@@ -256,5 +257,7 @@ class _WeightedSum(torch.autograd.Function):
             _, gradients = ctx.job.run(ctx.saved_tensors, ctx.wanted, d_loss)
         else:
             factor = d_loss / ctx.scale
-            gradients = tuple(each if each is None else each.mul_(factor) for each in gradients)
+            gradients = tuple(
+                each if each is None else scale_gradient(each, factor) for each in gradients
+            )
         return (None, None, *gradients)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .backends.protocol import Head, Lists, Logits
+from .backends.triton import scale_gradient
 from .handles import Handles
 from .layout import IndexSizes
 
@@ -318,7 +319,7 @@ class Operator:
         if gradients is not None and d_per_unit is None:
             assert d_loss is not None
             factor = d_loss / ctx.numbers["gradient_scale"]
-            gradients = [gradient.mul_(factor) for gradient in gradients]
+            gradients = [scale_gradient(gradient, factor) for gradient in gradients]
         else:
             gradients = self._again(ctx, d_loss, d_per_unit)
         by_name = dict(zip(self._differentiable, gradients, strict=True))

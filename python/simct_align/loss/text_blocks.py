@@ -25,6 +25,7 @@ class TreeBlocks(NamedTuple):
     """Tables of a tree of `N` nodes with `P` spans, int32.
 
     Attributes:
+        spans: `[blocks + 1]` where the spans that begin in every block begin.
         span_of_node: `[N]` the span of a node, -1 for other nodes.
         span_node: `[P]` the nodes of the spans, ascending.
         span_end_point: `[P]` the end point of a span, -1 where it ends together with a block.
@@ -36,6 +37,7 @@ class TreeBlocks(NamedTuple):
         child_of_node: `[N]` the number of the root's child above a node or at it, -1 for the root.
     """
 
+    spans: Tensor
     span_of_node: Tensor
     span_node: Tensor
     span_end_point: Tensor
@@ -75,6 +77,7 @@ def tree_blocks(parent: NDArray[np.int64], subtree_end: NDArray[np.int64]) -> Tr
     every_block = np.arange(n_blocks + 1)
     is_child = (parent == 0) & (node > 0)
     tables = (
+        np.searchsorted(span_node // BLOCK, every_block),
         np.where(is_span, np.cumsum(is_span) - 1, -1),
         span_node,
         np.where(inside, np.searchsorted(end_node, ends), -1),

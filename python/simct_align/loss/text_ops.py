@@ -55,6 +55,7 @@ class TextTensors(NamedTuple):
     parent: Tensor
     subtree_end: Tensor
     same: Tensor
+    spans: Tensor
     span_of_node: Tensor
     span_node: Tensor
     span_end_point: Tensor

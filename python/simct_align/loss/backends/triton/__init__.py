@@ -17,6 +17,8 @@ import torch
 from ..protocol import Logits
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..protocol import Problem, TextProblem
 
 
@@ -72,3 +74,24 @@ def _refuses(problem: Problem | TextProblem, device: str) -> str | None:
     if Formula.of(problem.settings.divergence) is None:
         return f"the kernels do not know the divergence {problem.settings.divergence!r}"
     return None
+
+
+def scale_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Multiply a gradient in place by the derivative of the loss, which most often is 1.
+
+    Args:
+        gradient: The gradient.
+        factor: 0-d.
+
+    Returns:
+        The gradient.
+    """
+    # While a compiler traces, tensors have another type.
+    is_plain = type(gradient) is torch.Tensor and gradient.is_contiguous()
+    if not (is_plain and gradient.is_cuda and importlib.util.find_spec("triton") is not None):
+        return gradient.mul_(factor)
+    if gradient.dtype == torch.float64 or factor.dtype != torch.float32:
+        return gradient.mul_(factor)
+    from .launch import scale  # imports Triton
+
+    return scale(gradient, factor)

@@ -9,6 +9,7 @@ The classes that score slots are those of the back end `torch`, over slots in pl
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -178,7 +179,8 @@ class TritonSide:
         assert isinstance(side.source, Logits)
         self.name = name
         self.model = side
-        self.computation = computation
+        # A strong reference would keep the memory of both until the next garbage collection.
+        self.computation: TritonComputation = weakref.proxy(computation)
         temperature = computation.problem.settings.temperature
         self.rows = RowReader(side.source.logits, side.columns, temperature)
         # `[n_multi]` sums over the later steps of realized paths, those of logits for "mean_logit"
@@ -202,15 +204,16 @@ class TritonSide:
         computation = self.computation
         chunk = computation.chunk_of(units, multi=multi)
         rows, score = self.model.units.row[units], computation.problem.settings.score
-        columns = computation.sum_columns(chunk, self.name)
+        ids = self.slot_ids(chunk)
+        picked = self.rows.logits_of(rows, ids.clamp_min(0)).masked_fill_(ids < 0, -torch.inf)
+        columns = computation.sum_columns(chunk, self.name, picked)
         shift = chunk.shift(self.name)
+        picked = (picked - shift.unsqueeze(1)).div_(self.rows.temperature)
         if mass or (multi and score == "mean"):
             row_shift, row_norm = self.rows.norms(rows).unbind(1)
             chunk.row_norms[self.name] = (
                 row_shift - shift
             ) / self.rows.temperature + row_norm * LN2
-        ids = self.slot_ids(chunk)
-        picked = self.rows.pick(rows, ids.clamp_min(0), shift).masked_fill_(ids < 0, -torch.inf)
         first = None
         if chunk.multi is not None:
             first = self.rows.pick(rows, self.model.units.paths.first_id[chunk.multi], shift)
@@ -306,15 +309,22 @@ class TritonStudentSide(TritonSide):
             by_id = torch.cat([by_id, by_path.first.unsqueeze(1)], 1)
         inverse = 1.0 / problem.settings.temperature
         split, groups = computation.split(chunk, self.rows.width)
+        starts, gradient_starts = self.rows.starts(rows), rows * self.rows.width
+        by_norm = by_norm * inverse
         kernels.write_gradient[(groups * split.n_splits,)](
-            self.rows.logits, self.rows.starts(rows), rows.shape[0], self.rows.stride,
-            self.rows.column_of_id, self.rows.width, chunk.tiles, computation.n_shared_tokens,
-            chunk.skips, self.rows.scale, chunk.norms, chunk.dots, chunk.factors * inverse,
-            by_norm * inverse, norms, *formula[1:], ids.int().contiguous(),
-            (by_id * inverse).contiguous(), self._gradient, rows * self.rows.width,
-            split.per_split, split.n_splits, DIVERGENCE=formula.number, WITH_NORM=with_norm,
-            N_SLOTS=ids.shape[1], N_SKIPS=chunk.skips.shape[1], ALIGNED=self.rows.aligned,
+            self.rows.logits, starts, rows.shape[0], self.rows.stride, self.rows.column_of_id,
+            self.rows.width, chunk.tiles, computation.n_shared_tokens, self.rows.scale,
+            chunk.norms, chunk.dots, chunk.factors * inverse, by_norm, norms, *formula[1:],
+            self._gradient, gradient_starts, split.per_split, split.n_splits,
+            DIVERGENCE=formula.number, WITH_NORM=with_norm, ALIGNED=self.rows.aligned,
             UNITS=UNITS, T=T, E=E, num_warps=WARPS,
+        )  # fmt: skip
+        units = 32
+        kernels.write_slots[(-(-rows.shape[0] // units),)](
+            self.rows.logits, starts, rows.shape[0], self.rows.stride, self.rows.scale,
+            chunk.norms, by_norm, norms, ids.int().contiguous(), (by_id * inverse).contiguous(),
+            self._gradient, gradient_starts, WITH_NORM=with_norm, N_SLOTS=ids.shape[1],
+            UNITS=units, num_warps=1,
         )  # fmt: skip
         self._is_written.index_fill_(0, rows, 1)
 
@@ -424,8 +434,13 @@ class TritonComputation:
         )  # fmt: skip
         return self._chunk
 
-    def sum_columns(self, chunk: Chunk, name: SideName) -> Tensor:
+    def sum_columns(self, chunk: Chunk, name: SideName, slots: Tensor) -> Tensor:
         """Sum over the shared columns but the slots, and keep the shifts.
+
+        Args:
+            chunk: The chunk.
+            name: The side.
+            slots: `[c, slots]` logits of the slots that are tokens, -inf where there is none.
 
         Returns:
             `[c]` log-normalizers of the columns in nats, relative to the shifts.
@@ -451,8 +466,8 @@ class TritonComputation:
                 WITH_DIFFERENCES=self.formula == REVERSE_KL, **settings,
             )  # fmt: skip
         tops, sums = sums.unbind(2)
-        shift = tops.amax(1)
-        # Without any column, the slots alone have scores.
+        # Near the largest logit of both: relative to another, that one would lose digits.
+        shift = torch.maximum(tops.amax(1), slots.amax(1))
         shift = chunk.shift(name).copy_(shift.masked_fill_(shift <= LOWEST, 0.0))
         lower = (tops - shift.unsqueeze(1)).mul_(rows.scale)
         chunk.sums = ColumnSums(lower, sums, differences)

@@ -6,7 +6,7 @@ so no later kernel gathers from the teacher's rows. The student's rows are read 
 
 Some columns of a unit are *slots*: the stops, and, at a MULTI unit, the columns that the realized
 unit changes. Their scores are computed outside, so the kernels leave them out of the sums, and
-`write_gradient` adds their gradients. `skips` names the slots among the shared columns.
+`write_slots` writes their gradients. `skips` names the slots among the shared columns.
 
 Logarithms are binary. A row's logits are taken relative to the row's *shift*, a logit near its
 largest one, before they are multiplied by `scale = log2(e) / temperature`: large logits would lose
@@ -34,6 +34,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 REVERSE_KL, FORWARD_KL, TOTAL_VARIATION, JSD, SKEWED_FORWARD_KL, SKEWED_REVERSE_KL = (
     tl.constexpr(number) for number in range(6)
 )
+
+
+@triton.jit
+def columns_from(first, T: tl.constexpr, E: tl.constexpr):
+    """Return `[1, T, E]` the columns from `first` on, as the compiler makes vectors of them."""
+    return first + (tl.arange(0, T)[:, None] * E + tl.arange(0, E)[None, :])[None, :, :]
 
 
 @triton.jit
@@ -79,11 +85,27 @@ def _terms(log_teacher, log_student, weight, log_weight, log_rest, DIVERGENCE: t
 
 
 @triton.jit
-def _is_in_sums(column, is_column, skips, unit, is_unit, N_SKIPS: tl.constexpr):
-    """Return whether columns `[1, T, E]` or `[U, T, E]` count for the units `[U]`."""
-    for number in tl.static_range(N_SKIPS):
-        skip = tl.load(skips + unit * N_SKIPS + number, mask=is_unit, other=-1)
-        is_column = is_column & (column != skip[:, None, None])
+def _skips(skips, unit, is_unit, N_SKIPS: tl.constexpr):
+    """Return four skips `[U, 1, 1]` of the units `[U]`, those after the first `N_SKIPS` -1."""
+    none = tl.full(unit.shape, -1, tl.int32)
+    first, second, third, fourth = none, none, none, none
+    at = skips + unit * N_SKIPS
+    first = tl.load(at, mask=is_unit, other=-1)
+    if N_SKIPS > 1:
+        second = tl.load(at + 1, mask=is_unit, other=-1)
+        third = tl.load(at + 2, mask=is_unit, other=-1)
+        fourth = tl.load(at + 3, mask=is_unit, other=-1)
+    return (
+        first[:, None, None], second[:, None, None], third[:, None, None], fourth[:, None, None]
+    )  # fmt: skip
+
+
+@triton.jit
+def _is_in_sums(column, is_column, first, second, third, fourth, N_SKIPS: tl.constexpr):
+    """Return whether columns `[1, T, E]` count for the units with these skips."""
+    is_column = is_column & (column != first)
+    if N_SKIPS > 1:
+        is_column = is_column & (column != second) & (column != third) & (column != fourth)
     return is_column
 
 
@@ -164,13 +186,14 @@ def sum_teacher(tiles, n_units, n_columns, skips, scale, out, per_split, n_split
     split, group = tl.program_id(0) % n_splits, (tl.program_id(0) // n_splits).to(tl.int64)
     unit = group * UNITS + tl.arange(0, UNITS)
     is_unit = unit < n_units
+    skipped = _skips(skips, unit, is_unit, N_SKIPS)
     top, total = tl.full([UNITS, T], LOWEST, tl.float32), tl.zeros([UNITS, T], tl.float32)
     end = tl.minimum(split * per_split + per_split, n_columns)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         x = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
-        column = tl.reshape(flat, [1, T, E])
-        counts = _is_in_sums(column, column < end, skips, unit, is_unit, N_SKIPS)
+        column = columns_from(first, T, E)
+        counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         top, total, _, _, _ = _add_exponentials(x, counts, scale, top, total)
     _store_sums(out, unit, is_unit, split, n_splits, scale, top, total)
 
@@ -188,6 +211,7 @@ def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale,
     split, group = tl.program_id(0) % n_splits, (tl.program_id(0) // n_splits).to(tl.int64)
     unit = group * UNITS + tl.arange(0, UNITS)
     is_unit = unit < n_units
+    skipped = _skips(skips, unit, is_unit, N_SKIPS)
     start = tl.load(starts + unit, mask=is_unit, other=0)[:, None, None]
     shift, norm = _norms(norms, unit, is_unit, 0, n_units)
     top, total = tl.full([UNITS, T], LOWEST, tl.float32), tl.zeros([UNITS, T], tl.float32)
@@ -195,9 +219,9 @@ def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale,
     end = tl.minimum(split * per_split + per_split, n_columns)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
-        column = tl.reshape(flat, [1, T, E])
+        column = columns_from(first, T, E)
         x = _student_tile(z, start, stride, ids, column, end)
-        counts = _is_in_sums(column, column < end, skips, unit, is_unit, N_SKIPS)
+        counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         before, total_before = top, total
         top, total, exponents, exponentials, factor = _add_exponentials(
             x, counts, scale, top, total
@@ -225,6 +249,7 @@ def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, n
     split, group = tl.program_id(0) % n_splits, (tl.program_id(0) // n_splits).to(tl.int64)
     unit = group * UNITS + tl.arange(0, UNITS)
     is_unit = unit < n_units
+    skipped = _skips(skips, unit, is_unit, N_SKIPS)
     start = tl.load(starts + unit, mask=is_unit, other=0)[:, None, None]
     teacher_shift, teacher_norm = _norms(norms, unit, is_unit, 0, n_units)
     student_shift, student_norm = _norms(norms, unit, is_unit, 1, n_units)
@@ -232,9 +257,9 @@ def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, n
     end = tl.minimum(split * per_split + per_split, n_columns)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
-        column = tl.reshape(flat, [1, T, E])
+        column = columns_from(first, T, E)
         x = _student_tile(z, start, stride, ids, column, end)
-        counts = _is_in_sums(column, column < end, skips, unit, is_unit, N_SKIPS)
+        counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         tile = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
         log_teacher = tl.maximum((tile - teacher_shift) * scale - teacher_norm, FLOOR)
         log_student = tl.maximum((x - student_shift) * scale - student_norm, FLOOR)
@@ -266,16 +291,15 @@ def slot_terms(teacher, student, norms, n_units, n_slots, weight, log_weight, lo
 
 
 @triton.jit
-def write_gradient(z, starts, n_units, stride, column_of_id, width, tiles, n_columns, skips, scale,
-                   norms, dots, factors, by_norm, row_norms, weight, log_weight, log_rest,
-                   slot_ids, slot_gradients, gradient, gradient_starts, per_split, n_splits,
-                   DIVERGENCE: tl.constexpr, WITH_NORM: tl.constexpr, N_SLOTS: tl.constexpr,
-                   N_SKIPS: tl.constexpr, ALIGNED: tl.constexpr, UNITS: tl.constexpr,
+def write_gradient(z, starts, n_units, stride, column_of_id, width, tiles, n_columns, scale, norms,
+                   dots, factors, by_norm, row_norms, weight, log_weight, log_rest, gradient,
+                   gradient_starts, per_split, n_splits, DIVERGENCE: tl.constexpr,
+                   WITH_NORM: tl.constexpr, ALIGNED: tl.constexpr, UNITS: tl.constexpr,
                    T: tl.constexpr, E: tl.constexpr):  # fmt: skip
-    """Whole rows of the gradient, zeros included.
+    """Whole rows of the gradient, zeros included; `write_slots` replaces the slots.
 
     A shared column gets `factor * (derivative - q_S * dot)`. With `WITH_NORM` every token gets
-    `by_norm` times its probability in the whole row, and the slots' gradients are added by id.
+    `by_norm` times its probability in the whole row.
     """
     split, group = tl.program_id(0) % n_splits, (tl.program_id(0) // n_splits).to(tl.int64)
     unit = group * UNITS + tl.arange(0, UNITS)
@@ -287,32 +311,55 @@ def write_gradient(z, starts, n_units, stride, column_of_id, width, tiles, n_col
     student_shift, student_norm = _norms(norms, unit, is_unit, 1, n_units)
     dot = tl.load(dots + unit, mask=is_unit, other=0.0)[:, None, None]
     factor = tl.load(factors + unit, mask=is_unit, other=0.0)[:, None, None]
+    if WITH_NORM:
+        norm = tl.load(row_norms + unit, mask=is_unit, other=0.0)[:, None, None]
+        by = tl.load(by_norm + unit, mask=is_unit, other=0.0)[:, None, None]
     end = tl.minimum(split * per_split + per_split, width)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         of_flat = tl.load(column_of_id + flat, mask=flat < end, other=-2)
-        at, column = tl.reshape(flat, [1, T, E]), tl.reshape(of_flat, [1, T, E])
+        at, column = columns_from(first, T, E), tl.reshape(of_flat, [1, T, E])
         inside = (at < end) & is_unit[:, None, None]
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=inside, other=0.0)
         x = x.to(tl.float32)
-        counts = _is_in_sums(column, column >= 0, skips, unit, is_unit, N_SKIPS)
         tile = _tile(tiles, group, n_columns, of_flat, of_flat >= 0, UNITS, T, E)
         log_teacher = tl.maximum((tile - teacher_shift) * scale - teacher_norm, FLOOR)
         log_student = tl.maximum((x - student_shift) * scale - student_norm, FLOOR)
         _, derivative = _terms(log_teacher, log_student, weight, log_weight, log_rest, DIVERGENCE)
-        value = factor * tl.where(counts, derivative - tl.exp2(log_student) * dot, 0.0)
+        value = derivative - tl.exp2(log_student) * dot
+        value = factor * tl.where(column >= 0, value, 0.0)
         if WITH_NORM:
-            norm = tl.load(row_norms + unit, mask=is_unit, other=0.0)[:, None, None]
-            by = tl.load(by_norm + unit, mask=is_unit, other=0.0)[:, None, None]
             exponent = (x - student_shift) * scale - norm
             value += tl.where(column > -2, by * tl.exp2(exponent), 0.0)
-        for slot in tl.static_range(N_SLOTS):
-            of_slot = unit * N_SLOTS + slot
-            number = tl.load(slot_ids + of_slot, mask=is_unit, other=-1)[:, None, None]
-            added = tl.load(slot_gradients + of_slot, mask=is_unit, other=0.0)[:, None, None]
-            value += tl.where(at == number, added, 0.0)
         place = gradient + out + at.to(tl.int64)
         tl.store(place, value.to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def write_slots(z, starts, n_units, stride, scale, norms, by_norm, row_norms, ids, by_id, gradient,
+                gradient_starts, WITH_NORM: tl.constexpr, N_SLOTS: tl.constexpr,
+                UNITS: tl.constexpr):  # fmt: skip
+    """Write the gradient at the slots: sums of `by_id[unit, slot]` over slots of the same id."""
+    unit = tl.program_id(0).to(tl.int64) * UNITS + tl.arange(0, UNITS)
+    is_unit = unit < n_units
+    start = tl.load(starts + unit, mask=is_unit, other=0)
+    out = tl.load(gradient_starts + unit, mask=is_unit, other=0)
+    for slot in range(N_SLOTS):
+        number = tl.load(ids + unit * N_SLOTS + slot, mask=is_unit, other=-1)
+        is_slot = number >= 0
+        value = tl.zeros([UNITS], tl.float32)
+        for other in range(N_SLOTS):
+            at = unit * N_SLOTS + other
+            is_same = tl.load(ids + at, mask=is_slot, other=-1) == number
+            value += tl.load(by_id + at, mask=is_slot & is_same, other=0.0)
+        if WITH_NORM:
+            x = tl.load(z + start + number.to(tl.int64) * stride, mask=is_slot, other=0.0)
+            shift = tl.load(norms + 2 * n_units + unit, mask=is_slot, other=0.0)
+            norm = tl.load(row_norms + unit, mask=is_slot, other=0.0)
+            by = tl.load(by_norm + unit, mask=is_slot, other=0.0)
+            value += by * tl.exp2((x.to(tl.float32) - shift) * scale - norm)
+        place = gradient + out + number
+        tl.store(place, value.to(gradient.dtype.element_ty), mask=is_slot)
 
 
 @triton.jit
@@ -323,7 +370,7 @@ def norm_rows(z, starts, stride, column_of_id, width, scale, out, ALIGNED: tl.co
     start = tl.multiple_of(tl.load(starts + row), ALIGNED)
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
     for first in range(0, width, T * E):
-        at = tl.reshape(first + tl.arange(0, T * E), [1, T, E])
+        at = columns_from(first, T, E)
         is_token = tl.load(column_of_id + at, mask=at < width, other=-2) > -2
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < width, other=0.0)
         top, total, _, _, _ = _add_exponentials(x.to(tl.float32), is_token, scale, top, total)
@@ -367,3 +414,13 @@ def clear_rows(gradient, is_written, width, per_split, n_splits, COLUMNS: tl.con
         for first in range(split * per_split, end, COLUMNS):
             at = first + tl.arange(0, COLUMNS)
             tl.store(gradient + row * width + at, zeros, mask=at < end)
+
+
+@triton.jit
+def scale(values, count, factor, COLUMNS: tl.constexpr):
+    """Multiply values by a factor on the device, unless it is 1."""
+    number = tl.load(factor)
+    if number != 1.0:
+        at = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+        value = tl.load(values + at, mask=at < count, other=0.0).to(tl.float32) * number
+        tl.store(values + at, value.to(values.dtype.element_ty), mask=at < count)

@@ -89,6 +89,23 @@ class LogitRows:
         length = self.logits.shape[1]
         return rows // length * self.logits.stride(0) + rows % length * self.logits.stride(1)
 
+    def logits_of(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Return logits of single tokens.
+
+        Args:
+            rows: `[n]` rows.
+            ids: `[n]` or `[n, k]` ids.
+
+        Returns:
+            A float32 tensor of the shape of `ids`.
+        """
+        if ids.dim() == 2:
+            rows = rows.unsqueeze(1)
+        if self.logits.dim() == 2:
+            return self.logits[rows, ids].float()
+        length = self.logits.shape[1]
+        return self.logits[rows // length, rows % length, ids].float()
+
     def pick(self, rows: Tensor, ids: Tensor, shift: Tensor | None = None) -> Tensor:
         """Return logits of single tokens over temperature, in nats.
 
@@ -100,14 +117,7 @@ class LogitRows:
         Returns:
             A float32 tensor of the shape of `ids`.
         """
-        if ids.dim() == 2:
-            rows = rows.unsqueeze(1)
-        if self.logits.dim() == 2:
-            picked = self.logits[rows, ids]
-        else:
-            length = self.logits.shape[1]
-            picked = self.logits[rows // length, rows % length, ids]
-        picked = picked.float()
+        picked = self.logits_of(rows, ids)
         if shift is not None:
             picked = picked - (shift.unsqueeze(1) if ids.dim() == 2 else shift)
         return picked / self.temperature
@@ -153,3 +163,19 @@ def clear_unwritten(gradient: Tensor, is_written: Tensor) -> None:
         kernels.clear_rows[(count * split.n_splits,)](
             gradient, is_written, width, split.per_split, split.n_splits, COLUMNS=ROW_T * E
         )
+
+
+def scale(values: Tensor, factor: Tensor) -> Tensor:
+    """Multiply values in place; nothing is read or written if the factor is 1.
+
+    Args:
+        values: Any shape, contiguous, not float64.
+        factor: 0-d float32.
+
+    Returns:
+        The values.
+    """
+    count, columns = values.numel(), 8 * ROW_T * E
+    if count:
+        kernels.scale[(-(-count // columns),)](values, count, factor, COLUMNS=columns, num_warps=4)
+    return values

@@ -16,18 +16,24 @@ from ...text_layout import plan_chunks
 from ...text_metrics import OffsetStat
 from . import text_kernels as kernels
 from .launch import UNITS, Split, clear_unwritten
-from .text_side import TextSideRows
+from .text_side import SOURCE_SPLITS, SOURCE_TILE, Lanes, TextSideRows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from simct_align.index import Side
 
     from ...text_layout import TextChunk
     from ..protocol import TextProblem
     from .computation import Formula
 
 #: Columns of the gradient that a program writes at once.
-COLUMNS = 64
+COLUMNS = 128
 SPANS, BLOCKS = 16, 64
+#: Warps of programs over blocks of nodes.
+NODE_WARPS = 4
+#: The root's children differ in their byte.
+CHILDREN = 256
 
 
 class TritonText:
@@ -60,13 +66,17 @@ class TritonText:
         if settings.gradient:
             self._gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
             self._is_written = self._is_written.new_zeros(logits.shape[:-1].numel())
-            self._prepare_rows()
 
-        n_slots = 2 * len(tree)
-        groups = settings.chunk_bytes // (2 * n_slots * UNITS * 4)
-        self._chunks = plan_chunks(
-            problem.host, problem.sizes, UNITS * max(1, groups), entries=1 << 60
-        )
+        groups = settings.chunk_bytes // (4 * len(tree) * UNITS * 4)
+        size = UNITS * max(1, groups)
+        self._chunks = plan_chunks(problem.host, problem.sizes, size, entries=1 << 60)
+        # Offsets with opened nodes cost most. They come first in a chunk, so that few groups have
+        # any.
+        number = torch.arange(self.deep.shape[0], device=self.deep.device)
+        self._order = (2 * (number // size) + (~self.deep).long()).argsort(stable=True)
+        self._place = torch.empty_like(number).scatter_(0, self._order, number)
+        if settings.gradient:
+            self._prepare_rows()
         most = max((each.offsets.stop - each.offsets.start for each in self._chunks), default=0)
         self.n_blocks = -(-len(tree) // text_blocks.BLOCK)
         self._work = self._allocate(-(-most // UNITS))
@@ -86,6 +96,8 @@ class TritonText:
             name: torch.empty((groups, *shape, UNITS), dtype=torch.float32, device=device)
             for name, shape in shapes.items()
         }
+        # Differences of these keep their digits.
+        work["sums_through"] = work["block_sums"].double()
         work["closed"] = torch.empty((groups, n_nodes), dtype=torch.int32, device=device)
         return work
 
@@ -93,15 +105,17 @@ class TritonText:
         """Find what reads every row of the student."""
         student, events = self.student, self.student.events
         n_rows = events.row.shape[0]
-        self._place_of_id = student.places()
         # One place more, for offsets without a row.
         own = events.own.masked_fill(~student.has_own, n_rows)
         numbers = torch.arange(own.shape[0], device=own.device)
-        offset_of_row = own.new_full((n_rows + 1,), -1).index_copy_(0, own, numbers)
-        self._offset_of_row = offset_of_row[:n_rows]
+        offset_of_row = own.new_full((n_rows + 1,), -1).index_copy_(0, own, numbers)[:n_rows]
+        place_of_row = self._place[offset_of_row.clamp_min(0)] if own.shape[0] else offset_of_row
+        self._offset_of_row = offset_of_row
+        self._place_of_row = torch.where(offset_of_row < 0, -1, place_of_row)
         rows, self._source_order = events.source_row.sort(stable=True)
         every_row = torch.arange(n_rows + 1, device=rows.device)
         self._sources_of_row = torch.searchsorted(rows, every_row)
+        self._place_of_source = self._place[events.source_offset]
 
     def run(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """See `TextRun`."""
@@ -131,106 +145,111 @@ class TritonText:
         }
         return torch.stack([figures[each].float() for each in OffsetStat])
 
-    def _absent(self, chunk: TextChunk) -> tuple[Tensor | None, Tensor | None]:
-        """Return int8 `[2, offsets, children]` for `add_to` where sides may have no rows."""
-        if not chunk.may_lack_rows:
-            return None, None
-        # The root's children are distinct bytes.
-        count = chunk.offsets.stop - chunk.offsets.start
-        reached = torch.zeros((2, count, 256), dtype=torch.int8, device=self.both.device)
-        return reached[0], reached[1]
-
     def _run_chunk(self, chunk: TextChunk) -> None:
         tree, blocks, at = self.problem.tree, self.problem.blocks, chunk.offsets
         settings, n_nodes = self.problem.settings, len(tree)
-        groups = -(-(at.stop - at.start) // UNITS)
+        count = at.stop - at.start
+        groups = -(-count // UNITS)
         work = {name: memory[:groups] for name, memory in self._work.items()}
-        reached = self._absent(chunk)
-        for name, side, of_side in (
-            ("teacher", self.teacher, reached[0]), ("student", self.student, reached[1])
-        ):  # fmt: skip
-            side.add_to(work[name].zero_(), at, chunk.sides[name], blocks.child_of_node, of_side)  # type: ignore[index]
-        absent = work["closed"]
-        if reached[0] is not None and reached[1] is not None:
-            lacks = [~side.has_own[at].unsqueeze(1) for side in (self.teacher, self.student)]
-            absent = (reached[0] == 0) & lacks[0] | (reached[1] == 0) & lacks[1]
-            absent = absent.to(torch.int8)
-        of_tree = (tree.parent, tree.subtree_end, self._same)
+        lanes = Lanes(self._order, self._place, at.start, at.stop)
+        sides: dict[Side, TextSideRows] = {"teacher": self.teacher, "student": self.student}
+        absent: Tensor | None = None
+        for name, side in sides.items():
+            reached = None
+            if chunk.may_lack_rows:
+                reached = torch.zeros((count, CHILDREN), dtype=torch.int8, device=self.both.device)
+            slots = work[name].zero_()
+            side.add_to(slots, lanes, chunk.sides[name], blocks.child_of_node, reached)
+            if reached is not None:
+                lacks = ~side.has_own[self._order[at]].unsqueeze(1) & (reached == 0)
+                absent = lacks if absent is None else absent | lacks
+        sizes = {"BLOCK": text_blocks.BLOCK, "UNITS": UNITS, "num_warps": NODE_WARPS}
+        of_tree = (
+            work["teacher"], work["student"], n_nodes, self.n_blocks, tree.parent,
+            tree.subtree_end, self._same, *lanes.arguments,
+        )  # fmt: skip
         n_spans, n_ends = blocks.span_node.shape[0], blocks.end_node.shape[0]
-        slots = (work["teacher"], work["student"], n_nodes, self.n_blocks)
-        sizes = {"BLOCK": text_blocks.BLOCK, "UNITS": UNITS}
         grid = (self.n_blocks * groups,)
         kernels.close_nodes[grid](
-            *slots, *of_tree, blocks.span_of_node, blocks.end_points, blocks.end_node, n_ends,
-            *self._flags, at.start, at.stop, settings.epsilon, work["closed"],
-            work["block_sums"], work["span_masses"], n_spans, work["end_sums"], **sizes,
-            num_warps=4,
+            *of_tree, *self._flags, settings.epsilon, work["closed"], work["block_sums"],
+            blocks.spans, blocks.span_of_node, blocks.span_node, n_spans, work["span_masses"],
+            blocks.end_points, blocks.end_node, n_ends, work["end_sums"], **sizes,
         )  # fmt: skip
         if n_spans:
-            through = work["block_sums"].cumsum(2, dtype=torch.float64)
-            kernels.close_spans[(-(-n_spans // SPANS), groups)](
-                *slots, *of_tree, blocks.span_node, blocks.span_end_point, n_ends, *self._flags,
-                at.start, at.stop, settings.epsilon, work["closed"], through,
-                work["span_masses"], n_spans, work["end_sums"], SPANS=SPANS, **sizes, num_warps=4,
+            kernels.add_up_blocks[(2 * groups,)](
+                work["block_sums"], self.n_blocks, work["sums_through"], BLOCKS=BLOCKS,
+                UNITS=UNITS, num_warps=4,
             )  # fmt: skip
-        of_leaves = (
-            *slots, *of_tree, blocks.span_of_node, blocks.span_node, work["span_masses"], n_spans,
-            blocks.covers, blocks.cover_span, blocks.child_of_node, absent, 256, self._flags[0],
-            at.start, at.stop, work["closed"],
-        )  # fmt: skip
+            kernels.close_spans[(-(-n_spans // SPANS), groups)](
+                *of_tree, *self._flags, settings.epsilon, work["closed"], work["sums_through"],
+                blocks.span_node, n_spans, work["span_masses"], blocks.span_end_point, n_ends,
+                work["end_sums"], SPANS=SPANS, **sizes,
+            )  # fmt: skip
         of_formula = (settings.floor, *self.formula[1:])
-        kinds = {"DIVERGENCE": self.formula.number, "WITH_ABSENT": chunk.may_lack_rows}
         kernels.compare_nodes[grid](
-            *of_leaves, *of_formula, work["partials"], **kinds, **sizes, num_warps=4
-        )
+            *of_tree, self._flags[0], work["closed"], blocks.span_of_node, blocks.span_node,
+            n_spans, work["span_masses"], blocks.covers, blocks.cover_span, blocks.child_of_node,
+            work["closed"] if absent is None else absent.to(torch.int8), CHILDREN, *of_formula,
+            work["partials"], DIVERGENCE=self.formula.number, WITH_ABSENT=absent is not None,
+            GRADIENT=self._gradient is not None, **sizes,
+        )  # fmt: skip
         kernels.finish_offsets[(groups,)](
-            work["partials"], self.n_blocks, self.teacher.ended, self.student.ended,
-            self.teacher.stop, self.student.stop, self._flags[0], at.start, at.stop,
+            work["partials"], self.n_blocks, *lanes.arguments, self.teacher.ended,
+            self.student.ended, self.teacher.stop, self.student.stop, self._flags[0],
             self._factors, *of_formula, self.values, self._excesses, self.largest,
             self._by_root, self._by_stop, DIVERGENCE=self.formula.number, BLOCKS=BLOCKS,
             UNITS=UNITS, num_warps=4,
         )  # fmt: skip
         if self._gradient is not None:
-            kernels.write_slot_gradients[grid](
-                *of_leaves, *of_formula, self._factors, self._excesses, self._by_root, **kinds,
-                **sizes, num_warps=4,
-            )  # fmt: skip
-            self._write_rows(chunk, work["student"], self._gradient)
+            self._write_rows(chunk, lanes, work["student"], self._gradient)
 
-    def _write_rows(self, chunk: TextChunk, by_slot: Tensor, gradient: Tensor) -> None:
+    def _write_rows(self, chunk: TextChunk, lanes: Lanes, ratios: Tensor, gradient: Tensor) -> None:
         side, events, of_side = self.student, self.student.events, chunk.sides["student"]
-        at, rows, sources = chunk.offsets, of_side.rows, of_side.sources
-        # By the logarithm of every row's weight, and so by every realized token before the row. To
-        # scale the weights of all rows of an offset changes nothing, so that the derivative by its
-        # own row's is minus the sum of the others'.
-        by_log = side.source_gradients(by_slot, at, of_side)
-        offsets = events.source_offset[sources]
-        by_log = by_log + self._by_root[offsets] * side.source_ended[sources]
-        by_log = (by_log * side.source_weight[sources]).double()
-        count = rows.stop - rows.start
-        by_weight = by_log.new_zeros(count + 1)
-        by_weight.index_add_(0, events.source_row[sources] - rows.start, by_log)
-        own = events.own[offsets]
-        by_weight.index_add_(0, torch.where(own >= 0, own - rows.start, count), -by_log)
+        rows, sources = of_side.rows, of_side.sources
+        count, n_sources = rows.stop - rows.start, sources.stop - sources.start
+        n_nodes, logits = len(self.problem.tree), side.rows
+        of_offsets = (n_nodes, self._excesses, self._factors, self._by_root)
+        by_weight = torch.zeros(count + 1, dtype=torch.float64, device=gradient.device)
+        if n_sources:
+            sums = self.values.new_empty((n_sources, SOURCE_SPLITS))
+            kernels.sum_source_gradients[(n_sources, SOURCE_SPLITS)](
+                *side.reading, side.table.suffixes, *side.sources, events.source_offset,
+                self._place_of_source, sources.start, lanes.start, logits.scale, ratios,
+                *of_offsets, sums, UNITS=UNITS, SPLITS=SOURCE_SPLITS, TILE=SOURCE_TILE,
+                num_warps=4,
+            )  # fmt: skip
+            # By the logarithm of a source's weight. To scale the weights of all rows of an offset
+            # changes nothing, so that the derivative by its own row's is minus the sum of these.
+            offsets = events.source_offset[sources]
+            by_log = sums.sum(1) + self._by_root[offsets] * side.source_ended[sources]
+            by_log = (by_log * side.source_weight[sources]).double()
+            by_weight.index_add_(0, events.source_row[sources] - rows.start, by_log)
+            own = events.own[offsets]
+            by_weight.index_add_(0, torch.where(own >= 0, own - rows.start, count), -by_log)
         by_weight = by_weight[:count]
+        # Every realized token is part of the weights of all later rows.
         by_token = by_weight.sum() - by_weight.cumsum(0)
         by_token = by_token.masked_fill_(events.token[rows] < 0, 0.0)
-        by_norm = (by_weight + by_token).float()
         tiles = -(-count // UNITS)
-        logits = side.rows
+        inverse = 1.0 / self.problem.settings.temperature
         split = Split.of(logits.width, tiles, COLUMNS, gradient.device)
         kernels.write_text_rows[(tiles * split.n_splits,)](
-            logits.logits, side.starts, side.norms, logits.stride, side.slot_of_id,
-            self._place_of_id, logits.width, logits.scale,
-            1.0 / self.problem.settings.temperature, rows.start, rows.stop, self._offset_of_row,
-            side.own_weight, at.start, at.stop, by_slot, len(self.problem.tree), self._by_root,
-            self._by_stop, self._sources_of_row, self._source_order, events.source_first,
-            events.source_end, events.source_exact, events.source_suffix, events.source_offset,
-            side.source_weight, side.realized, side.table.suffixes, by_norm, by_token.float(),
-            events.token, events.row, self._is_written, gradient, split.per_split,
-            split.n_splits, ALIGNED=logits.aligned, UNITS=UNITS, COLUMNS=COLUMNS, num_warps=4,
+            logits.logits, side.starts, side.norms, logits.stride, side.slot_of_id, logits.width,
+            logits.scale, inverse, rows.start, rows.stop, self._offset_of_row,
+            self._place_of_row, side.own_weight, lanes.start, lanes.stop, ratios, *of_offsets,
+            self._by_stop, (by_weight + by_token).float(), by_token.float(), events.token,
+            events.row, self._is_written, gradient, split.per_split, split.n_splits,
+            ALIGNED=logits.aligned, UNITS=UNITS, COLUMNS=COLUMNS, num_warps=8,
         )  # fmt: skip
         self._is_written.index_fill_(0, events.row[rows], 1)
+        if n_sources:
+            kernels.add_source_gradients[(count, SOURCE_SPLITS)](
+                *side.reading, side.table.suffixes, logits.width, logits.scale, inverse,
+                rows.start, self._sources_of_row, self._source_order, *side.sources[1:],
+                events.source_offset, self._place_of_source, lanes.start, lanes.stop,
+                side.source_weight, side.realized, ratios, *of_offsets, events.row, gradient,
+                UNITS=UNITS, SPLITS=SOURCE_SPLITS, TILE=SOURCE_TILE, num_warps=4,
+            )  # fmt: skip
 
     def gradients(self) -> list[Tensor]:
         """See `TextRun`."""

@@ -19,13 +19,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import FLOOR, LOWEST, _add_exponentials, _terms
+from .kernels import FLOOR, LOWEST, _add_exponentials, _terms, columns_from
 
 #: The share of an offset's mass below which the masses of nodes are not told apart.
 NEGLIGIBLE = tl.constexpr(1e-12)
 SEVERAL = tl.constexpr(1 << 30)
 CONTROL, STOP, NO_TOKEN = tl.constexpr(-1), tl.constexpr(-2), tl.constexpr(-3)
 _NODE = tl.constexpr(0x7FFFFFFF)
+#: What the slots keep in place of `dD/dq_S` where the student has no mass, and where a slot belongs
+#: to the root's leaf. Powers of two survive products in parts.
+NO_MASS, OF_ROOT, LARGEST = (
+    tl.constexpr(2.0**126),
+    tl.constexpr(-(2.0**126)),
+    tl.constexpr(2.0**125),
+)
 
 
 @triton.jit
@@ -36,11 +43,12 @@ def _probability(z, shift, norm, scale):
 
 
 @triton.jit
-def _lanes(group, first_offset, end_offset, UNITS: tl.constexpr):
+def _lanes(group, order, first_place, end_place, UNITS: tl.constexpr):
     """Return the lanes, their offsets, and which of them are offsets of the chunk."""
     lane = tl.arange(0, UNITS)
-    offset = first_offset + group.to(tl.int32) * UNITS + lane
-    return lane, offset, offset < end_offset
+    place = first_place + group.to(tl.int32) * UNITS + lane
+    is_offset = place < end_place
+    return lane, tl.load(order + place, mask=is_offset, other=0), is_offset
 
 
 @triton.jit
@@ -52,7 +60,7 @@ def sum_text_rows(z, starts, stride, slot_of_id, width, scale, norms, ALIGNED: t
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
     text = tl.zeros([1, T], tl.float32)
     for first in range(0, width, T * E):
-        at = tl.reshape(first + tl.arange(0, T * E), [1, T, E])
+        at = columns_from(first, T, E)
         slot = tl.load(slot_of_id + at, mask=at < width, other=NO_TOKEN)
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < width, other=0.0)
         top, total, _, exponentials, factor = _add_exponentials(
@@ -99,13 +107,13 @@ def sum_sources(z, starts, norms, stride, token_ids, rows, firsts, ends, exacts,
 
 
 @triton.jit
-def add_rows(z, starts, norms, stride, slot_of_id, width, own, weights, first_offset, end_offset,
-             scale, slots, n_slots, ALIGNED: tl.constexpr, UNITS: tl.constexpr,
+def add_rows(z, starts, norms, stride, slot_of_id, width, own, weights, order, first_place,
+             end_place, scale, slots, n_slots, ALIGNED: tl.constexpr, UNITS: tl.constexpr,
              COLUMNS: tl.constexpr):  # fmt: skip
     """Add the own rows of the lanes to slots that are zero."""
     ids = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     group = tl.program_id(1).to(tl.int64)
-    lane, offset, is_offset = _lanes(group, first_offset, end_offset, UNITS)
+    lane, offset, is_offset = _lanes(group, order, first_place, end_place, UNITS)
     row = tl.load(own + offset, mask=is_offset, other=-1)
     has_row = row >= 0
     start = tl.multiple_of(tl.load(starts + row, mask=has_row, other=0), ALIGNED)
@@ -135,7 +143,7 @@ def _source_slots(suffixes, at, inside, n_nodes):
 
 @triton.jit
 def add_sources(z, starts, norms, stride, token_ids, suffixes, rows, firsts, ends, exacts,
-                first_suffixes, offsets, weights, first_source, first_offset, scale, slots,
+                first_suffixes, places, weights, first_source, first_place, scale, slots,
                 n_nodes, child_of_node, reached, n_children, WITH_REACHED: tl.constexpr,
                 UNITS: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Add the straddling tokens of the sources to the slots.
@@ -146,7 +154,7 @@ def add_sources(z, starts, norms, stride, token_ids, suffixes, rows, firsts, end
     begin, end = tl.load(firsts + source), tl.load(ends + source)
     going = begin + tl.load(exacts + source)
     row, weight = tl.load(rows + source), tl.load(weights + source)
-    from_first = tl.load(offsets + source) - first_offset
+    from_first = tl.load(places + source) - first_place
     group, lane = from_first // UNITS, from_first % UNITS
     of_lane = slots + group * 2 * n_nodes * UNITS + lane
     first_suffix = tl.load(first_suffixes + source) - going
@@ -171,68 +179,101 @@ def _slot_masses(slots, group, node, is_node, n_nodes, UNITS: tl.constexpr):
 
 
 @triton.jit
-def _of_span(spans, group, SIDE: tl.constexpr, span, n_spans, UNITS: tl.constexpr):
-    """Return pointers to a side's values of spans `[n]`, `[n, UNITS]`."""
-    at = ((group * 2 + SIDE) * n_spans + span)[:, None] * UNITS
-    return spans + at + tl.arange(0, UNITS)[None, :]
-
-
-@triton.jit
 def _bits(is_true, UNITS: tl.constexpr):
     """Return `[n]` the lanes `[n, UNITS]` as bits."""
     return tl.sum(is_true.to(tl.int32) << tl.arange(0, UNITS)[None, :], 1)
 
 
 @triton.jit
-def close_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, span_of_node,
-                end_points, end_node, n_ends, both, deep, first_offset, end_offset, epsilon,
-                closed, block_sums, span_masses, n_spans, end_sums, BLOCK: tl.constexpr,
-                UNITS: tl.constexpr):  # fmt: skip
+def _subtree_sums(node, end, mass):
+    """Return `[BLOCK, UNITS]` the masses of subtrees, of their nodes in the block."""
+    is_below = (node[None, :] >= node[:, None]) & (node[None, :] < end[:, None])
+    return tl.dot(is_below.to(tl.float32), mass, input_precision="tf32x3")
+
+
+@triton.jit
+def _store_sums(mass, node, of_side, lane, block, n_blocks, block_sums, first_span, end_span,
+                span_node, n_spans, span_masses, first_point, end_point, end_node, n_ends,
+                end_sums, UNITS: tl.constexpr):  # fmt: skip
+    """Store the sum of a block, and its parts that spans begin and end with."""
+    tl.store(block_sums + (of_side * n_blocks + block) * UNITS + lane, tl.sum(mass, 0))
+    for span in range(first_span, end_span):
+        is_part = node >= tl.load(span_node + span)
+        part = tl.sum(tl.where(is_part[:, None], mass, 0.0), 0)
+        tl.store(span_masses + (of_side * n_spans + span) * UNITS + lane, part)
+    for point in range(first_point, end_point):
+        is_part = node < tl.load(end_node + point)
+        part = tl.sum(tl.where(is_part[:, None], mass, 0.0), 0)
+        tl.store(end_sums + (of_side * n_ends + point) * UNITS + lane, part)
+
+
+@triton.jit
+def close_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, order, first_place,
+                end_place, both, deep, epsilon, closed, block_sums, spans, span_of_node, span_node,
+                n_spans, span_masses, end_points, end_node, n_ends, end_sums,
+                BLOCK: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
     """Close the nodes of a block but spans, and sum up what the masses of spans are made of."""
     block = tl.program_id(0) % n_blocks
     group = (tl.program_id(0) // n_blocks).to(tl.int64)
-    lane, offset, is_offset = _lanes(group, first_offset, end_offset, UNITS)
+    lane, offset, is_offset = _lanes(group, order, first_place, end_place, UNITS)
     is_both = tl.load(both + offset, mask=is_offset, other=0) != 0
     is_deep = tl.load(deep + offset, mask=is_offset, other=0) != 0
     node = block * BLOCK + tl.arange(0, BLOCK)
     is_node = node < n_nodes
-    end = tl.load(subtree_end + node, mask=is_node, other=0)
     span = tl.load(span_of_node + node, mask=is_node, other=-1)
-    is_same = tl.load(same + node, mask=is_node, other=0) != 0
     is_child = (tl.load(parent + node, mask=is_node, other=-1) == 0) & (node > 0)
-    subtree = (node[None, :] >= node[:, None]) & (node[None, :] < end[:, None])
+    first_span, end_span = tl.load(spans + block), tl.load(spans + block + 1)
     first_point, end_point = tl.load(end_points + block), tl.load(end_points + block + 1)
-    is_closed = tl.zeros([BLOCK, UNITS], tl.int1)
-    for side in tl.static_range(2):
-        goes_on, exact = _slot_masses(
-            teacher if side == 0 else student, group, node, is_node, n_nodes, UNITS
-        )
-        mass = goes_on + exact
-        below = tl.dot(subtree.to(tl.float32), mass, input_precision="tf32x3")
-        is_closed = is_closed | (exact > epsilon * tl.maximum(below, NEGLIGIBLE))
-        at = _of_span(span_masses, group, side, span, n_spans, UNITS)
-        tl.store(at, below, mask=(span >= 0)[:, None])
-        of_side = group * 2 + side
-        tl.store(block_sums + (of_side * n_blocks + block) * UNITS + lane, tl.sum(mass, 0))
-        for point in range(first_point, end_point):
-            before = node < tl.load(end_node + point)
-            sums = tl.sum(tl.where(before[:, None], mass, 0.0), 0)
-            tl.store(end_sums + (of_side * n_ends + point) * UNITS + lane, sums)
-    is_closed = is_closed & ((is_same[:, None] & is_both[None, :]) == 0)
-    is_closed = is_closed | (is_child[:, None] & (is_deep == 0)[None, :])
+    teacher_goes, teacher_exact = _slot_masses(teacher, group, node, is_node, n_nodes, UNITS)
+    teacher_mass = teacher_goes + teacher_exact
+    _store_sums(
+        teacher_mass, node, group * 2, lane, block, n_blocks, block_sums, first_span, end_span,
+        span_node, n_spans, span_masses, first_point, end_point, end_node, n_ends, end_sums, UNITS,
+    )  # fmt: skip
+    student_goes, student_exact = _slot_masses(student, group, node, is_node, n_nodes, UNITS)
+    student_mass = student_goes + student_exact
+    _store_sums(
+        student_mass, node, group * 2 + 1, lane, block, n_blocks, block_sums, first_span, end_span,
+        span_node, n_spans, span_masses, first_point, end_point, end_node, n_ends, end_sums, UNITS,
+    )  # fmt: skip
+    is_closed = is_child[:, None] & (is_deep == 0)[None, :]
+    if tl.max(is_deep.to(tl.int32), 0) != 0:
+        end = tl.load(subtree_end + node, mask=is_node, other=0)
+        is_same = tl.load(same + node, mask=is_node, other=0) != 0
+        below = _subtree_sums(node, end, teacher_mass)
+        ends = teacher_exact > epsilon * tl.maximum(below, NEGLIGIBLE)
+        below = _subtree_sums(node, end, student_mass)
+        ends = ends | (student_exact > epsilon * tl.maximum(below, NEGLIGIBLE))
+        is_closed = is_closed | (ends & ((is_same[:, None] & is_both[None, :]) == 0))
     is_closed = is_closed & ((span < 0) & (node > 0))[:, None]
     tl.store(closed + group * n_nodes + node, _bits(is_closed, UNITS), mask=is_node)
 
 
 @triton.jit
-def close_spans(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, span_node,
-                span_end_point, n_ends, both, deep, first_offset, end_offset, epsilon, closed,
-                sums_through, span_masses, n_spans, end_sums, BLOCK: tl.constexpr,
+def add_up_blocks(block_sums, n_blocks, sums_through, BLOCKS: tl.constexpr,
+                  UNITS: tl.constexpr):  # fmt: skip
+    """`sums_through[group, side, block]`: sums of all blocks through every one."""
+    of_side = tl.program_id(0).to(tl.int64) * n_blocks
+    lane = tl.arange(0, UNITS)
+    before = tl.zeros([UNITS], tl.float64)
+    for first in range(0, n_blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)
+        at = (of_side + block)[:, None] * UNITS + lane[None, :]
+        is_block = (block < n_blocks)[:, None]
+        mass = tl.load(block_sums + at, mask=is_block, other=0.0).to(tl.float64)
+        tl.store(sums_through + at, before[None, :] + tl.cumsum(mass, 0), mask=is_block)
+        before += tl.sum(mass, 0)
+
+
+@triton.jit
+def close_spans(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, order, first_place,
+                end_place, both, deep, epsilon, closed, sums_through, span_node, n_spans,
+                span_masses, span_end_point, n_ends, end_sums, BLOCK: tl.constexpr,
                 SPANS: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
     """Complete the masses of spans, and close them."""
     span = tl.program_id(0) * SPANS + tl.arange(0, SPANS)
     group = tl.program_id(1).to(tl.int64)
-    lane, offset, is_offset = _lanes(group, first_offset, end_offset, UNITS)
+    lane, offset, is_offset = _lanes(group, order, first_place, end_place, UNITS)
     is_both = tl.load(both + offset, mask=is_offset, other=0) != 0
     is_deep = tl.load(deep + offset, mask=is_offset, other=0) != 0
     is_span = span < n_spans
@@ -247,7 +288,7 @@ def close_spans(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, 
         through = sums_through + of_side * n_blocks * UNITS + lane[None, :]
         last = tl.load(through + (end // BLOCK - 1)[:, None] * UNITS, mask=is_span[:, None])
         first = tl.load(through + (node // BLOCK)[:, None] * UNITS, mask=is_span[:, None])
-        at = _of_span(span_masses, group, side, span, n_spans, UNITS)
+        at = span_masses + (of_side * n_spans + span)[:, None] * UNITS + lane[None, :]
         below = tl.load(at, mask=is_span[:, None], other=0.0) + (last - first).to(tl.float32)
         of_point = end_sums + (of_side * n_ends + point)[:, None] * UNITS + lane[None, :]
         below += tl.load(of_point, mask=(point >= 0)[:, None], other=0.0)
@@ -262,33 +303,6 @@ def close_spans(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, 
 
 
 @triton.jit
-def _cover(closed, group, block, n_nodes, covers, cover_span, span_node, lane):
-    """Return `[UNITS]` the topmost closed span that begins before a block and reaches into it."""
-    found = tl.full(lane.shape, -1, tl.int32)
-    for at in range(tl.load(covers + block), tl.load(covers + block + 1)):
-        span = tl.load(cover_span + at)
-        bits = tl.load(closed + group * n_nodes + tl.load(span_node + span))
-        found = tl.where((found < 0) & (((bits >> lane) & 1) != 0), span, found)
-    return found
-
-
-@triton.jit
-def _leaf_masses(slots, group, SIDE: tl.constexpr, node, is_node, n_nodes, subtree, span,
-                 span_masses, n_spans, is_top, is_opened, is_split,
-                 UNITS: tl.constexpr):  # fmt: skip
-    """Return a side's masses of the leaves at nodes, and of leaves that are exactly a string."""
-    goes_on, exact = _slot_masses(slots, group, node, is_node, n_nodes, UNITS)
-    below = tl.dot(subtree.to(tl.float32), goes_on + exact, input_precision="tf32x3")
-    of_span = tl.load(
-        _of_span(span_masses, group, SIDE, span, n_spans, UNITS), mask=(span >= 0)[:, None],
-        other=0.0,
-    )  # fmt: skip
-    below = tl.where((span >= 0)[:, None], of_span, below)
-    opened = tl.where(is_opened, goes_on + tl.where(is_split, 0.0, exact), 0.0)
-    return tl.where(is_top, below, opened), tl.where(is_split, exact, 0.0)
-
-
-@triton.jit
 def _leaf_terms(teacher, student, floor, weight, log_weight, log_rest,
                 DIVERGENCE: tl.constexpr):  # fmt: skip
     """Return a divergence's values at leaves, and `q_S dD/dq_S` at leaves with student mass."""
@@ -300,104 +314,160 @@ def _leaf_terms(teacher, student, floor, weight, log_weight, log_rest,
 
 
 @triton.jit
-def _by_mass(derivative, student, excess, factor):
-    """Return the derivative by the student's mass of leaves."""
-    by_mass = (derivative / tl.where(student > 0, student, 1.0) - excess) * factor
-    return tl.where((student > 0) & (factor != 0), by_mass, 0.0)
+def _ratio(derivative, student):
+    """Return `dD/dq_S` of leaves as slots keep it."""
+    ratio = derivative / tl.where(student > 0, student, 1.0)
+    ratio = tl.minimum(tl.maximum(ratio, -LARGEST), LARGEST)
+    return tl.where(student > 0, ratio, NO_MASS)
 
 
 @triton.jit
-def _is_absent(absent, child_of_node, node, is_node, parent, from_first, is_offset, n_children,
-               WITH_ABSENT: tl.constexpr):  # fmt: skip
-    """Return `[BLOCK, UNITS]` where a side without a row has no tokens for a child of the root."""
-    is_child = (tl.load(parent + node, mask=is_node, other=-1) == 0) & (node > 0)
-    if WITH_ABSENT:
-        child = tl.load(child_of_node + node, mask=is_child, other=0)
-        at = from_first[None, :] * n_children + child[:, None]
-        mask = is_child[:, None] & is_offset[None, :]
-        return tl.load(absent + at, mask=mask, other=0) != 0
-    return is_child[:, None] & (from_first < 0)[None, :]
+def _by_mass(ratio, excess, factor, root):
+    """Return the derivative by masses, from what slots keep and the values of their offsets."""
+    by_mass = tl.where(ratio == OF_ROOT, root, (ratio - excess) * factor)
+    by_mass = tl.where(ratio == NO_MASS, 0.0, by_mass)
+    return tl.where(factor == 0, 0.0, by_mass)
 
 
 @triton.jit
-def _partition(closed, group, block, node, is_node, end, n_nodes, covers, cover_span, span_node,
-               subtree_end, same, is_both, lane):  # fmt: skip
-    """Return the cover of a block and where it ends, closed nodes, and the kinds of all nodes.
+def _is_absent(absent, child_of_node, node, is_child, lane_of_chunk, is_offset, n_children):
+    """Return whether a side without a row has no tokens for children of the root."""
+    child = tl.load(child_of_node + node, mask=is_child, other=0)
+    mask = is_child & is_offset
+    return tl.load(absent + lane_of_chunk * n_children + child, mask=mask, other=0) != 0
 
-    The kinds are: below a closed node of the block; topmost closed; opened; opened, with a leaf for
-    what is exactly the string.
+
+@triton.jit
+def _cover(closed, group, block, n_nodes, covers, cover_span, span_node, lane):
+    """Return `[UNITS]` the topmost closed span that begins before a block and reaches into it."""
+    found = tl.full(lane.shape, -1, tl.int32)
+    for at in range(tl.load(covers + block), tl.load(covers + block + 1)):
+        span = tl.load(cover_span + at)
+        bits = tl.load(closed + group * n_nodes + tl.load(span_node + span))
+        found = tl.where((found < 0) & (((bits >> lane) & 1) != 0), span, found)
+    return found
+
+
+@triton.jit
+def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, order,
+                  first_place, end_place, both, closed, span_of_node, span_node, n_spans,
+                  span_masses, covers, cover_span, child_of_node, absent, n_children, floor,
+                  weight, log_weight, log_rest, out, DIVERGENCE: tl.constexpr,
+                  WITH_ABSENT: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+                  UNITS: tl.constexpr):  # fmt: skip
+    """`out[group, block]` of the leaves in a block, without the root's.
+
+    Rows are the values of the divergence, its derivatives, the student's largest leaf, and what
+    belongs to the root's leaf: the teacher's mass, and the student's. With `GRADIENT` the slots of
+    the student get `dD/dq_S` of the leaf that they belong to.
     """
+    block = tl.program_id(0) % n_blocks
+    group = (tl.program_id(0) // n_blocks).to(tl.int64)
+    lane, offset, is_offset = _lanes(group, order, first_place, end_place, UNITS)
+    lane_of_chunk = group.to(tl.int32) * UNITS + lane
+    node = block * BLOCK + tl.arange(0, BLOCK)
+    is_node = node < n_nodes
+    at_slots = (group * 2 * n_nodes + node)[:, None] * UNITS + lane[None, :]
+    at_out = out + (group * n_blocks + block) * 5 * UNITS + lane
+
     cover = _cover(closed, group, block, n_nodes, covers, cover_span, span_node, lane)
     has_cover = cover >= 0
     top = tl.load(span_node + cover, mask=has_cover, other=0)
     cover_end = tl.load(subtree_end + top, mask=has_cover, other=0)
-    bits = tl.load(closed + group * n_nodes + node, mask=is_node, other=0)
-    is_closed = ((bits[:, None] >> lane[None, :]) & 1) != 0
-    above = (node[None, :] < node[:, None]) & (end[None, :] > node[:, None])
-    n_above = tl.dot(above.to(tl.float16), is_closed.to(tl.float16))
-    is_below = n_above > 0.5
-    is_covered = node[:, None] < cover_end[None, :]
-    is_hidden = is_below | is_covered
-    is_top = is_closed & (is_hidden == 0)
-    is_opened = (is_closed | is_hidden) == 0
-    is_same = tl.load(same + node, mask=is_node, other=0) != 0
-    is_split = is_opened & is_same[:, None] & is_both[None, :] & (node > 0)[:, None]
-    return cover, is_covered, is_below, is_top, is_opened, is_split
+    at_cover = span_masses + (group * 2 * n_spans + cover) * UNITS + lane
+    cover_teacher = tl.load(at_cover, mask=has_cover, other=0.0)
+    cover_student = tl.load(at_cover + n_spans * UNITS, mask=has_cover, other=0.0)
+    _, by_cover = _leaf_terms(
+        cover_teacher, cover_student, floor, weight, log_weight, log_rest, DIVERGENCE
+    )
+    of_cover = _ratio(by_cover, cover_student)
+    if WITH_ABSENT:
+        is_cover_child = has_cover & (tl.load(parent + top, mask=has_cover, other=-1) == 0)
+        is_cover_absent = _is_absent(
+            absent, child_of_node, top, is_cover_child, lane_of_chunk, is_offset, n_children
+        )
+        of_cover = tl.where(is_cover_absent, OF_ROOT, of_cover)
+
+    least_end = tl.min(tl.where(is_offset, cover_end, n_nodes), 0)
+    if least_end >= tl.minimum(block * BLOCK + BLOCK, n_nodes):
+        # All of the block belongs to leaves that begin before it.
+        zeros = tl.zeros([UNITS], tl.float32)
+        for row in tl.static_range(5):
+            tl.store(at_out + row * UNITS, zeros)
+        if GRADIENT:
+            ratio = tl.zeros([BLOCK, UNITS], tl.float32) + of_cover[None, :]
+            tl.store(student + at_slots, ratio, mask=is_node[:, None])
+            tl.store(student + at_slots + n_nodes * UNITS, ratio, mask=is_node[:, None])
+    else:
+        is_both = tl.load(both + offset, mask=is_offset, other=0) != 0
+        end = tl.load(subtree_end + node, mask=is_node, other=0)
+        span = tl.load(span_of_node + node, mask=is_node, other=-1)
+        is_same = tl.load(same + node, mask=is_node, other=0) != 0
+        bits = tl.load(closed + group * n_nodes + node, mask=is_node, other=0)
+        is_closed = ((bits[:, None] >> lane[None, :]) & 1) != 0
+        is_above = (node[None, :] < node[:, None]) & (end[None, :] > node[:, None])
+        n_above = tl.dot(is_above.to(tl.float16), is_closed.to(tl.float16))
+        is_covered = node[:, None] < cover_end[None, :]
+        is_hidden = (n_above > 0.5) | is_covered
+        is_top = is_closed & (is_hidden == 0)
+        is_opened = (is_closed | is_hidden) == 0
+        # What is exactly a string is a leaf of its own where both sides have the same strings.
+        is_split = is_opened & is_same[:, None] & is_both[None, :] & (node > 0)[:, None]
+
+        goes_on, exact = _slot_masses(teacher, group, node, is_node, n_nodes, UNITS)
+        below = _subtree_sums(node, end, goes_on + exact)
+        at_span = span_masses + (group * 2 * n_spans + span)[:, None] * UNITS + lane[None, :]
+        is_span = (span >= 0)[:, None]
+        below = tl.where(is_span, tl.load(at_span, mask=is_span, other=0.0), below)
+        opened = tl.where(is_opened, goes_on + tl.where(is_split, 0.0, exact), 0.0)
+        q_teacher = tl.where(is_top, below, opened)
+        teacher_exact = tl.where(is_split, exact, 0.0)
+
+        goes_on, exact = _slot_masses(student, group, node, is_node, n_nodes, UNITS)
+        below = _subtree_sums(node, end, goes_on + exact)
+        at_span += n_spans * UNITS
+        below = tl.where(is_span, tl.load(at_span, mask=is_span, other=0.0), below)
+        opened = tl.where(is_opened, goes_on + tl.where(is_split, 0.0, exact), 0.0)
+        q_student = tl.where(is_top, below, opened)
+        student_exact = tl.where(is_split, exact, 0.0)
+
+        of_root = (node == 0)[:, None] & (lane >= 0)[None, :]
+        if WITH_ABSENT:
+            is_child = (tl.load(parent + node, mask=is_node, other=-1) == 0) & (node > 0)
+            of_root = of_root | _is_absent(
+                absent, child_of_node, node[:, None], is_child[:, None], lane_of_chunk[None, :],
+                is_offset[None, :], n_children,
+            )  # fmt: skip
+        tl.store(at_out + 3 * UNITS, tl.sum(tl.where(of_root, q_teacher, 0.0), 0))
+        tl.store(at_out + 4 * UNITS, tl.sum(tl.where(of_root, q_student, 0.0), 0))
+        q_teacher = tl.where(of_root, 0.0, q_teacher)
+        q_student = tl.where(of_root, 0.0, q_student)
+        value, derivative = _leaf_terms(
+            q_teacher, q_student, floor, weight, log_weight, log_rest, DIVERGENCE
+        )
+        exact_value, exact_derivative = _leaf_terms(
+            teacher_exact, student_exact, floor, weight, log_weight, log_rest, DIVERGENCE
+        )
+        tl.store(at_out, tl.sum(value + exact_value, 0))
+        tl.store(at_out + UNITS, tl.sum(derivative + exact_derivative, 0))
+        tl.store(at_out + 2 * UNITS, tl.max(tl.maximum(q_student, student_exact), 0))
+        if GRADIENT:
+            ratio = tl.where(of_root, OF_ROOT, _ratio(derivative, q_student))
+            # What is below a closed node belongs to the leaf of the topmost one.
+            is_above = (node[None, :] < node[:, None]) & (end[None, :] > node[:, None])
+            of_top = tl.dot(
+                is_above.to(tl.float32), tl.where(is_top, ratio, 0.0), input_precision="tf32x3"
+            )
+            ratio = tl.where(n_above > 0.5, of_top, ratio)
+            ratio = tl.where(is_covered, of_cover[None, :], ratio)
+            exact_ratio = tl.where(is_split, _ratio(exact_derivative, student_exact), ratio)
+            tl.store(student + at_slots, ratio, mask=is_node[:, None])
+            tl.store(student + at_slots + n_nodes * UNITS, exact_ratio, mask=is_node[:, None])
 
 
 @triton.jit
-def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, span_of_node,
-                  span_node, span_masses, n_spans, covers, cover_span, child_of_node, absent,
-                  n_children, both, first_offset, end_offset, closed, floor, weight, log_weight,
-                  log_rest, out, DIVERGENCE: tl.constexpr, WITH_ABSENT: tl.constexpr,
-                  BLOCK: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
-    """`out[group, block]` of the leaves in a block, without the root's.
-
-    Rows are the values of the divergence, its derivatives, the student's largest leaf, and what
-    belongs to the root's leaf: the teacher's mass, and the student's.
-    """
-    block = tl.program_id(0) % n_blocks
-    group = (tl.program_id(0) // n_blocks).to(tl.int64)
-    lane, offset, is_offset = _lanes(group, first_offset, end_offset, UNITS)
-    is_both = tl.load(both + offset, mask=is_offset, other=0) != 0
-    node = block * BLOCK + tl.arange(0, BLOCK)
-    is_node = node < n_nodes
-    end = tl.load(subtree_end + node, mask=is_node, other=0)
-    span = tl.load(span_of_node + node, mask=is_node, other=-1)
-    subtree = (node[None, :] >= node[:, None]) & (node[None, :] < end[:, None])
-    _, _, _, is_top, is_opened, is_split = _partition(
-        closed, group, block, node, is_node, end, n_nodes, covers, cover_span, span_node,
-        subtree_end, same, is_both, lane,
-    )  # fmt: skip
-    q_teacher, teacher_exact = _leaf_masses(
-        teacher, group, 0, node, is_node, n_nodes, subtree, span, span_masses, n_spans, is_top,
-        is_opened, is_split, UNITS,
-    )  # fmt: skip
-    q_student, student_exact = _leaf_masses(
-        student, group, 1, node, is_node, n_nodes, subtree, span, span_masses, n_spans, is_top,
-        is_opened, is_split, UNITS,
-    )  # fmt: skip
-    is_absent = _is_absent(absent, child_of_node, node, is_node, parent, offset - first_offset,
-                           is_offset, n_children, WITH_ABSENT)  # fmt: skip
-    of_root = is_absent | (node == 0)[:, None]
-    at = out + (group * n_blocks + block) * 5 * UNITS + lane
-    tl.store(at + 3 * UNITS, tl.sum(tl.where(of_root, q_teacher, 0.0), 0))
-    tl.store(at + 4 * UNITS, tl.sum(tl.where(of_root, q_student, 0.0), 0))
-    q_teacher, q_student = tl.where(of_root, 0.0, q_teacher), tl.where(of_root, 0.0, q_student)
-    value, derivative = _leaf_terms(
-        q_teacher, q_student, floor, weight, log_weight, log_rest, DIVERGENCE
-    )
-    exact_value, exact_derivative = _leaf_terms(
-        teacher_exact, student_exact, floor, weight, log_weight, log_rest, DIVERGENCE
-    )
-    tl.store(at, tl.sum(value + exact_value, 0))
-    tl.store(at + UNITS, tl.sum(derivative + exact_derivative, 0))
-    tl.store(at + 2 * UNITS, tl.max(tl.maximum(q_student, student_exact), 0))
-
-
-@triton.jit
-def finish_offsets(partials, n_blocks, teacher_rest, student_rest, teacher_stop, student_stop,
-                   both, first_offset, end_offset, factors, floor, weight, log_weight, log_rest,
+def finish_offsets(partials, n_blocks, order, first_place, end_place, teacher_rest, student_rest,
+                   teacher_stop, student_stop, both, factors, floor, weight, log_weight, log_rest,
                    values, excesses, largest, by_root, by_stop, DIVERGENCE: tl.constexpr,
                    BLOCKS: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
     """Divergences of offsets, with the leaves of the root and of the stops.
@@ -405,7 +475,7 @@ def finish_offsets(partials, n_blocks, teacher_rest, student_rest, teacher_stop,
     `excesses` are the sums of `q_S dD/dq_S`, `by_root` and `by_stop` derivatives by masses.
     """
     group = tl.program_id(0).to(tl.int64)
-    lane, offset, is_offset = _lanes(group, first_offset, end_offset, UNITS)
+    lane, offset, is_offset = _lanes(group, order, first_place, end_place, UNITS)
     value, excess = tl.zeros([UNITS], tl.float32), tl.zeros([UNITS], tl.float32)
     most = tl.zeros([UNITS], tl.float32)
     q_teacher = tl.load(teacher_rest + offset, mask=is_offset, other=0.0)
@@ -439,96 +509,26 @@ def finish_offsets(partials, n_blocks, teacher_rest, student_rest, teacher_stop,
     tl.store(excesses + offset, excess, mask=is_offset)
     most = tl.maximum(most, tl.maximum(q_student, stop_student))
     tl.store(largest + offset, most, mask=is_offset)
-    of_root = _by_mass(root_derivative, q_student, excess, factor)
+    of_root = _by_mass(_ratio(root_derivative, q_student), excess, factor, 0.0)
     tl.store(by_root + offset, of_root, mask=is_offset)
-    of_stop = _by_mass(stop_derivative, stop_student, excess, factor)
+    of_stop = _by_mass(_ratio(stop_derivative, stop_student), excess, factor, 0.0)
     tl.store(by_stop + offset, tl.where(is_both, of_stop, of_root), mask=is_offset)
 
 
 @triton.jit
-def write_slot_gradients(teacher, student, n_nodes, n_blocks, parent, subtree_end, same,
-                         span_of_node, span_node, span_masses, n_spans, covers, cover_span,
-                         child_of_node, absent, n_children, both, first_offset, end_offset, closed,
-                         floor, weight, log_weight, log_rest, factors, excesses, by_root,
-                         DIVERGENCE: tl.constexpr, WITH_ABSENT: tl.constexpr,
-                         BLOCK: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
-    """Replace the student's masses by the derivatives of the divergence by them."""
-    block = tl.program_id(0) % n_blocks
-    group = (tl.program_id(0) // n_blocks).to(tl.int64)
-    lane, offset, is_offset = _lanes(group, first_offset, end_offset, UNITS)
-    is_both = tl.load(both + offset, mask=is_offset, other=0) != 0
-    node = block * BLOCK + tl.arange(0, BLOCK)
-    is_node = node < n_nodes
-    end = tl.load(subtree_end + node, mask=is_node, other=0)
-    span = tl.load(span_of_node + node, mask=is_node, other=-1)
-    subtree = (node[None, :] >= node[:, None]) & (node[None, :] < end[:, None])
-    cover, is_covered, is_below, is_top, is_opened, is_split = _partition(
-        closed, group, block, node, is_node, end, n_nodes, covers, cover_span, span_node,
-        subtree_end, same, is_both, lane,
-    )  # fmt: skip
-    q_teacher, teacher_exact = _leaf_masses(
-        teacher, group, 0, node, is_node, n_nodes, subtree, span, span_masses, n_spans, is_top,
-        is_opened, is_split, UNITS,
-    )  # fmt: skip
-    q_student, student_exact = _leaf_masses(
-        student, group, 1, node, is_node, n_nodes, subtree, span, span_masses, n_spans, is_top,
-        is_opened, is_split, UNITS,
-    )  # fmt: skip
-    is_absent = _is_absent(absent, child_of_node, node, is_node, parent, offset - first_offset,
-                           is_offset, n_children, WITH_ABSENT)  # fmt: skip
-    factor = tl.load(factors + offset, mask=is_offset, other=0.0)
-    excess = tl.load(excesses + offset, mask=is_offset, other=0.0)
-    root = tl.load(by_root + offset, mask=is_offset, other=0.0)
-    _, derivative = _leaf_terms(
-        q_teacher, q_student, floor, weight, log_weight, log_rest, DIVERGENCE
-    )
-    by_leaf = _by_mass(derivative, q_student, excess[None, :], factor[None, :])
-    by_leaf = tl.where(is_absent | (node == 0)[:, None], root[None, :], by_leaf)
-    _, derivative = _leaf_terms(
-        teacher_exact, student_exact, floor, weight, log_weight, log_rest, DIVERGENCE
-    )
-    by_exact = _by_mass(derivative, student_exact, excess[None, :], factor[None, :])
-
-    # A node below the topmost closed one of its block gets the derivative of that one's leaf.
-    of_top = ((node[None, :] <= node[:, None]) & (end[None, :] > node[:, None])).to(tl.float32)
-    from_top = tl.dot(of_top, tl.where(is_top, by_leaf, 0.0), input_precision="tf32x3")
-    by_node = tl.where(is_below, from_top, by_leaf)
-    # One below the cover gets that of the cover's leaf.
-    has_cover = cover >= 0
-    top = tl.load(span_node + cover, mask=has_cover, other=0)
-    at_teacher = span_masses + (group * 2 * n_spans + cover) * UNITS + lane
-    cover_teacher = tl.load(at_teacher, mask=has_cover, other=0.0)
-    cover_student = tl.load(at_teacher + n_spans * UNITS, mask=has_cover, other=0.0)
-    _, derivative = _leaf_terms(
-        cover_teacher, cover_student, floor, weight, log_weight, log_rest, DIVERGENCE
-    )
-    by_cover = _by_mass(derivative, cover_student, excess, factor)
-    if WITH_ABSENT:
-        is_child = has_cover & (tl.load(parent + top, mask=has_cover, other=-1) == 0)
-        child = tl.load(child_of_node + top, mask=is_child, other=0)
-        at_absent = absent + (offset - first_offset) * n_children + child
-        cover_absent = tl.load(at_absent, mask=is_child & is_offset, other=0) != 0
-        by_cover = tl.where(cover_absent, root, by_cover)
-    by_node = tl.where(is_covered, by_cover[None, :], by_node)
-    at = (group * 2 * n_nodes + node)[:, None] * UNITS + lane[None, :]
-    tl.store(student + at, by_node, mask=is_node[:, None])
-    by_exact = tl.where(is_split, by_exact, by_node)
-    tl.store(student + at + n_nodes * UNITS, by_exact, mask=is_node[:, None])
-
-
-@triton.jit
 def sum_source_gradients(z, starts, norms, stride, token_ids, suffixes, rows, firsts, ends, exacts,
-                         first_suffixes, offsets, first_source, first_offset, scale, by_slot,
-                         n_nodes, out, UNITS: tl.constexpr, SPLITS: tl.constexpr,
-                         TILE: tl.constexpr):  # fmt: skip
+                         first_suffixes, offsets, places, first_source, first_place, scale, ratios,
+                         n_nodes, excesses, factors, by_root, out, UNITS: tl.constexpr,
+                         SPLITS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """`out[source, split]`: probabilities of straddling tokens times derivatives by their mass."""
     source, split = first_source + tl.program_id(0), tl.program_id(1)
     begin, end = tl.load(firsts + source), tl.load(ends + source)
     going = begin + tl.load(exacts + source)
-    row = tl.load(rows + source)
-    from_first = tl.load(offsets + source) - first_offset
-    group, lane = from_first // UNITS, from_first % UNITS
-    of_lane = by_slot + group * 2 * n_nodes * UNITS + lane
+    row, offset = tl.load(rows + source), tl.load(offsets + source)
+    excess, factor = tl.load(excesses + offset), tl.load(factors + offset)
+    root = tl.load(by_root + offset)
+    from_first = tl.load(places + source) - first_place
+    of_lane = ratios + from_first // UNITS * 2 * n_nodes * UNITS + from_first % UNITS
     first_suffix = tl.load(first_suffixes + source) - going
     sums = tl.zeros([TILE], tl.float32)
     for first in range(going + split * TILE, end, SPLITS * TILE):
@@ -536,19 +536,22 @@ def sum_source_gradients(z, starts, norms, stride, token_ids, suffixes, rows, fi
         inside = place < end
         _, p = _source_tokens(z, starts, norms, stride, token_ids, row, place, inside, scale)
         slot, _ = _source_slots(suffixes, first_suffix + place, inside, n_nodes)
-        sums += p * tl.load(of_lane + slot * UNITS, mask=inside, other=0.0)
+        ratio = tl.load(of_lane + slot * UNITS, mask=inside, other=0.0)
+        sums += p * _by_mass(ratio, excess, factor, root)
     tl.store(out + tl.program_id(0) * SPLITS + split, tl.sum(sums, 0))
 
 
 @triton.jit
-def write_text_rows(z, starts, norms, stride, slot_of_id, place_of_id, width, scale, inverse,
-                    first_row, end_row, offset_of_row, own_weights, first_offset, end_offset,
-                    by_slot, n_nodes, by_root, by_stop, sources_of_row, source_order, firsts,
-                    ends, exacts, first_suffixes, source_offsets, source_weights, realized,
-                    suffixes, by_norm, by_token, tokens, flat_rows, is_written, gradient,
-                    per_split, n_splits, ALIGNED: tl.constexpr, UNITS: tl.constexpr,
+def write_text_rows(z, starts, norms, stride, slot_of_id, width, scale, inverse, first_row,
+                    end_row, offset_of_row, place_of_row, own_weights, first_place, end_place,
+                    ratios, n_nodes, excesses, factors, by_root, by_stop, by_norm, by_token,
+                    tokens, flat_rows, is_written, gradient, per_split, n_splits,
+                    ALIGNED: tl.constexpr, UNITS: tl.constexpr,
                     COLUMNS: tl.constexpr):  # fmt: skip
-    """Whole rows of the gradient, added to those that an earlier chunk has written."""
+    """Whole rows of the gradient, added to those that an earlier chunk has written.
+
+    What rows get as sources is left to `add_source_gradients`.
+    """
     split, tile = tl.program_id(0) % n_splits, tl.program_id(0) // n_splits
     row = first_row + tile * UNITS + tl.arange(0, UNITS)
     is_row = row < end_row
@@ -562,53 +565,75 @@ def write_text_rows(z, starts, norms, stride, slot_of_id, place_of_id, width, sc
     of_token = tl.load(by_token + row - first_row, mask=is_row, other=0.0)
     token = tl.load(tokens + row, mask=is_row, other=-1)
     offset = tl.load(offset_of_row + row, mask=is_row, other=-1)
-    has_own = (offset >= first_offset) & (offset < end_offset)
-    own_weight = tl.load(own_weights + offset, mask=has_own, other=0.0)
-    of_stop = tl.load(by_stop + offset, mask=has_own, other=0.0) * own_weight
-    lane = tl.where(has_own, offset - first_offset, 0)
-    own = lane // UNITS * 2 * n_nodes * UNITS + lane % UNITS
-    first_source = tl.load(sources_of_row + row, mask=is_row, other=0)
-    n_sources = tl.load(sources_of_row + row + 1, mask=is_row, other=0) - first_source
-    most_sources = tl.max(n_sources, 0)
+    place = tl.load(place_of_row + row, mask=is_row, other=-1)
+    has_own = (place >= first_place) & (place < end_place)
+    own_weight = tl.load(own_weights + offset, mask=has_own, other=0.0)[None, :]
+    of_stop = tl.load(by_stop + offset, mask=has_own, other=0.0)[None, :]
+    excess = tl.load(excesses + offset, mask=has_own, other=0.0)[None, :]
+    factor = tl.load(factors + offset, mask=has_own, other=0.0)[None, :]
+    root = tl.load(by_root + offset, mask=has_own, other=0.0)[None, :]
+    lane = tl.where(has_own, place - first_place, 0)
+    own = (lane // UNITS * 2 * n_nodes * UNITS + lane % UNITS)[None, :]
     end = tl.minimum(split * per_split + per_split, width)
     for first in range(split * per_split, end, COLUMNS):
         ids = first + tl.arange(0, COLUMNS)
         slot = tl.load(slot_of_id + ids, mask=ids < end, other=NO_TOKEN)
-        place = tl.load(place_of_id + ids, mask=ids < end, other=-1)
-        of_token_slot = by_slot + own[None, :] + (slot & ~SEVERAL)[:, None].to(tl.int64) * UNITS
-        by_prob = tl.load(of_token_slot, mask=(slot >= 0)[:, None] & has_own[None, :], other=0.0)
-        by_prob *= own_weight[None, :]
-        by_prob += tl.where((slot == STOP)[:, None], of_stop[None, :], 0.0)
-        for nth in range(most_sources):
-            has_source = nth < n_sources
-            source = tl.load(source_order + first_source + nth, mask=has_source, other=0)
-            at_offset = tl.load(source_offsets + source, mask=has_source, other=-1)
-            has_source = has_source & (at_offset >= first_offset) & (at_offset < end_offset)
-            begin = tl.load(firsts + source, mask=has_source, other=0)
-            stop = tl.load(ends + source, mask=has_source, other=0)
-            going = begin + tl.load(exacts + source, mask=has_source, other=0)
-            weight = tl.load(source_weights + source, mask=has_source, other=0.0)
-            taken = tl.load(realized + source, mask=has_source, other=-1)
-            ended = tl.load(by_root + at_offset, mask=has_source, other=0.0) * weight
-            is_ended = (place[:, None] >= begin[None, :]) & (place[:, None] < going[None, :])
-            is_ended = is_ended & (ids[:, None] != taken[None, :])
-            by_prob += tl.where(is_ended, ended[None, :], 0.0)
-            goes_on = (place[:, None] >= going[None, :]) & (place[:, None] < stop[None, :])
-            suffix = tl.load(first_suffixes + source, mask=has_source, other=0) - going
-            of_source, _ = _source_slots(
-                suffixes, suffix[None, :] + place[:, None], goes_on, n_nodes
-            )
-            of_lane = tl.where(has_source, at_offset - first_offset, 0)
-            base = of_lane // UNITS * 2 * n_nodes * UNITS + of_lane % UNITS
-            of_slot = by_slot + base[None, :] + of_source.to(tl.int64) * UNITS
-            by_prob += tl.load(of_slot, mask=goes_on, other=0.0) * weight[None, :]
         inside = is_row[:, None] & (ids < end)[None, :]
         x = tl.load(z + start[:, None] + ids[None, :].to(tl.int64) * stride, mask=inside, other=0.0)
+        of_slot = ratios + own + (slot & ~SEVERAL)[:, None].to(tl.int64) * UNITS
+        ratio = tl.load(of_slot, mask=(slot >= 0)[:, None] & has_own[None, :], other=NO_MASS)
+        by_mass = _by_mass(ratio, excess, factor, root)
+        by_mass = tl.where((slot == STOP)[:, None], of_stop, by_mass) * own_weight
         p = _probability(x, shift[:, None], norm[:, None], scale)
         p = tl.where((slot == NO_TOKEN)[None, :], 0.0, p)
-        value = p * (tl.trans(by_prob) - of_norm[:, None])
+        value = p * (tl.trans(by_mass) - of_norm[:, None])
         value += tl.where(ids[None, :] == token[:, None], of_token[:, None], 0.0)
         at = gradient + out[:, None] + ids[None, :].to(tl.int64)
         before = tl.load(at, mask=inside & was_written[:, None], other=0.0)
         value = value * inverse + before.to(tl.float32)
         tl.store(at, value.to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_source_gradients(z, starts, norms, stride, token_ids, suffixes, width, scale, inverse,
+                         first_row, sources_of_row, source_order, firsts, ends, exacts,
+                         first_suffixes, offsets, places, first_place, end_place, weights,
+                         realized, ratios, n_nodes, excesses, factors, by_root, flat_rows,
+                         gradient, UNITS: tl.constexpr, SPLITS: tl.constexpr,
+                         TILE: tl.constexpr):  # fmt: skip
+    """Add to rows of the gradient what they get as sources of a chunk's offsets.
+
+    A token always belongs to the same thread, which adds the sources of a row one after the other.
+    """
+    row, split = first_row + tl.program_id(0), tl.program_id(1)
+    out = tl.load(flat_rows + row) * width
+    for nth in range(tl.load(sources_of_row + row), tl.load(sources_of_row + row + 1)):
+        source = tl.load(source_order + nth)
+        from_first = tl.load(places + source) - first_place
+        if (from_first >= 0) & (from_first < end_place - first_place):
+            offset = tl.load(offsets + source)
+            excess, factor = tl.load(excesses + offset), tl.load(factors + offset)
+            root, weight = tl.load(by_root + offset), tl.load(weights + source)
+            begin, end = tl.load(firsts + source), tl.load(ends + source)
+            going = begin + tl.load(exacts + source)
+            taken = tl.load(realized + source)
+            of_lane = ratios + from_first // UNITS * 2 * n_nodes * UNITS + from_first % UNITS
+            first_suffix = tl.load(first_suffixes + source) - going
+            first_tile = begin // TILE
+            behind = (split - first_tile) % SPLITS
+            first_tile += tl.where(behind < 0, behind + SPLITS, behind)
+            for first in range(first_tile * TILE, end, SPLITS * TILE):
+                place = first + tl.arange(0, TILE)
+                inside = (place >= begin) & (place < end)
+                goes_on = inside & (place >= going)
+                ids, p = _source_tokens(
+                    z, starts, norms, stride, token_ids, row, place, inside, scale
+                )
+                slot, _ = _source_slots(suffixes, first_suffix + place, goes_on, n_nodes)
+                ratio = tl.load(of_lane + slot * UNITS, mask=goes_on, other=OF_ROOT)
+                by_mass = tl.where(ids == taken, 0.0, root)
+                by_mass = tl.where(goes_on, _by_mass(ratio, excess, factor, root), by_mass)
+                at = gradient + out + ids
+                before = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+                value = before + p * by_mass * weight * inverse
+                tl.store(at, value.to(gradient.dtype.element_ty), mask=inside)

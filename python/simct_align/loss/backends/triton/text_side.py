@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ....divergence import LOG_FLOOR
 from ..protocol import Logits
@@ -13,13 +14,34 @@ from . import text_kernels as kernels
 from .launch import LN2, ROW_T, WARPS, E, LogitRows
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ...text_layout import SideChunk, TreeTensors
     from ..protocol import TextSide
 
 #: Programs of a source, and tokens that one reads at once.
 SOURCE_SPLITS, SOURCE_TILE = 8, 256
+#: Columns of rows that a program adds to the slots.
+ADDED_COLUMNS = 64
+
+
+class Lanes(NamedTuple):
+    """The order of all offsets, and the places of a chunk in it.
+
+    Attributes:
+        order: `[O]` the offset at every place.
+        place: `[O]` the place of every offset.
+        start: The first place of the chunk.
+        stop: One past the last place.
+    """
+
+    order: Tensor
+    place: Tensor
+    start: int
+    stop: int
+
+    @property
+    def arguments(self) -> tuple[Tensor, int, int]:
+        """The arguments of kernels over the lanes."""
+        return self.order, self.start, self.stop
 
 
 class TextSideRows:
@@ -108,24 +130,25 @@ class TextSideRows:
         slots = slot_of_column.int() + (counts[slot_of_column] > 1) * kernels.SEVERAL.value
         slots.masked_fill_(slot_of_column == n_slots, kernels.CONTROL.value)
         slots.index_fill_(0, side.table.stops, kernels.STOP.value)
-        found = slots.new_full((self.rows.width,), kernels.NO_TOKEN.value)
+        found: Tensor = slots.new_full((self.rows.width,), kernels.NO_TOKEN.value)
         found[: slots.shape[0]] = slots
         found.index_fill_(0, side.columns.unused, kernels.NO_TOKEN.value)
         return found
 
-    def places(self) -> Tensor:
-        """Return `[columns]` int32 the positions of text tokens in token order, else -1."""
-        ids = self.table.token_ids
-        places = ids.new_full((self.rows.width,), -1)
-        numbers = torch.arange(ids.shape[0], dtype=ids.dtype, device=ids.device)
-        places[ids.long()] = numbers
-        return places
-
     @property
-    def _reading(self) -> tuple[object, ...]:
+    def reading(self) -> tuple[object, ...]:
         """The first arguments of kernels that read tokens by their places."""
         rows = self.rows
         return rows.logits, self.starts, self.norms, rows.stride, self.table.token_ids
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """The rows and tokens of all sources, in the order of the kernels' arguments."""
+        events = self.events
+        return (
+            events.source_row, events.source_first, events.source_end, events.source_exact,
+            events.source_suffix,
+        )  # fmt: skip
 
     def _source_masses(self) -> tuple[Tensor, Tensor]:
         events = self.events
@@ -133,9 +156,8 @@ class TextSideRows:
         sums = self.norms.new_zeros((n_sources, SOURCE_SPLITS, 2))
         if n_sources:
             kernels.sum_sources[(n_sources, SOURCE_SPLITS)](
-                *self._reading, events.source_row, events.source_first, events.source_end,
-                events.source_exact, self.realized, self.rows.scale, sums, SPLITS=SOURCE_SPLITS,
-                TILE=SOURCE_TILE, num_warps=4,
+                *self.reading, *self.sources[:4], self.realized, self.rows.scale, sums,
+                SPLITS=SOURCE_SPLITS, TILE=SOURCE_TILE, num_warps=4,
             )  # fmt: skip
         ended, goes_on = sums.sum(1).unbind(1)
         return ended, goes_on
@@ -147,7 +169,7 @@ class TextSideRows:
     def add_to(
         self,
         slots: Tensor,
-        offsets: slice,
+        lanes: Lanes,
         chunk: SideChunk,
         child_of_node: Tensor,
         reached: Tensor | None,
@@ -156,7 +178,7 @@ class TextSideRows:
 
         Args:
             slots: `[groups, 2 N, UNITS]` zeros; receives the masses.
-            offsets: The offsets of the chunk.
+            lanes: The offsets of the chunk.
             chunk: What it reads of this side.
             child_of_node: See `TreeBlocks`.
             reached: int8 `[offsets, children]` zeros; receives 1 where sources have tokens that go
@@ -164,40 +186,18 @@ class TextSideRows:
         """
         rows, events = self.rows, self.events
         groups, n_slots, units = slots.shape
-        columns = 64
-        kernels.add_rows[(-(-rows.width // columns), groups)](
+        kernels.add_rows[(-(-rows.width // ADDED_COLUMNS), groups)](
             rows.logits, self.starts, self.norms, rows.stride, self.slot_of_id, rows.width,
-            events.own, self.own_weight, offsets.start, offsets.stop, rows.scale, slots, n_slots,
-            ALIGNED=rows.aligned, UNITS=units, COLUMNS=columns, num_warps=4,
+            events.own, self.own_weight, *lanes.arguments, rows.scale, slots, n_slots,
+            ALIGNED=rows.aligned, UNITS=units, COLUMNS=ADDED_COLUMNS, num_warps=4,
         )  # fmt: skip
         n_sources = chunk.sources.stop - chunk.sources.start
         if n_sources:
             kernels.add_sources[(n_sources, SOURCE_SPLITS)](
-                *self._reading, self.table.suffixes, events.source_row, events.source_first,
-                events.source_end, events.source_exact, events.source_suffix,
-                events.source_offset, self.source_weight, chunk.sources.start, offsets.start,
-                rows.scale, slots, n_slots // 2, child_of_node,
+                *self.reading, self.table.suffixes, *self.sources,
+                lanes.place[events.source_offset], self.source_weight, chunk.sources.start,
+                lanes.start, rows.scale, slots, n_slots // 2, child_of_node,
                 slots if reached is None else reached,
                 1 if reached is None else reached.shape[1], WITH_REACHED=reached is not None,
                 UNITS=units, SPLITS=SOURCE_SPLITS, TILE=SOURCE_TILE, num_warps=4,
             )  # fmt: skip
-
-    def source_gradients(self, by_slot: Tensor, offsets: slice, chunk: SideChunk) -> Tensor:
-        """Return probabilities of straddling tokens times derivatives by their mass, `[x]`.
-
-        Args:
-            by_slot: `[groups, 2 N, UNITS]` derivatives by the masses of a chunk.
-            offsets: The offsets of the chunk.
-            chunk: What it reads of this side.
-        """
-        events, n_sources = self.events, chunk.sources.stop - chunk.sources.start
-        sums = self.norms.new_zeros((n_sources, SOURCE_SPLITS))
-        if n_sources:
-            kernels.sum_source_gradients[(n_sources, SOURCE_SPLITS)](
-                *self._reading, self.table.suffixes, events.source_row, events.source_first,
-                events.source_end, events.source_exact, events.source_suffix,
-                events.source_offset, chunk.sources.start, offsets.start, self.rows.scale,
-                by_slot, by_slot.shape[1] // 2, sums, UNITS=by_slot.shape[2],
-                SPLITS=SOURCE_SPLITS, TILE=SOURCE_TILE, num_warps=4,
-            )  # fmt: skip
-        return sums.sum(1)
