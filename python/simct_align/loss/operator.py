@@ -40,8 +40,9 @@ BACKENDS: Handles[Backend] = Handles("back end")
 FLOAT16_GRADIENT_SCALE = 1024.0
 """Factor of float16 gradients between the forward and the backward pass: fewer underflow."""
 
-#: Numbers that may change from batch to batch without a new graph.
-_SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"}
+#: Numbers that may change from batch to batch without a new graph. They are one argument, a list:
+#: an operator has 64 arguments at most.
+_SIZES = tuple(name for name in IndexSizes._fields if name != "groups")
 
 
 @functools.cache
@@ -206,10 +207,11 @@ def _schema(tensors: list[type], numbers: list[type], n_results: int) -> str:
         for kind in tensors
         for name, hint in get_type_hints(kind).items()
     ]
-    keywords = [
-        f"{'SymInt' if name in _SYMBOLIC else hint.__name__} {name}"
+    keywords = ["SymInt[] sizes"] + [
+        f"{hint.__name__} {name}"
         for kind in numbers
         for name, hint in get_type_hints(kind).items()
+        if name not in _SIZES
     ]
     results = ", ".join(["Tensor"] * n_results)
     return f"({', '.join(arguments)}, *, {', '.join(keywords)}) -> ({results})"
@@ -258,12 +260,14 @@ class Operator:
     def __call__(self, inputs: Any, tensors: Any, numbers: Any, extra: Any) -> OperatorOutput:
         """Run the operator."""
         keywords = numbers._asdict() | extra._asdict()
+        keywords["sizes"] = [keywords.pop(name) for name in _SIZES]
         results = self.op(*inputs, *tensors, **keywords)
         return OperatorOutput(*results[: len(OperatorOutput._fields)])
 
     def _read(self, tensors: tuple[Any, ...], numbers: dict[str, Any]) -> tuple[Any, ...]:
         """Return the arguments as objects of their classes."""
-        by_name = dict(zip(self._names, tensors, strict=True)) | numbers
+        sizes = dict(zip(_SIZES, numbers["sizes"], strict=True))
+        by_name = dict(zip(self._names, tensors, strict=True)) | numbers | sizes
         return tuple(kind(**{name: by_name[name] for name in kind._fields}) for kind in self._kinds)
 
     def forward(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
