@@ -18,7 +18,7 @@ import torch
 pytest.importorskip("triton", reason="no Triton here: the tests of its kernels are left out")
 
 from simct_align.loss import LinearSimCTLoss, SimCTLoss
-from simct_align.loss.backends.triton import computation, launch
+from simct_align.loss.backends.triton import computation, kernels, launch, text_kernels
 from support.index_twin import case, random_pair
 from test_loss import DIVERGENCES, SCORES, SHAPES
 
@@ -242,10 +242,65 @@ def test_kernels_compile_without_spilling(capability):
     )
     assert printed.returncode == 0, printed.stderr
     found = [json.loads(line) for line in printed.stdout.splitlines()]
-    assert len({each["kernel"] for each in found}) == 9
+    assert {each["kernel"] for each in found} == {
+        name
+        for module in (kernels, text_kernels)
+        for name, function in vars(module).items()
+        if hasattr(function, "arg_names") and not name.startswith("_")
+    }
     for each in found:
         assert each["STACK"] == each["LOCAL"] == 0, each
         assert each["REG"] <= 255
         # Whole rows are read and written 16 bytes at a time.
         if each["kernel"] in ("write_gradient", "write_path_rows"):
             assert each["ld"] == each["st"] == 128, each
+        if each["kernel"] == "write_text_rows":
+            assert min(each["ld"], each["st"]) >= 64, each
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU: graphs of kernels are left out")
+@pytest.mark.parametrize("score", ["mean", "event"])
+def test_cuda_graphs_capture_it(score):
+    c = case(12)
+    loss_fn, index = SimCTLoss(c.pair, backend="triton", score=score).to(DEVICE), c.index.to(DEVICE)
+    inputs = {
+        f"{side}_logits": getattr(c, side).float().to(DEVICE) for side in ("teacher", "student")
+    }
+    replay, gradient = captured(loss_fn, inputs, index)
+    with torch.no_grad():
+        for z in inputs.values():
+            z.mul_(0.5)
+    loss = replay()
+    student = inputs["student_logits"].detach().clone().requires_grad_()
+    expected = loss_fn(**{**inputs, "student_logits": student}, index=index).loss
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient(), student.grad)
+
+
+def captured(loss_fn, inputs, index):
+    """A graph of the loss and its backward pass: what runs it, and what reads the gradient."""
+    student = inputs["student_logits"].requires_grad_()
+
+    def step():
+        student.grad = None
+        loss = loss_fn(**inputs, index=index).loss
+        loss.backward()
+        return loss.detach()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    student.grad = None
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay():
+        graph.replay()
+        return loss
+
+    return replay, lambda: student.grad

@@ -17,7 +17,7 @@ from simct_align.divergence import JSD, SkewedForwardKL, SkewedReverseKL
 from simct_align.loss import TextMetrics, text_blocks
 from simct_align.loss.backends.triton import launch, text_computation, text_side
 from support.text_cases import SIDES, TextCase, random_case
-from test_loss_triton import DEVICE, TOLERANCES
+from test_loss_triton import DEVICE, TOLERANCES, captured
 from test_loss_triton import pytestmark as pytestmark
 
 DIVERGENCES = (
@@ -232,3 +232,19 @@ def test_empty_batch_and_no_gradient():
 def test_trees_at_straddled_offsets_are_computed_by_torch():
     c = random_case(2, scale=4.0)
     compare(c, straddled="tree", epsilon=0.1)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU: graphs of kernels are left out")
+def test_cuda_graphs_capture_it():
+    c = wide_case(3)
+    loss_fn = TextLoss(c.aligner, backend="triton", reduction="sum").to(DEVICE)
+    inputs = {f"{side}_logits": z.float().to(DEVICE) for side, z in c.logits.items()}
+    replay, gradient = captured(loss_fn, inputs, c.index.to(DEVICE))
+    with torch.no_grad():
+        for z in inputs.values():
+            z.mul_(0.5)
+    loss = replay()
+    c.logits = {side: inputs[f"{side}_logits"].detach().cpu().double() for side in SIDES}
+    expected, by_student = run(c, "triton", torch.float32)
+    torch.testing.assert_close(loss, expected.loss.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient().cpu().double(), by_student, rtol=1e-4, atol=1e-5)

@@ -44,9 +44,13 @@ CASES = [
     ("write_gradient", UNITS_AND_COLUMNS | {"DIVERGENCE": 0, "WITH_NORM": False}),
     ("write_slots", {"UNITS": 32, "WITH_NORM": True, "N_SLOTS": 7}),
     ("slot_terms", {"DIVERGENCE": 0, "SLOTS": 8}),
+    ("pick_slots", {"N_SKIPS": 4, "SLOTS": 8}),
+    ("finish_columns", {"SPLITS": 4, "SLOTS": 8}),
+    ("finish_norms", {"SPLITS": 4, "SLOTS": 8, "WITH_DIFFERENCES": True}),
     ("norm_rows", ROWS),
     ("write_path_rows", ROWS),
     ("clear_rows", ROWS),
+    ("scale", {"COLUMNS": 8 * ROW_T * E}),
 ]
 TEXT = {"UNITS": UNITS, "BLOCK": BLOCK, "SPANS": SPANS, "BLOCKS": BLOCKS}
 LANES = {"UNITS": UNITS, "COLUMNS": COLUMNS, "ALIGNED": E}
@@ -80,7 +84,10 @@ TYPES = {
     **dict.fromkeys(("z", "tiles", "gradient"), "*bf16"),
     **dict.fromkeys(("starts", "gradient_starts", "ids"), "*i64"),
     **dict.fromkeys(("column_of_id", "skips", "slot_ids"), "*i32"),
-    **dict.fromkeys(("n_units", "width", "n_columns", "per_split", "n_splits", "n_slots"), "i32"),
+    **dict.fromkeys(
+        ("n_units", "width", "n_columns", "per_split", "n_splits", "n_slots", "first_other"), "i32"
+    ),
+    "count": "i64",
     **dict.fromkeys(("scale", "weight", "log_weight", "log_rest"), "fp32"),
     **dict.fromkeys(("is_written", "reached", "same", "both", "deep", "absent"), "*i8"),
     **dict.fromkeys(

@@ -80,8 +80,6 @@ class Formula(NamedTuple):
 
 
 REVERSE_KL = Formula.of(ReverseKL())
-#: At least the maximum of no columns.
-LOWEST = -1.0e29
 
 
 @dataclass
@@ -90,27 +88,29 @@ class SlotScores:
 
     Attributes:
         z: `[c, slots]` scores in nats, relative to the shifts.
+        ids: `[c, tokens]` int32 ids of the first slots, which are tokens; -1 where there is none.
         stops: The object that merged the stops.
         realized: The object that inserted the realized units; None at SHARED and SPECIAL units.
     """
 
     z: Tensor
+    ids: Tensor
     stops: MergedStops
     realized: RealizedScores | None
 
 
 class ColumnSums(NamedTuple):
-    """Sums over parts of the columns, `[c, splits]` each.
+    """Sums over parts of the columns.
 
     Attributes:
-        lower: The binary logarithms of the parts' largest exponentials, relative to the shifts.
-        sums: The sums of exponentials, relative to these.
-        differences: See `sum_student`.
+        sums: `[c, splits, 2]` maxima and sums of exponentials, as the kernels store them.
+        differences: `[c, splits]`; see `sum_student`.
+        log_norm: `[c]` log-normalizers of all columns in nats, relative to the shifts.
     """
 
-    lower: Tensor
     sums: Tensor
     differences: Tensor
+    log_norm: Tensor
 
 
 @dataclass
@@ -121,14 +121,16 @@ class Chunk:
         units: The units of the problem.
         multi: The MULTI units among those of the problem; None at SHARED and SPECIAL units.
         tiles: The teacher's shared columns as `lay_out` writes them.
-        skips: `[c, skips]` int32 shared columns that are slots, -1 where there is none.
+        skips: `[c, skips]` int32 shared columns that are slots, -1 where there is none. At MULTI
+            units: of the stops, of both paths' first tokens, and of the realized text.
+        slot_of_skip: `[c, skips]` the slots of these columns, of which some may be one; -1 where
+            there is none. Used at MULTI units only.
         slots: Their scores, by side.
         norms: `[2, 2, c]` of both sides: shifts, and binary log-normalizers of all scores relative
             to the shifts; see `kernels`.
         row_norms: `[c]` log-normalizers of whole prefix rows in nats, relative to the shifts, by
             side, where they are needed.
-        sums: What the kernels summed up last.
-        differences: `[c]` the columns' part of the reverse KL, in binary logarithms; else None.
+        differences: `[c]` the columns' part of the reverse KL; None under other divergences.
         dots: `[c]` sums of `q_S dD/dq_S` over all scores.
         slot_derivatives: `[c, slots]` the same at the slots.
         factors: `[c]` the factors of the derivatives.
@@ -138,10 +140,10 @@ class Chunk:
     multi: slice | None
     tiles: Tensor
     skips: Tensor
+    slot_of_skip: Tensor
     norms: Tensor
     slots: dict[str, SlotScores] = field(default_factory=dict)
     row_norms: dict[str, Tensor] = field(default_factory=dict)
-    sums: ColumnSums | None = None
     differences: Tensor | None = None
     dots: Tensor | None = None
     slot_derivatives: Tensor | None = None
@@ -150,11 +152,6 @@ class Chunk:
     def shift(self, name: SideName) -> Tensor:
         """Return the shifts of a side's units, `[c]`."""
         return self.norms[int(name == "student"), 0]
-
-    def slot_of(self, column: Tensor) -> Tensor:
-        """Return the slots `[c]` of shared columns that are slots, -1 for no column."""
-        slot = (self.skips == column.unsqueeze(1)).int().argmax(1)
-        return slot.masked_fill_(column < 0, -1)
 
 
 @dataclass
@@ -204,11 +201,9 @@ class TritonSide:
         computation = self.computation
         chunk = computation.chunk_of(units, multi=multi)
         rows, score = self.model.units.row[units], computation.problem.settings.score
-        ids = self.slot_ids(chunk)
-        picked = self.rows.logits_of(rows, ids.clamp_min(0)).masked_fill_(ids < 0, -torch.inf)
+        ids, picked = self._pick_slots(chunk, rows)
         columns = computation.sum_columns(chunk, self.name, picked)
         shift = chunk.shift(self.name)
-        picked = (picked - shift.unsqueeze(1)).div_(self.rows.temperature)
         if mass or (multi and score == "mean"):
             row_shift, row_norm = self.rows.norms(rows).unbind(1)
             chunk.row_norms[self.name] = (
@@ -217,12 +212,12 @@ class TritonSide:
         first = None
         if chunk.multi is not None:
             first = self.rows.pick(rows, self.model.units.paths.first_id[chunk.multi], shift)
-        chunk.slots[self.name] = self._slots(chunk, picked, first)
+        chunk.slots[self.name] = self._slots(chunk, ids, picked, first)
         computation.keep_norms(chunk, self.name, columns)
         scores = TritonScores(chunk)
         if mass:
             norms = chunk.row_norms[self.name]
-            everything = torch.cat([picked, columns.unsqueeze(1)], 1).logsumexp(1)
+            everything = torch.cat([picked, columns.log_norm.unsqueeze(1)], 1).logsumexp(1)
             scores.shared_mass = everything.sub_(norms).exp_()
             if first is not None and chunk.multi is not None:
                 # The probability of a shared token includes that of paths that begin with it.
@@ -232,13 +227,20 @@ class TritonSide:
                 scores.realized_mass = joint.exp_().masked_fill_(is_shared, 0.0)
         return scores
 
-    def slot_ids(self, chunk: Chunk) -> Tensor:
-        """Return the ids of the slots that are tokens, `[c, slots]`, -1 where there is none."""
-        ids, shared = self.model.columns.ids, self.computation.n_shared_tokens
-        of_skips = torch.where(chunk.skips >= 0, ids[chunk.skips.clamp_min(0)], -1)
-        return torch.cat([of_skips, ids[shared:].expand(of_skips.shape[0], -1)], 1)
+    def _pick_slots(self, chunk: Chunk, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ids of the slots that are tokens, and their logits, both `[c, tokens]`."""
+        count, n_skips = chunk.skips.shape
+        n_slots = n_skips + self.model.columns.n_extra
+        ids = chunk.skips.new_empty((count, n_slots))
+        picked = torch.empty((count, n_slots), device=ids.device)
+        kernels.pick_slots[(count,)](
+            self.rows.logits, self.rows.starts(rows), self.rows.stride, chunk.skips,
+            self.model.columns.ids, self.computation.n_shared_tokens, n_slots, ids, picked,
+            N_SKIPS=n_skips, SLOTS=power_of_two(n_slots), num_warps=1,
+        )  # fmt: skip
+        return ids, picked
 
-    def _slots(self, chunk: Chunk, picked: Tensor, first: Tensor | None) -> SlotScores:
+    def _slots(self, chunk: Chunk, ids: Tensor, picked: Tensor, first: Tensor | None) -> SlotScores:
         problem, columns = self.computation.problem, self.model.columns
         n_skips = chunk.skips.shape[1]
         z = picked.new_full((picked.shape[0], n_skips + self.computation.n_others + 1), -torch.inf)
@@ -246,15 +248,15 @@ class TritonSide:
         stops = MergedStops(0, n_skips, columns.n_extra)
         stops.merge(z)
         if chunk.multi is None or first is None:
-            return SlotScores(z, stops, None)
+            return SlotScores(z, ids, stops, None)
         score, paths = problem.settings.score, self.model.units.paths
         length = paths.length[chunk.multi]
         realized = RealizedScores(
             score,
             z.shape[1] - 1,
             length,
-            chunk.slot_of(columns.column_of_id[paths.first_id[chunk.multi]]),
-            chunk.slot_of(problem.realized_column[chunk.multi]),
+            chunk.slot_of_skip[:, 1 + int(self.name == "student")],
+            chunk.slot_of_skip[:, 3],
         )
         rest = self._rest_log_probs[chunk.multi]
         if score == "mean_logit":
@@ -262,7 +264,7 @@ class TritonSide:
             shift = chunk.shift(self.name) / self.rows.temperature
             rest = self._rest_logits[chunk.multi] + (1 - length) * shift
         realized.insert(z, first, chunk.row_norms.get(self.name), rest)
-        return SlotScores(z, stops, realized)
+        return SlotScores(z, ids, stops, realized)
 
 
 class TritonStudentSide(TritonSide):
@@ -292,7 +294,7 @@ class TritonStudentSide(TritonSide):
         log_student = slots.z - chunk.norms[1, 1].unsqueeze(1) * LN2
         by_slot = chunk.slot_derivatives - log_student.exp() * chunk.dots.unsqueeze(1)
         by_slot.mul_(chunk.factors.unsqueeze(1))
-        ids = self.slot_ids(chunk)
+        ids = slots.ids
         by_norm = norms = chunk.factors
         with_norm = False
         if slots.realized is not None and chunk.multi is not None:
@@ -305,7 +307,7 @@ class TritonStudentSide(TritonSide):
         by_id = by_slot[:, : ids.shape[1]]
         if slots.realized is not None:
             first_id = self.model.units.paths.first_id[chunk.multi]
-            ids = torch.cat([ids, first_id.unsqueeze(1)], 1)
+            ids = torch.cat([ids, first_id.int().unsqueeze(1)], 1)
             by_id = torch.cat([by_id, by_path.first.unsqueeze(1)], 1)
         inverse = 1.0 / problem.settings.temperature
         split, groups = computation.split(chunk, self.rows.width)
@@ -322,7 +324,7 @@ class TritonStudentSide(TritonSide):
         units = 32
         kernels.write_slots[(-(-rows.shape[0] // units),)](
             self.rows.logits, starts, rows.shape[0], self.rows.stride, self.rows.scale,
-            chunk.norms, by_norm, norms, ids.int().contiguous(), (by_id * inverse).contiguous(),
+            chunk.norms, by_norm, norms, ids, (by_id * inverse).contiguous(),
             self._gradient, gradient_starts, WITH_NORM=with_norm, N_SLOTS=ids.shape[1],
             UNITS=units, num_warps=1,
         )  # fmt: skip
@@ -413,7 +415,9 @@ class TritonComputation:
             tiles = rows.logits.new_empty(size)
         device = tiles.device
         part = None
-        skips = torch.full((count, 1), problem.stop_column, dtype=torch.int32, device=device)
+        slot_of_skip = skips = torch.full(
+            (count, 1), problem.stop_column, dtype=torch.int32, device=device
+        )
         if multi:
             part = slice(units.start - problem.n_shared, units.stop - problem.n_shared)
             columns = [
@@ -423,10 +427,11 @@ class TritonComputation:
             columns.append(problem.realized_column[part])
             skips = torch.cat([skips, torch.stack(columns, 1).int()], 1)
             # A column is the slot of the first that names it.
-            is_known = (skips.unsqueeze(2) == skips.unsqueeze(1)).tril(-1).any(2)
-            skips.masked_fill_(is_known, -1)
+            first = (skips.unsqueeze(2) == skips.unsqueeze(1)).int().argmax(2)
+            slot_of_skip = first.masked_fill(skips < 0, -1)
+            skips.masked_fill_(first < torch.arange(4, device=device), -1)
         norms = torch.empty((2, 2, count), dtype=torch.float32, device=device)
-        self._chunk = Chunk(units, part, tiles, skips.contiguous(), norms)
+        self._chunk = Chunk(units, part, tiles, skips.contiguous(), slot_of_skip, norms)
         starts = rows.starts(self.teacher.model.units.row[units])
         kernels.lay_out[(-(-rows.width // (T * E)), groups)](
             rows.logits, starts, count, rows.stride, rows.column_of_id, rows.width, tiles,
@@ -434,16 +439,17 @@ class TritonComputation:
         )  # fmt: skip
         return self._chunk
 
-    def sum_columns(self, chunk: Chunk, name: SideName, slots: Tensor) -> Tensor:
+    def sum_columns(self, chunk: Chunk, name: SideName, slots: Tensor) -> ColumnSums:
         """Sum over the shared columns but the slots, and keep the shifts.
 
         Args:
             chunk: The chunk.
             name: The side.
-            slots: `[c, slots]` logits of the slots that are tokens, -inf where there is none.
+            slots: `[c, slots]` logits of the slots that are tokens, -inf where there is none;
+                turned into nats relative to the shifts.
 
         Returns:
-            `[c]` log-normalizers of the columns in nats, relative to the shifts.
+            The sums.
         """
         count, n_skips = chunk.skips.shape
         columns = self.n_shared_tokens
@@ -465,31 +471,33 @@ class TritonComputation:
                 rows.scale, chunk.norms, sums, differences, *cut,
                 WITH_DIFFERENCES=self.formula == REVERSE_KL, **settings,
             )  # fmt: skip
-        tops, sums = sums.unbind(2)
-        # Near the largest logit of both: relative to another, that one would lose digits.
-        shift = torch.maximum(tops.amax(1), slots.amax(1))
-        shift = chunk.shift(name).copy_(shift.masked_fill_(shift <= LOWEST, 0.0))
-        lower = (tops - shift.unsqueeze(1)).mul_(rows.scale)
-        chunk.sums = ColumnSums(lower, sums, differences)
-        return (lower + sums.log2()).mul_(LN2).logsumexp(1)
+        log_norm = sums.new_empty(count)
+        n_slots = slots.shape[1]
+        kernels.finish_columns[(count,)](
+            sums, split.n_splits, slots, n_slots, rows.scale, 1.0 / rows.temperature,
+            chunk.shift(name), log_norm, SPLITS=power_of_two(split.n_splits),
+            SLOTS=power_of_two(n_slots), num_warps=1,
+        )  # fmt: skip
+        return ColumnSums(sums, differences, log_norm)
 
-    def keep_norms(self, chunk: Chunk, name: SideName, of_columns: Tensor) -> None:
+    def keep_norms(self, chunk: Chunk, name: SideName, columns: ColumnSums) -> None:
         """Keep the log-normalizers of all scores, and the differences of the reverse KL.
 
         Args:
             chunk: The chunk, with the scores of the slots.
             name: The side.
-            of_columns: What `sum_columns` returned last.
+            columns: What `sum_columns` returned.
         """
-        scores = torch.cat([chunk.slots[name].z, of_columns.unsqueeze(1)], 1)
-        norm = chunk.norms[int(name == "student"), 1]
-        norm.copy_(scores.logsumexp(1).div_(LN2))
-        if name == "student" and self.formula == REVERSE_KL and chunk.sums is not None:
-            lower, sums, differences = chunk.sums
-            relative = (lower - norm.unsqueeze(1)).exp2_()
-            # The kernel's differences are to logits relative to the maximum of their part.
-            to_logits = ((differences + lower * sums) * relative).sum(1)
-            chunk.differences = to_logits - (sums * relative).sum(1) * norm
+        z, (count, n_splits) = chunk.slots[name].z, columns.differences.shape
+        with_differences = name == "student" and self.formula == REVERSE_KL
+        differences = torch.empty_like(columns.log_norm)
+        kernels.finish_norms[(count,)](
+            z, z.shape[1], columns.log_norm, columns.sums, columns.differences, n_splits,
+            self.student.rows.scale, chunk.shift(name), chunk.norms[int(name == "student"), 1],
+            differences, WITH_DIFFERENCES=with_differences, SPLITS=power_of_two(n_splits),
+            SLOTS=power_of_two(z.shape[1]), num_warps=1,
+        )  # fmt: skip
+        chunk.differences = differences if with_differences else None
 
     def compare(self, teacher: TritonScores, student: TritonScores, grad: Tensor | None) -> Tensor:
         """See `Computation`."""
@@ -504,7 +512,7 @@ class TritonComputation:
             SLOTS=power_of_two(slots.shape[1]), num_warps=1,
         )  # fmt: skip
         if chunk.differences is not None:
-            of_columns = torch.stack([chunk.differences, chunk.differences], 1).mul_(LN2)
+            of_columns = chunk.differences.unsqueeze(1).expand(-1, 2)
         else:
             rows, columns = self.student.rows, self.n_shared_tokens
             split, groups = self.split(chunk, columns)

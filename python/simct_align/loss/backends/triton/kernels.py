@@ -37,7 +37,7 @@ REVERSE_KL, FORWARD_KL, TOTAL_VARIATION, JSD, SKEWED_FORWARD_KL, SKEWED_REVERSE_
 
 
 @triton.jit
-def columns_from(first, T: tl.constexpr, E: tl.constexpr):
+def _columns_from(first, T: tl.constexpr, E: tl.constexpr):
     """Return `[1, T, E]` the columns from `first` on, as the compiler makes vectors of them."""
     return first + (tl.arange(0, T)[:, None] * E + tl.arange(0, E)[None, :])[None, :, :]
 
@@ -192,7 +192,7 @@ def sum_teacher(tiles, n_units, n_columns, skips, scale, out, per_split, n_split
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         x = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
-        column = columns_from(first, T, E)
+        column = _columns_from(first, T, E)
         counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         top, total, _, _, _ = _add_exponentials(x, counts, scale, top, total)
     _store_sums(out, unit, is_unit, split, n_splits, scale, top, total)
@@ -219,7 +219,7 @@ def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale,
     end = tl.minimum(split * per_split + per_split, n_columns)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
-        column = columns_from(first, T, E)
+        column = _columns_from(first, T, E)
         x = _student_tile(z, start, stride, ids, column, end)
         counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         before, total_before = top, total
@@ -257,7 +257,7 @@ def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, n
     end = tl.minimum(split * per_split + per_split, n_columns)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
-        column = columns_from(first, T, E)
+        column = _columns_from(first, T, E)
         x = _student_tile(z, start, stride, ids, column, end)
         counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
         tile = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
@@ -271,6 +271,72 @@ def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, n
     at_unit = out + (unit * n_splits + split) * 2
     tl.store(at_unit, tl.sum(values, 1), mask=is_unit)
     tl.store(at_unit + 1, tl.sum(derivatives, 1), mask=is_unit)
+
+
+@triton.jit
+def pick_slots(z, starts, stride, skips, ids, first_other, n_slots, slot_ids, picked,
+               N_SKIPS: tl.constexpr, SLOTS: tl.constexpr):  # fmt: skip
+    """`slot_ids[unit, slot]`, -1 where there is no token, and the logits, -inf there."""
+    unit = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, SLOTS)
+    is_slot = slot < n_slots
+    skip = tl.load(skips + unit * N_SKIPS + slot, mask=slot < N_SKIPS, other=-1)
+    column = tl.where(slot < N_SKIPS, skip, first_other + slot - N_SKIPS)
+    number = tl.load(ids + column, mask=is_slot & (column >= 0), other=-1)
+    at = z + tl.load(starts + unit) + number * stride
+    x = tl.load(at, mask=number >= 0, other=float("-inf")).to(tl.float32)
+    tl.store(slot_ids + unit * n_slots + slot, number.to(tl.int32), mask=is_slot)
+    tl.store(picked + unit * n_slots + slot, x, mask=is_slot)
+
+
+@triton.jit
+def finish_columns(sums, n_splits, picked, n_slots, scale, inverse, shifts, of_columns,
+                   SPLITS: tl.constexpr, SLOTS: tl.constexpr):  # fmt: skip
+    """Take the shifts off the logits of slots, and add the columns' exponentials up.
+
+    `of_columns` are their log-normalizers in nats, relative to the shifts.
+    """
+    unit = tl.program_id(0).to(tl.int64)
+    split, slot = tl.arange(0, SPLITS), tl.arange(0, SLOTS)
+    at = sums + (unit * n_splits + split) * 2
+    top = tl.load(at, mask=split < n_splits, other=LOWEST)
+    total = tl.load(at + 1, mask=split < n_splits, other=0.0)
+    at_slots = picked + unit * n_slots + slot
+    x = tl.load(at_slots, mask=slot < n_slots, other=float("-inf"))
+    # Near the largest logit of both: relative to another, that one would lose digits.
+    shift = tl.maximum(tl.max(top, 0), tl.max(x, 0))
+    shift = tl.where(shift <= 0.1 * LOWEST, 0.0, shift)
+    tl.store(shifts + unit, shift)
+    total = tl.sum(total * tl.exp2((top - shift) * scale), 0)
+    tl.store(of_columns + unit, tl.log2(total) * LN2)
+    tl.store(at_slots, (x - shift) * inverse, mask=slot < n_slots)
+
+
+@triton.jit
+def finish_norms(slots, n_slots, of_columns, sums, differences, n_splits, scale, shifts, norms,
+                 of_differences, WITH_DIFFERENCES: tl.constexpr, SPLITS: tl.constexpr,
+                 SLOTS: tl.constexpr):  # fmt: skip
+    """Log-normalizers of all scores; with `WITH_DIFFERENCES` also the columns' reverse KL."""
+    unit = tl.program_id(0).to(tl.int64)
+    split, slot = tl.arange(0, SPLITS), tl.arange(0, SLOTS)
+    z = tl.load(slots + unit * n_slots + slot, mask=slot < n_slots, other=float("-inf"))
+    column = tl.load(of_columns + unit)
+    top = tl.maximum(tl.max(z, 0), column)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.exp2((z - top) * LOG2E), 0) + tl.exp2((column - top) * LOG2E)
+    norm = top * LOG2E + tl.log2(total)
+    tl.store(norms + unit, norm)
+    if WITH_DIFFERENCES:
+        is_split = split < n_splits
+        at = unit * n_splits + split
+        lower = tl.load(sums + at * 2, mask=is_split, other=LOWEST) - tl.load(shifts + unit)
+        total = tl.load(sums + at * 2 + 1, mask=is_split, other=0.0)
+        difference = tl.load(differences + at, mask=is_split, other=0.0)
+        # Differences are to logits relative to the maximum of their part.
+        relative = tl.exp2(lower * scale - norm)
+        difference += lower * scale * total
+        difference = tl.sum(difference * relative, 0) - tl.sum(total * relative, 0) * norm
+        tl.store(of_differences + unit, difference * LN2)
 
 
 @triton.jit
@@ -318,7 +384,7 @@ def write_gradient(z, starts, n_units, stride, column_of_id, width, tiles, n_col
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         of_flat = tl.load(column_of_id + flat, mask=flat < end, other=-2)
-        at, column = columns_from(first, T, E), tl.reshape(of_flat, [1, T, E])
+        at, column = _columns_from(first, T, E), tl.reshape(of_flat, [1, T, E])
         inside = (at < end) & is_unit[:, None, None]
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=inside, other=0.0)
         x = x.to(tl.float32)
@@ -370,7 +436,7 @@ def norm_rows(z, starts, stride, column_of_id, width, scale, out, ALIGNED: tl.co
     start = tl.multiple_of(tl.load(starts + row), ALIGNED)
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
     for first in range(0, width, T * E):
-        at = columns_from(first, T, E)
+        at = _columns_from(first, T, E)
         is_token = tl.load(column_of_id + at, mask=at < width, other=-2) > -2
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < width, other=0.0)
         top, total, _, _, _ = _add_exponentials(x.to(tl.float32), is_token, scale, top, total)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .computation import Formula
 
 #: Columns of the gradient that a program writes at once.
-COLUMNS = 128
+COLUMNS = 64
 SPANS, BLOCKS = 16, 64
 #: Warps of programs over blocks of nodes.
 NODE_WARPS = 4

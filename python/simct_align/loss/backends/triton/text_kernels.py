@@ -19,13 +19,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import FLOOR, LOWEST, _add_exponentials, _terms, columns_from
+from .kernels import FLOOR, LOWEST, _add_exponentials, _columns_from, _terms
 
 #: The share of an offset's mass below which the masses of nodes are not told apart.
 NEGLIGIBLE = tl.constexpr(1e-12)
 SEVERAL = tl.constexpr(1 << 30)
 CONTROL, STOP, NO_TOKEN = tl.constexpr(-1), tl.constexpr(-2), tl.constexpr(-3)
 _NODE = tl.constexpr(0x7FFFFFFF)
+#: Sign, exponent and the first 10 bits of a float32's fraction.
+HIGH_BITS = tl.constexpr(-(1 << 13))
 #: What the slots keep in place of `dD/dq_S` where the student has no mass, and where a slot belongs
 #: to the root's leaf. Powers of two survive products in parts.
 NO_MASS, OF_ROOT, LARGEST = (
@@ -60,7 +62,7 @@ def sum_text_rows(z, starts, stride, slot_of_id, width, scale, norms, ALIGNED: t
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
     text = tl.zeros([1, T], tl.float32)
     for first in range(0, width, T * E):
-        at = columns_from(first, T, E)
+        at = _columns_from(first, T, E)
         slot = tl.load(slot_of_id + at, mask=at < width, other=NO_TOKEN)
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < width, other=0.0)
         top, total, _, exponentials, factor = _add_exponentials(
@@ -185,10 +187,22 @@ def _bits(is_true, UNITS: tl.constexpr):
 
 
 @triton.jit
+def _sum_where(is_member, values):
+    """Return sums `[n, UNITS]` of the values `[BLOCK, UNITS]` over the members `[n, BLOCK]`.
+
+    Tensor cores read 11 bits of a factor. Two parts have 22 bits of a value, and what they are
+    multiplied by is 0 or 1.
+    """
+    members = is_member.to(tl.float32)
+    high = (values.to(tl.int32, bitcast=True) & HIGH_BITS).to(tl.float32, bitcast=True)
+    sums = tl.dot(members, values - high, input_precision="tf32")
+    return tl.dot(members, high, sums, input_precision="tf32")
+
+
+@triton.jit
 def _subtree_sums(node, end, mass):
     """Return `[BLOCK, UNITS]` the masses of subtrees, of their nodes in the block."""
-    is_below = (node[None, :] >= node[:, None]) & (node[None, :] < end[:, None])
-    return tl.dot(is_below.to(tl.float32), mass, input_precision="tf32x3")
+    return _sum_where((node[None, :] >= node[:, None]) & (node[None, :] < end[:, None]), mass)
 
 
 @triton.jit
@@ -454,10 +468,7 @@ def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same
         if GRADIENT:
             ratio = tl.where(of_root, OF_ROOT, _ratio(derivative, q_student))
             # What is below a closed node belongs to the leaf of the topmost one.
-            is_above = (node[None, :] < node[:, None]) & (end[None, :] > node[:, None])
-            of_top = tl.dot(
-                is_above.to(tl.float32), tl.where(is_top, ratio, 0.0), input_precision="tf32x3"
-            )
+            of_top = _sum_where(is_above, tl.where(is_top, ratio, 0.0))
             ratio = tl.where(n_above > 0.5, of_top, ratio)
             ratio = tl.where(is_covered, of_cover[None, :], ratio)
             exact_ratio = tl.where(is_split, _ratio(exact_derivative, student_exact), ratio)
