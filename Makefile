@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := $(VENV)/tools
 SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 	$(shell find rust -name '*.rs' -o -name Cargo.toml) $(shell find python -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
@@ -14,7 +15,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_decoders readers_encoding \
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
-.PHONY: help demo check test example lint rust-test core-test python-test bench-quick wheel-test clean
+.PHONY: help demo check test example lint rust-test core-test python-test report-test bench-quick docs wheel clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,7 +31,7 @@ example: $(VENV)/.developed ## Distil one real model into another; 11 minutes on
 
 check: lint rust-test core-test ## The fast part of `make test`: under two minutes once built
 
-test: lint rust-test python-test bench-quick wheel-test ## Everything that must pass before a change lands
+test: lint rust-test python-test bench-quick docs wheel ## Everything that must pass before a change lands
 
 lint: $(VENV)/.developed ## Formatting, lints and types of both languages
 	cargo fmt --all --check
@@ -50,13 +51,31 @@ python-test: $(VENV)/.developed ## All Python tests, and the examples of the doc
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m pytest -q --doctest-modules python/simct_align
 
+# Opens a report as a person would, and leaves pictures of it in target/report-test. `make test` runs
+# the same tests where there is a Chromium.
+report-test: $(VENV)/.developed ## The page of a report, in headless Chromium
+	SIMCT_NEEDS_CHROMIUM=1 SIMCT_SCREENSHOTS=target/report-test $(BIN)/python -m pytest -q tests/test_report_page.py
+
 # Every bench once, small: it checks its answers, its timings mean nothing.
 bench-quick: $(VENV)/.developed ## Every bench once, small
 	for bench in benches/[a-z]*.py; do echo "== $$bench"; $(BIN)/python $$bench --quick || exit 1; done
 
-# The built wheel in an environment of its own, with only the run-time dependencies.
-wheel-test: $(VENV)/.created ## The built wheel in an environment of its own
-	$(BIN)/python tools/check_wheel.py
+docs: $(TOOLS)/.installed ## Build the documentation in target/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/bin/mkdocs build --quiet
+
+# Once per change of the sources: `make test` and `make wheel` do not build it twice.
+wheel: dist/.checked ## Build a source distribution and a manylinux wheel in dist, and check both
+
+dist/.checked: $(TOOLS)/.installed $(SOURCES) README.md LICENSE-MIT LICENSE-APACHE tools/check_wheel.py
+	$(TOOLS)/bin/python tools/check_wheel.py dist
+	touch $@
+
+# Tools that neither the package nor its tests need, in an environment of their own.
+$(TOOLS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --upgrade pip
+	$(TOOLS)/bin/python -m pip install --quiet --group docs --group package
+	touch $@
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -70,7 +89,7 @@ $(VENV)/.installed: $(VENV)/.created $(SOURCES)
 # Editable, so that Python sources need no new installation; Rust sources do. The benches of real
 # models import the modules of examples/, which the path file makes importable.
 $(VENV)/.developed: $(VENV)/.created $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.[torch,transformers,dev,bench,pipelines]'
+	$(BIN)/python -m pip install --quiet --editable '.[torch,transformers,report,completion,dev,bench,pipelines]'
 	$(BIN)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), \
 		'simct_align_examples.pth').write_text('$(CURDIR)/examples')"
 	touch $@ $(VENV)/.installed

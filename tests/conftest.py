@@ -28,6 +28,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     )
     left_out = {reason: n for reason, n in reasons.items() if reason.startswith(LEFT_OUT)}
     if left_out:
-        terminalreporter.section("left out: real tokenizers or text that are not there")
+        terminalreporter.section("left out: real tokenizers, texts and programs that are not there")
         for reason, count in sorted(left_out.items()):
             terminalreporter.line(f"{count} tests {reason}")

@@ -1,4 +1,4 @@
-"""The package as a whole: what it imports, its stub, its README, its version."""
+"""The package as a whole: what it imports, its stub, its version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import simct_align
 from simct_align import _native
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def _python(code: str) -> str:
@@ -97,38 +96,3 @@ def test_stub_matches_the_module() -> None:
     for name, parameters in module.items():
         if parameters is not None:
             assert stub[name] == parameters, name
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/served.md"])
-def test_code_of_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
-    assert blocks
-    namespace: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
-
-
-def test_all_pages_with_code_are_run() -> None:
-    pages = [
-        page for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text("utf-8")
-    ]
-    assert [page.name for page in pages] == ["served.md"]
-
-
-def test_readme_commands_run(tmp_path: Path) -> None:
-    commands = re.findall(r"^\$ (simct-align .*)$", README, re.MULTILINE)
-    assert commands
-    for command in commands:
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / "simct-align"), *command.split()[1:]],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-
-
-def test_readme_opens_with_the_two_commands() -> None:
-    assert README.index("make demo") < README.index("make test") < README.index("align_batch")

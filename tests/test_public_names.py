@@ -117,6 +117,7 @@ PUBLIC = {
         "UnitRows",
     ),
     "simct_align.pipelines": ("AlignRows", "RetokenizeRows", "TokenizeRows"),
+    "simct_align.report": ("Report",),
     "simct_align.served": (
         "ServedLogprobs",
         "TopKLogprobs",

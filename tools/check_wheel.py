@@ -1,20 +1,32 @@
-"""Build the wheel, install it into a clean environment and use it there.
+"""Build the source distribution and from it the wheel, check both, and use the wheel.
 
-The environment has the run-time dependencies only, so the check also shows what works without
-PyTorch.
+    python tools/check_wheel.py FOLDER [--wheel WHEEL]
+
+FOLDER gets `simct_align-*.tar.gz` and one wheel; older ones are removed. The wheel is built from
+the unpacked source distribution, so that it also shows whether the source distribution is complete.
+On Linux, auditwheel gives it the oldest manylinux tag that its symbols allow. With --wheel, that
+wheel is checked and nothing is built.
+
+A wheel is installed into an environment with the run-time dependencies only, outside of the source
+tree, so the check also shows what works without PyTorch.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LARGEST = 5 * 2**20
 
-#: The first steps of a user; run outside of the source tree.
+#: The first steps of a user.
 FIRST_USE = """
 import importlib.util, sys
 assert importlib.util.find_spec("torch") is None, "the environment is not clean"
@@ -31,30 +43,110 @@ except ModuleNotFoundError as error:
     assert "simct-align[torch]" in str(error), error
 else:
     raise AssertionError("the loss came without PyTorch")
+report = aligner.report([text])
+assert report.to_dict()["coverage"] == batch.coverage().as_dict()
+try:
+    report.save("report.html")
+except ModuleNotFoundError as error:
+    assert "simct-align[report]" in str(error), error
+else:
+    raise AssertionError("the page came without its libraries")
 loaded = {"torch", "transformers", "tiktoken"} & set(sys.modules)
 assert not loaded, loaded
 print("clean environment:", batch, simct_align.__version__)
 """
 
+#: With the libraries of the page, its files must be in the wheel.
+PAGE = """
+from simct_align import Aligner
+from simct_align.demo import demo_passage, demo_tokenizers
+Aligner(*demo_tokenizers()).report(demo_passage()).save("report.html")
+"""
 
-def run(*command: str | Path, cwd: Path) -> None:
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> None:
     """Run a command; exit if it fails."""
-    subprocess.run([str(part) for part in command], cwd=cwd, check=True)
+    parts = [str(part) for part in command]
+    done = subprocess.run(parts, cwd=cwd, env=os.environ | environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"failed: {' '.join(parts)}")
+
+
+def tool(name: str, *arguments: str | Path, cwd: Path) -> None:
+    """Run a command-line tool of this environment, with the programs beside it on the path."""
+    programs = Path(sys.executable).parent
+    path = os.pathsep.join([str(programs), os.environ.get("PATH", "")])
+    run(sys.executable, "-m", name, *arguments, cwd=cwd, PATH=path)
+
+
+def only(folder: Path, pattern: str) -> Path:
+    """Return the only file that fits the pattern."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise SystemExit(f"{folder}: expected one {pattern}, got {[path.name for path in found]}")
+    return found[0]
+
+
+def build(place: Path) -> tuple[Path, Path]:
+    """Build both distributions in an empty folder; return the source distribution and the wheel."""
+    tool("maturin", "sdist", "--out", place, cwd=ROOT)
+    source = only(place, "*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(place / "unpacked", filter="data")
+    tree = only(place / "unpacked", "*")
+    # The archive has times of long ago. Cargo would take old results of these sources for new ones.
+    for path in tree.rglob("*"):
+        os.utime(path)
+    target = {"CARGO_TARGET_DIR": str(ROOT / "target")}
+    command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", place / "built", tree)
+    run(sys.executable, *command, cwd=place, **target)
+    wheel = only(place / "built", "*.whl")
+    if sys.platform == "linux":
+        tool("auditwheel", "repair", "--wheel-dir", place / "tagged", wheel, cwd=place)
+        wheel = only(place / "tagged", "*.whl")
+    return source, wheel
+
+
+def check_wheel(wheel: Path, place: Path) -> None:
+    """Check a wheel's name and size, install it into a clean environment, and use it there."""
+    if "-cp310-abi3-" not in wheel.name:
+        raise SystemExit(f"not one wheel for all Pythons: {wheel.name}")
+    if sys.platform == "linux":
+        if "manylinux" not in wheel.name:
+            raise SystemExit(f"not a manylinux wheel: {wheel.name}")
+        tool("auditwheel", "show", wheel, cwd=place)
+    size = wheel.stat().st_size
+    if size >= LARGEST:
+        raise SystemExit(f"{wheel.name}: {size:,} bytes, expected less than {LARGEST:,}")
+    venv.create(place / "clean", with_pip=True)
+    programs = place / "clean" / ("Scripts" if sys.platform == "win32" else "bin")
+    run(programs / "python", "-m", "pip", "install", "-q", wheel, cwd=place)
+    empty = place / "empty"
+    empty.mkdir()
+    run(programs / "python", "-c", FIRST_USE, cwd=empty, PYTHONUTF8="1")
+    run(programs / "simct-align", "demo", cwd=empty, PYTHONUTF8="1")
+    run(programs / "python", "-m", "pip", "install", "-q", f"{wheel}[report]", cwd=place)
+    run(programs / "python", "-c", PAGE, cwd=empty, PYTHONUTF8="1")
+    print(f"{wheel.name}: {size / 2**20:.1f} MiB, works in a clean environment")
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", place, ROOT, cwd=ROOT)
-        (wheel,) = place.glob("*.whl")
-        if "-cp310-abi3-" not in wheel.name:
-            raise SystemExit(f"not one wheel for all Pythons: {wheel.name}")
-        venv.create(place / "clean", with_pip=True)
-        python = place / "clean" / "bin" / "python"
-        run(python, "-m", "pip", "install", "-q", wheel, cwd=place)
-        run(python, "-c", FIRST_USE, cwd=place)
-        run(place / "clean" / "bin" / "simct-align", "demo", cwd=place)
-        print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MiB, works in a clean environment")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the distributions are, or will be")
+    parser.add_argument("--wheel", type=Path, help="check this wheel; build nothing")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        built = [options.wheel.resolve()] if options.wheel else [*build(place)]
+        tool("twine", "check", "--strict", *built, cwd=place)
+        check_wheel(built[-1], place)
+        if not options.wheel:
+            options.folder.mkdir(exist_ok=True)
+            for old in (*options.folder.glob("*.whl"), *options.folder.glob("*.tar.gz")):
+                old.unlink()
+            for path in built:
+                shutil.copy(path, options.folder)
+                print(options.folder / path.name)
 
 
 if __name__ == "__main__":

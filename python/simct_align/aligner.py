@@ -17,13 +17,14 @@ from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from simct_align.batch import AlignedBatch
     from simct_align.continuations import Continuations
+    from simct_align.report import Report
 
 
 class Aligner(VocabularyPair):
@@ -244,6 +245,59 @@ class Aligner(VocabularyPair):
             check_text(f"texts[{number}]", text)
         return self.align_batch(
             self._teacher.encode_batch(texts), self._student.encode_batch(texts), threads=threads
+        )
+
+    def report(
+        self,
+        texts: Iterable[str],
+        *,
+        teacher_name: str | None = None,
+        student_name: str | None = None,
+        progress: bool = False,
+        threads: int | None = None,
+    ) -> Report:
+        """Count what a distillation loss can compare on given texts, for people to read.
+
+        Use it before training, on texts of the kind that the student will write. The report has the
+        tokens in SHARED and MULTI units and in no unit, the tokens that mean different texts on
+        both sides, and the texts themselves with their units.
+
+        Args:
+            texts: Any number of texts. An iterator is read once, in batches.
+            teacher_name: What the report calls the teacher's tokenizer. The default is the last
+                part of its path, its hub id, or "teacher".
+            student_name: The same for the student.
+            progress: Whether to show the number of texts on standard error.
+            threads: Number of threads of the alignment. The default is all cores.
+
+        Returns:
+            The report: `save` writes a page, `to_dict` returns the numbers.
+
+        Raises:
+            MissingTokenizerError: A side has no tokenizer.
+            TypeError: `texts` is one string, or an entry is not a string; the message names its
+                position.
+            ValueError: A text is not valid Unicode; the message names its position.
+
+        Complexity:
+            That of tokenization. Memory is that of a batch of some hundred texts, and of the
+            different MULTI units.
+
+        Example:
+            >>> from simct_align.demo import demo_tokenizers
+            >>> report = Aligner(*demo_tokenizers()).report(["12 apples", "345 pears"])
+            >>> report.to_dict()["cuts"]["most_common"][0]["student"]
+            ['12']
+        """
+        from simct_align.report.builder import build_report
+
+        return build_report(
+            self,
+            texts,
+            teacher_name=teacher_name,
+            student_name=student_name,
+            progress=progress,
+            threads=threads,
         )
 
     @overload

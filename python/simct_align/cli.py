@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import os
 import sys
 import warnings
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simct_align import Aligner, Vocabulary, __version__
-from simct_align.describe import (
-    CoverageSum,
-    describe_pair,
-    describe_row,
-    draw_coverage,
-    draw_row,
-)
+from simct_align import __version__
+from simct_align.commands import align, bench, completion, inspect, report
 from simct_align.inputs import thread_count
-from simct_align.terminal import Progress, Screen, draw_legend, draw_table
-from simct_align.text_input import DataError, in_batches, open_file, single_text, standard_input
+from simct_align.terminal import Screen
+from simct_align.text_input import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +32,7 @@ _EPILOG = """\
 examples:
   simct-align demo
   simct-align inspect path/to/teacher path/to/student
+  simct-align report path/to/teacher path/to/student --file train.jsonl -o report.html
   simct-align align path/to/teacher path/to/student --text "It costs 12345."
   simct-align align TEACHER STUDENT --file train.jsonl --field answer --summary
   simct-align align TEACHER STUDENT --file train.jsonl --json > units.jsonl
@@ -48,170 +41,11 @@ examples:
 exit codes: 0 done; 1 the data or a tokenizer cannot be read; 2 wrong usage.
 NO_COLOR=1 turns colours off, FORCE_COLOR=1 turns them on."""
 
-_INSPECT_EPILOG = """\
-The share of the side is the part of its distinct token texts that are a single
-token on the other side too. It is the part of the vocabulary that can be
-compared token by token. `simct-align align` shows the coverage of a text.
 
-One-sided tokens are tokens whose text is not a single token of the other side.
-They are counted by the length of their spelling: the number of tokens with
-which the other side writes them.
-
-Stops are the tokens that end a turn, the canonical one first, each with the
-places that name it: the chat template, eos_token of special_tokens_map.json and
-of tokenizer_config.json, eos_token_id of config.json and of
-generation_config.json, and the default of the tokenizer's class.
-
-example:
-  simct-align inspect path/to/teacher path/to/student --json"""
-
-_ALIGN_EPILOG = """\
-Sources of texts:
-  --text T          one text
-  --file F.jsonl    one JSON object per line; --field names the field of the text
-  --file F.txt      any other file: every line is a text
-  -                 standard input: every line is a text, or a JSON object with --field
-Files may be compressed (.gz). Lines of white space in a JSONL file are skipped.
-
-Output of --json, one object per line:
-  {"type": "text", "text": 0, "line": 1, "teacher_tokens": [ids], "student_tokens": [ids],
-   "units": [{"teacher": [start, end], "student": [start, end], "kind": "shared", "text": "It"}],
-   "unmatched": [{"teacher": [start, end], "student": [start, end], "reason": "bytes_differ"}]}
-and, after all texts, {"type": "coverage", ...}. Ranges are token positions, end excluded.
-"bytes" (hex) is added if the bytes of a unit are not valid UTF-8.
-
-examples:
-  simct-align align TEACHER STUDENT --text "naïve café 12345"
-  simct-align align TEACHER STUDENT --file train.jsonl --field answer --limit 10
-  simct-align align TEACHER STUDENT --file train.jsonl --field answer --summary"""
-
-
-def _open_pair(teacher: str, student: str) -> Aligner:
-    return Aligner(_open_vocabulary(teacher), _open_vocabulary(student))
-
-
-def _open_vocabulary(source: str) -> Vocabulary:
-    try:
-        return Vocabulary.from_tokenizer(source)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise DataError(f"cannot read the tokenizer {source!r}: {error}") from error
-
-
-# --- inspect -------------------------------------------------------------------------------------
-
-
-def _inspect(arguments: argparse.Namespace) -> int:
-    found = describe_pair(_open_pair(arguments.teacher, arguments.student))
-    if arguments.json:
-        _print_json(found)
-        return EXIT_OK
-    teacher, student, shared = found["teacher"], found["student"], found["shared"]
-
-    def both(label: str, value: Callable[[dict[str, Any]], str]) -> list[str]:
-        return [label, value(teacher), value(student)]
-
-    def row(label: str, name: str) -> list[str]:
-        return both(label, lambda side: f"{side[name]:,}")
-
-    screen = Screen.of(sys.stdout)
-    rows = [["", "teacher", "student"], row("ids", "vocabulary")]
-    labels = {"normal": "text", "byte": "byte fallback", "special": "special", "unused": "unused"}
-    for kind, label in labels.items():
-        rows.append(both(f"  {label}", lambda side, kind=kind: f"{side['kinds'][kind]:,}"))  # type: ignore[misc]
-    rows.append(row("distinct texts", "distinct_texts"))
-    rows.append(["shared texts", f"{shared['texts']:,}", f"{shared['texts']:,}"])
-    rows.append(both("  share of the side", lambda side: f"{side['shared_share']:.1%}"))
-    rows.append(row("one-sided tokens", "one_sided"))
-    rows += _spelling_rows(teacher, student)
-    rows.append(row("  without a spelling", "unspelled"))
-    rows.append(both("space before a text", lambda side: "yes" if side["dummy_prefix"] else "no"))
-    screen.line(f"teacher  {arguments.teacher}")
-    screen.line(f"student  {arguments.student}")
-    screen.line()
-    draw_table(screen, rows)
-    screen.line()
-    for label, side in (("teacher", teacher), ("student", student)):
-        screen.line(f"  stops of the {label}: {'' if side['stops'] else 'none known'}".rstrip())
-        for token, name in side["stops"].items():
-            screen.line(f"    {name}  id {token}, from {', '.join(side['stop_sources'][token])}")
-    specials = "  ".join(f"{left} = {right}" for left, right in shared["mapped_specials"])
-    screen.line(f"  special tokens mapped onto each other: {specials or 'none'}")
-    return EXIT_OK
-
-
-def _spelling_rows(teacher: dict[str, Any], student: dict[str, Any]) -> list[list[str]]:
-    """Return table rows of one-sided tokens by the length of their spelling."""
-    rows = []
-    for first, last in ((2, 2), (3, 3), (4, 4), (5, 8), (9, None)):
-        counts = [
-            sum(
-                count
-                for length, count in side["spelled_by_length"].items()
-                if first <= int(length) and (last is None or int(length) <= last)
-            )
-            for side in (teacher, student)
-        ]
-        if any(counts):
-            lengths = f"{first}" if last == first else f"{first} to {last}" if last else f"{first}+"
-            rows.append([f"  spelled with {lengths} tokens", *(f"{count:,}" for count in counts)])
-    return rows
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    # Everything but ASCII is escaped: every encoding of stdout can write the line, and no reader
-    # takes U+2028 for the end of the line.
-    sys.stdout.write(json.dumps(value, ensure_ascii=True) + "\n")
-
-
-def _align(arguments: argparse.Namespace) -> int:
-    with ExitStack() as stack:
-        if arguments.text is not None:
-            source = single_text(arguments.text)
-        elif arguments.file is None or arguments.file == "-":
-            source = standard_input(arguments.field)
-        else:
-            source = open_file(Path(arguments.file), arguments.field, stack)
-        aligner = _open_pair(arguments.teacher, arguments.student)
-        screen = Screen.of(sys.stdout)
-        prints_rows_here = sys.stdout.isatty() and not arguments.summary
-        shown = arguments.progress or (sys.stderr.isatty() and not prints_rows_here)
-        progress = Progress(source.total_bytes, shown=shown)
-        stack.callback(progress.close)
-        total = CoverageSum()
-        done = 0
-        if not arguments.json and not arguments.summary:
-            draw_legend(screen)
-            screen.line()
-        for texts in in_batches(source.texts, arguments.limit):
-            batch = aligner.align_texts([item.text for item in texts], threads=arguments.threads)
-            total.add(batch.coverage().as_dict())
-            for row, item in enumerate([] if arguments.summary else texts):
-                described = describe_row(batch, row)
-                if arguments.json:
-                    place = {"type": "text", "text": done + row, "line": item.line}
-                    _print_json({**place, **described})
-                else:
-                    where = f"line {item.line}" if item.line else "text"
-                    draw_row(screen, aligner, described, where)
-            done += len(texts)
-            progress.update(texts[-1].bytes_read, done)
-        if not done:
-            total.add(aligner.align_texts([]).coverage().as_dict())
-    if arguments.json:
-        _print_json({"type": "coverage", **total.counts})
-    else:
-        draw_coverage(screen, total.counts)
-    return EXIT_OK
-
-
-# --- the command line ----------------------------------------------------------------------------
-
-
-def _demo(_: argparse.Namespace) -> int:
+def _demo(arguments: argparse.Namespace) -> None:
     from simct_align.demo.show import show_demo
 
-    show_demo(Screen.of(sys.stdout))
-    return EXIT_OK
+    show_demo(Screen.of(sys.stdout), json=arguments.json)
 
 
 def _positive(text: str) -> int:
@@ -231,12 +65,18 @@ def _threads(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def add(commands: Any, name: str, run: Callable[..., int], **texts: str) -> Any:
-        parser = commands.add_parser(
+    def add(
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        options: Sequence[Callable[[Any], None]],
+        **texts: Any,
+    ) -> None:
+        command = commands.add_parser(
             name, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
         )
-        parser.set_defaults(run=run)
-        return parser
+        command.set_defaults(run=run)
+        for option in options:
+            option(command)
 
     parser = argparse.ArgumentParser(
         prog="simct-align",
@@ -246,55 +86,123 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"simct-align {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-
-    inspect = add(
-        commands, "inspect", _inspect, help="count shared and one-sided tokens",
-        epilog=_INSPECT_EPILOG,
+    add(
+        "inspect", inspect.run, (_pair_options, _json_option),
+        help="count shared and one-sided tokens", epilog=inspect.EPILOG,
         description="Count the tokens of two vocabularies by kind, shared and one-sided.",
     )  # fmt: skip
-    align = add(
-        commands, "align", _align, help="align texts, show units and coverage",
-        epilog=_ALIGN_EPILOG,
+    add(
+        "align", align.run,
+        (_pair_options, _json_option, _text_options, _limit_options, _progress_option,
+         _summary_option),
+        help="align texts, show units and coverage", epilog=align.EPILOG,
         description="Tokenize texts on both sides, align them, and show units and coverage.",
     )  # fmt: skip
     add(
-        commands, "demo", _demo, help="show a demo without any file",
+        "report", report.run,
+        (_pair_options, _json_option, _text_options, _limit_options, _progress_option,
+         _output_option),
+        help="write a page about a pair and texts", epilog=report.EPILOG,
+        description="Write a page on what a distillation loss can compare on given texts.",
+    )  # fmt: skip
+    add(
+        "bench", bench.run, (_pair_options, _json_option, _bench_options, _limit_options),
+        help="time encoding, alignment and index", epilog=bench.EPILOG,
+        description="Time encoding, alignment and index on given texts.",
+    )  # fmt: skip
+    add(
+        "demo", _demo, (_json_option,), help="show a demo without any file",
         description="Align a passage with the two bundled tokenizers: units, coverage, speed.",
         epilog="Takes a few seconds; needs no network and no file.",
     )  # fmt: skip
-    for command in (inspect, align):
-        command.add_argument("teacher", metavar="TEACHER", help=_TOKENIZER_HELP)
-        command.add_argument("student", metavar="STUDENT", help=_TOKENIZER_HELP)
-        command.add_argument("--json", action="store_true", help="print JSON lines instead of text")
-    source = align.add_mutually_exclusive_group()
-    source.add_argument("--text", metavar="T", help="align this text")
+    add(
+        "completion", lambda given: completion.write_completion(_parser(), given.shell),
+        (_shell_option,), help="print a script that completes this command in a shell",
+        epilog=completion.EPILOG, description="Print a script for a shell.",
+    )  # fmt: skip
+    return parser
+
+
+def _pair_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("teacher", metavar="TEACHER", help=_TOKENIZER_HELP)
+    command.add_argument("student", metavar="STUDENT", help=_TOKENIZER_HELP)
+
+
+def _json_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON lines instead of text")
+
+
+def _text_options(command: argparse.ArgumentParser) -> None:
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("--text", metavar="T", help="take this text")
     source.add_argument("--file", metavar="F", help="read texts from a file (- for standard input)")
     source.add_argument("stdin", nargs="?", choices=["-"], metavar="-", help="read standard input")
-    align.add_argument("--field", metavar="NAME", help='JSON field of the text (default "text")')
-    align.add_argument("--limit", type=_positive, metavar="N", help="stop after N texts")
-    align.add_argument("--threads", type=_threads, metavar="N", help="threads (default: all)")
-    align.add_argument("--summary", action="store_true", help="print only the coverage")
-    align.add_argument(
+    _field_option(command)
+
+
+def _field_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--field", metavar="NAME", help='JSON field of the text (default "text")')
+
+
+def _bench_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", "--file", dest="file", metavar="F", help="read texts from a file (- for stdin)"
+    )
+    _field_option(command)
+    command.set_defaults(text=None)
+
+
+def _limit_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--limit", type=_positive, metavar="N", help="stop after N texts")
+    command.add_argument("--threads", type=_threads, metavar="N", help="threads (default: all)")
+
+
+def _summary_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--summary", action="store_true", help="print only the coverage")
+
+
+def _progress_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--progress", action="store_true", help="show progress without a terminal, too"
     )
-    return parser
+
+
+def _output_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-o", "--output", metavar="HTML", help=f"the file (default {report.DEFAULT_OUTPUT})"
+    )
+
+
+def _shell_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("shell", choices=completion.SHELLS, help="the shell")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "align":
+    if arguments.command == "bench" and arguments.field is not None and arguments.file is None:
+        parser.error("bench: --field is for JSON lines; name their file with --data")
+    if hasattr(arguments, "stdin"):
         given = [s for s in (arguments.text, arguments.file, arguments.stdin) if s is not None]
         # argparse has already matched the optional "-" with nothing when it reads the options.
         if rest == ["-"] and not given:
             given, rest = rest, []
         if not rest and not given:
-            parser.error("align: give one of --text, --file and -")
+            parser.error(f"{arguments.command}: give one of --text, --file and -")
         if arguments.field is not None and arguments.text is not None:
-            parser.error("align: --field is for JSON lines; leave it out with --text")
+            parser.error(
+                f"{arguments.command}: --field is for JSON lines; leave it out with --text"
+            )
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
+
+
+class _Nowhere(io.TextIOBase):
+    """A stream that drops what is written."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -306,7 +214,7 @@ def _run(argv: Sequence[str]) -> int:
         arguments = _parse(argv)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            code: int = arguments.run(arguments)
+            arguments.run(arguments)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     except DataError as error:
@@ -314,7 +222,7 @@ def _run(argv: Sequence[str]) -> int:
         return EXIT_BAD_DATA
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return code
+    return EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -340,6 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         {"type": "text", ...
         0
     """
+    # A stream that was closed before the start has no reader.
+    if sys.stdout is None:
+        sys.stdout = _Nowhere()
+    if sys.stderr is None:
+        sys.stderr = _Nowhere()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows an escape; in-memory streams show all.
         if hasattr(stream, "reconfigure"):

@@ -13,22 +13,27 @@ from simct_align.terminal import Cell, Screen, draw_cells, draw_table, visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from simct_align import AlignedBatch, Aligner, Spellings, Vocabulary
 
 
-def _side(vocabulary: Vocabulary, shared_texts: int, spellings: Spellings) -> dict[str, Any]:
-    kinds = vocabulary.kinds
-    may_be_text = np.isin(kinds, (TokenKind.NORMAL, TokenKind.BYTE))
+def text_ids(vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """Return the canonical ids of all tokens with bytes: one id per distinct text."""
+    may_be_text = np.isin(vocabulary.kinds, (TokenKind.NORMAL, TokenKind.BYTE))
     canonical = np.unique(vocabulary.canonical_ids[may_be_text])
-    texts = sum(1 for token in canonical.tolist() if vocabulary.token_bytes(token))
+    return canonical[np.diff(vocabulary._native.byte_table()[1])[canonical] > 0]
+
+
+def _side(vocabulary: Vocabulary, shared_texts: int) -> dict[str, Any]:
+    kinds = vocabulary.kinds
+    texts = len(text_ids(vocabulary))
     return {
         "vocabulary": len(vocabulary),
         "kinds": {kind.name.lower(): int((kinds == kind).sum()) for kind in TokenKind},
         "distinct_texts": texts,
         "shared_share": shared_texts / texts if texts else 0.0,
-        "one_sided": sum(spellings.by_length.values()) + len(spellings.unspelled),
-        "spelled_by_length": {str(length): n for length, n in spellings.by_length.items()},
-        "unspelled": len(spellings.unspelled),
+        "one_sided": texts - shared_texts,
         "dummy_prefix": vocabulary.dummy_prefix,
         "stops": {str(i): _special_name(vocabulary, i) for i in vocabulary.stop_ids},
         "stop_sources": {str(i): list(found) for i, found in vocabulary.stop_sources.items()},
@@ -40,12 +45,16 @@ def _special_name(vocabulary: Vocabulary, token: int) -> str:
     return vocabulary.special_names.get(token, f"<{token}>")
 
 
-def describe_pair(aligner: Aligner) -> dict[str, Any]:
-    """Return what `inspect --json` prints: counts of both vocabularies and their shared tokens.
+def describe_spellings(spellings: Spellings) -> dict[str, Any]:
+    """Return the numbers of one side's one-sided tokens by the length of their spelling."""
+    return {
+        "spelled_by_length": {str(length): n for length, n in spellings.by_length.items()},
+        "unspelled": len(spellings.unspelled),
+    }
 
-    `spelled_by_length` of a side counts its one-sided tokens by the length of their spelling. It
-    needs the spellings of the pair, which take a second for large vocabularies.
-    """
+
+def describe_pair(aligner: Aligner) -> dict[str, Any]:
+    """Return counts of both vocabularies and of their shared tokens."""
     teacher, student, shared = aligner.teacher, aligner.student, aligner.shared
     controls = teacher.kinds[shared.teacher_ids] == TokenKind.SPECIAL
     # Equal vocabularies share every id, including ids that repeat the bytes of another id.
@@ -66,8 +75,8 @@ def describe_pair(aligner: Aligner) -> dict[str, Any]:
         )
     ]
     return {
-        "teacher": _side(teacher, shared_texts, aligner.spellings.teacher),
-        "student": _side(student, shared_texts, aligner.spellings.student),
+        "teacher": _side(teacher, shared_texts),
+        "student": _side(student, shared_texts),
         "shared": {"texts": shared_texts, "mapped_specials": specials, "stops": stops},
     }
 

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 DATA = Path(__file__).resolve().parents[1] / "data"
 GSM8K = "gsm8k_train_2000.jsonl"
 
+#: Texts that could break a page or a terminal, or that a tokenizer changes.
+HOSTILE_TEXTS = (
+    "<script>alert('no')</script></script><!-- &amp; <b>bold</b>",
+    "\x00\x07\x1b[31mred\u202eesrever\u2066\u200d\ufeff",
+    "a▁b",  # the student's tokenizer writes a space
+    "",
+    "   ",
+    "\r\n\t\n",
+    "x" * 3_000,
+    "مرحبا שלום 12",
+)
+
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", newline="\n") as lines:  # U+2028 and \r end no line

@@ -8,11 +8,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simct_align import Aligner
+from simct_align.commands.shared import print_json
 from simct_align.demo import demo_passage, demo_tokenizers
 from simct_align.describe import describe_pair, describe_row, draw_coverage, draw_row
 from simct_align.terminal import Screen, draw_legend, draw_table
@@ -93,15 +94,14 @@ def _repeated(
     return np.tile(values, times), np.concatenate([[0], np.cumsum(lengths)])
 
 
-def show_speed(demo: Demo) -> None:
+def measure_speed(demo: Demo) -> dict[str, Any]:
     """Time `align_batch` on many copies of the passage, and check the result."""
-    demo.screen.title("4. The speed of align_batch")
     sides = (demo.batch.teacher, demo.batch.student)
     teacher, student = (
         _repeated(np.asarray(s.values), np.asarray(s.offsets), _SPEED_REPEATS) for s in sides
     )
     tokens = len(student[0])
-    rows = [["", "time per batch", "student tokens/s"]]
+    best = {}
     cores = os.cpu_count() or 1
     for label, threads in (("1 thread", 1), (f"all threads ({cores})", None)):
         seconds = []
@@ -111,24 +111,44 @@ def show_speed(demo: Demo) -> None:
             seconds.append(time.perf_counter() - start)
         if batch.n_units != demo.batch.n_units * _SPEED_REPEATS:
             raise RuntimeError("a repeated batch has other units than its rows")
-        best = min(seconds)
+        best[label] = min(seconds)
+    return {"rows": len(teacher[1]) - 1, "student_tokens": tokens, "seconds": best}
+
+
+def show_speed(demo: Demo) -> None:
+    """Show how long `align_batch` takes."""
+    demo.screen.title("4. The speed of align_batch")
+    found = measure_speed(demo)
+    tokens = found["student_tokens"]
+    rows = [["", "time per batch", "student tokens/s"]]
+    for label, best in found["seconds"].items():
         rows.append([label, f"{best * 1e3:.2f} ms", f"{tokens / best / 1e6:.1f} M"])
     draw_table(demo.screen, rows)
-    count = f"{len(teacher[1]) - 1:,} rows, {tokens:,} student tokens"
+    count = f"{found['rows']:,} rows, {tokens:,} student tokens"
     demo.screen.line(f"  {count}; best of {_SPEED_RUNS} runs; from token ids to units.")
 
 
-def show_loss(demo: Demo) -> None:
-    """Compute the loss of two tiny random models on the passage, if torch is installed."""
-    demo.screen.title("5. The loss")
+def compute_loss(demo: Demo) -> list[tuple[str, float, float]] | None:
+    """Compute the loss of two tiny random models on the passage; None without torch."""
     if importlib.util.find_spec("torch") is None:
-        demo.screen.line("  needs PyTorch: pip install 'simct-align[torch]'")
-        return
+        return None
     from simct_align.demo.tiny import tiny_loss
 
-    loss = tiny_loss(demo.aligner, demo.batch)
+    return tiny_loss(demo.aligner, demo.batch)
+
+
+def show_loss(demo: Demo) -> None:
+    """Show the loss of two tiny random models on the passage, if torch is installed."""
+    demo.screen.title("5. The loss")
+    loss = compute_loss(demo)
+    if loss is None:
+        demo.screen.line("  needs PyTorch: pip install 'simct-align[torch]'")
+        return
     rows = [["", "reverse KL per unit", "norm of the student's gradient"]]
-    rows += [[name, f"{value:.4f}", f"{norm:.4f}"] for name, value, norm in loss]
+    rows += [
+        [f'candidates="{candidates}"', f"{value:.4f}", f"{norm:.4f}"]
+        for candidates, value, norm in loss
+    ]
     draw_table(demo.screen, rows)
     demo.screen.line("  two recurrent models with random weights, one pass over the passage.")
 
@@ -142,13 +162,14 @@ SECTIONS: tuple[Callable[[Demo], None], ...] = (
 )
 
 
-def show_demo(screen: Screen) -> None:
-    """Show all sections of the demo, in order.
+def show_demo(screen: Screen, *, json: bool = False) -> None:
+    """Show all sections of the demo, in order, or their numbers as one line of JSON.
 
     Use it through `simct-align demo`. It needs no network, and no file outside the package.
 
     Args:
         screen: The screen to write to.
+        json: Whether to write JSON.
 
     Raises:
         RuntimeError: The result of a section is wrong.
@@ -160,6 +181,18 @@ def show_demo(screen: Screen) -> None:
     teacher, student = demo_tokenizers()
     aligner = Aligner(str(teacher), str(student))
     demo = Demo(screen, aligner, aligner.align_texts(list(demo_passage())))
+    if json:
+        loss = compute_loss(demo)
+        print_json(
+            {
+                **describe_pair(aligner),
+                "coverage": demo.batch.coverage().as_dict(),
+                "speed": measure_speed(demo),
+                "loss": loss
+                and [{"candidates": n, "loss": value, "gradient": norm} for n, value, norm in loss],
+            }
+        )
+        return
     for section in SECTIONS:
         section(demo)
     screen.line()

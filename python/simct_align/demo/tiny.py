@@ -59,7 +59,7 @@ def tiny_loss(aligner: Aligner, batch: AlignedBatch) -> list[tuple[str, float, f
         out = SimCTLoss(aligner, candidates=candidates)(
             teacher_logits=teacher_logits, student_logits=student(batch.student), index=index
         )
-        out.loss.backward()
+        torch.autograd.backward(out.loss)  # Tensor.backward has no types of its own
         norm = nn.utils.get_total_norm(p.grad for p in student.parameters() if p.grad is not None)
-        found.append((f'candidates="{candidates}"', float(out.loss.detach()), float(norm)))
+        found.append((candidates, float(out.loss.detach()), float(norm)))
     return found

@@ -248,6 +248,9 @@ class TextLoss(TextBase):
         )
         return self._text_output(result, index)
 
+    if TYPE_CHECKING:  # type checkers see what a call takes and returns
+        __call__ = forward
+
 
 class LinearTextLoss(TextBase):
     """`TextLoss` from hidden states and output embeddings.
@@ -335,3 +338,6 @@ class LinearTextLoss(TextBase):
             inputs.numbers,
         )
         return self._text_output(result, index)
+
+    if TYPE_CHECKING:  # type checkers see what a call takes and returns
+        __call__ = forward

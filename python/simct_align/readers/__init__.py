@@ -238,9 +238,14 @@ def _open_tekken(path: Path) -> TextTokenizer:
 
 def _open_hub(name: str) -> TextTokenizer:
     try:
-        from simct_align.readers.transformers_objects import hub_directory, open_with_transformers
+        from simct_align.readers.transformers_objects import (
+            hub_directory,
+            hub_problem,
+            open_with_transformers,
+        )
 
-        directory = hub_directory(name)
+        problem = hub_problem(name)
+        directory = hub_directory(name, only_cache=problem is not None)
     except ImportError as error:
         raise ImportError(
             f"{name!r} is not a file or directory; loading it from the hub needs transformers: "
@@ -250,4 +255,14 @@ def _open_hub(name: str) -> TextTokenizer:
         raise FileNotFoundError(
             f"{name!r} is not a file or directory, and transformers cannot load it: {error}"
         ) from error
-    return open_with_transformers(name) if directory is None else _open_directory(directory)
+    if directory is not None:
+        return _open_directory(directory)
+    try:
+        return open_with_transformers(name, only_cache=problem is not None)
+    except FileNotFoundError as error:
+        if problem is None:
+            raise
+        raise FileNotFoundError(
+            f"{name!r} is not a file or directory, nor in the cache of the hub, and the hub "
+            f"cannot be reached: {problem}"
+        ) from error

@@ -147,11 +147,35 @@ def _open_pieces(source: Any, path: Path, facts: TokenizerFacts) -> TextTokenize
     return SentencePieceTokenizer(processor, facts) if same and len(source) == size else None
 
 
-def hub_directory(name: str) -> Path | None:
+_SECONDS_FOR_HUB = 5
+
+
+def hub_problem(name: str) -> str | None:
+    """Return why the hub cannot be reached, after one request; None if it answers.
+
+    The library tries again for a minute at every file that it looks for.
+
+    Args:
+        name: The hub id.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, timeout=_SECONDS_FOR_HUB)
+    except HfHubHTTPError:  # an answer, such as that there is no such repository
+        return None
+    except Exception as error:
+        return f"{error}" or type(error).__name__
+    return None
+
+
+def hub_directory(name: str, *, only_cache: bool = False) -> Path | None:
     """Fetch the tokenizer file and the configurations of a hub id, through the library's cache.
 
     Args:
         name: The hub id.
+        only_cache: Whether to look into the cache alone.
 
     Returns:
         The directory with the files, or `None` if the repository has no such tokenizer file, or
@@ -167,6 +191,7 @@ def hub_directory(name: str) -> Path | None:
         found = cached_file(
             name,
             file,
+            local_files_only=only_cache,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
@@ -181,11 +206,12 @@ def hub_directory(name: str) -> Path | None:
     return None
 
 
-def open_with_transformers(name: str) -> TextTokenizer:
+def open_with_transformers(name: str, *, only_cache: bool = False) -> TextTokenizer:
     """Let `transformers` make a tokenizer of a hub id, or of a directory without a tokenizer file.
 
     Args:
         name: The hub id or the directory.
+        only_cache: Whether to look into the cache of the hub alone.
 
     Returns:
         The reader.
@@ -197,7 +223,9 @@ def open_with_transformers(name: str) -> TextTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False, local_files_only=only_cache
+        )
     except (OSError, ValueError) as error:
         what = "has no tokenizer file" if Path(name).is_dir() else "is not a file or directory"
         raise FileNotFoundError(

@@ -33,6 +33,7 @@
 //! ```
 
 pub mod batch;
+pub mod character;
 pub mod class;
 pub mod columns;
 pub mod continuation;

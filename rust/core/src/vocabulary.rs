@@ -248,6 +248,13 @@ impl Vocabulary {
         }
     }
 
+    /// The bytes of all tokens, one after another, and where those of every token begin: one more
+    /// entry than tokens.
+    #[must_use]
+    pub fn byte_table(&self) -> (&[u8], &[u32]) {
+        (&self.bytes, &self.offsets)
+    }
+
     /// The kind of an id; `Unused` for an id that is out of range.
     #[must_use]
     pub fn kind(&self, id: u32) -> TokenKind {

@@ -51,7 +51,7 @@ mod _native {
     #[pymodule_export]
     use super::text_tree::TextTree;
     #[pymodule_export]
-    use super::vocabulary::Vocabulary;
+    use super::vocabulary::{Vocabulary, character_groups};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals, reason = "Python names it so")]

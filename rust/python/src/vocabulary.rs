@@ -12,6 +12,13 @@ use simct_align::vocabulary::{Settings, Vocabulary as CoreVocabulary};
 use crate::arrays::widen;
 use crate::errors::to_py_err;
 
+/// The group of every code point, and the names of the groups.
+#[pyfunction]
+pub(crate) fn character_groups(py: Python<'_>) -> (Bound<'_, PyArray1<u8>>, Vec<&'static str>) {
+    let groups = py.detach(simct_align::character::character_groups);
+    (PyArray1::from_vec(py, groups.group), groups.names)
+}
+
 /// Token id -> token bytes and kind.
 #[pyclass(frozen, module = "simct_align._native")]
 pub(crate) struct Vocabulary {
@@ -51,6 +58,15 @@ impl Vocabulary {
             )));
         }
         Ok(PyBytes::new(py, self.core.token_bytes(token_id)))
+    }
+
+    /// The bytes of all tokens of the vocabulary, and where those of every token begin.
+    fn byte_table<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<i64>>) {
+        let (bytes, offsets) = self.core.byte_table();
+        (PyArray1::from_slice(py, bytes), widen(py, offsets))
     }
 
     /// The bytes of all ids, one after another; `IndexError` for an id without a token.

@@ -377,6 +377,9 @@ class ChunkedLoss(Loss, ABC):
         count_special(stats, job.index.kind)
         return self.output(loss, per_unit, stats, index)
 
+    if TYPE_CHECKING:  # type checkers see what a call takes and returns
+        __call__ = forward
+
 
 class Baseline(ChunkedLoss):
     """The base class of the baselines, over the units of an `AlignedIndex`.

@@ -1,0 +1,1 @@
+"""Internal: the commands of `simct-align`, one module each."""
