@@ -15,7 +15,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_decoders readers_encoding \
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
-.PHONY: help demo check test example lint rust-test core-test python-test report-test bench-quick docs wheel clean
+.PHONY: help demo check test example lint rust-test core-test python-test report-test trainer-test bench-quick docs wheel clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,7 +49,17 @@ core-test: $(VENV)/.developed ## The core Python tests
 
 python-test: $(VENV)/.developed ## All Python tests, and the examples of the docstrings
 	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python -m pytest -q --doctest-modules python/simct_align
+	$(BIN)/python -m pytest -q --doctest-modules python/simct_align \
+		$(patsubst %,--ignore=python/simct_align/integrations/%.py,verl ms_swift)
+
+# Trainers that need other versions of common packages than the other tests.
+trainer-test: ## The adapters for verl and ms-swift, each in an environment of its own
+	for trainer in "verl verl==0.9.1 fastapi uvicorn cachetools" "ms_swift ms-swift==4.6.0 msgspec"; do \
+		set -- $$trainer; name=$$1; shift; \
+		$(PYTHON) -m venv .trainers/$$name && \
+		.trainers/$$name/bin/python -m pip install --quiet '.[torch,transformers]' pytest "$$@" && \
+		.trainers/$$name/bin/python -m pytest -q tests/test_$$name.py || exit 1; \
+	done
 
 # Opens a report as a person would, and leaves pictures of it in target/report-test. `make test` runs
 # the same tests where there is a Chromium.
@@ -95,4 +105,4 @@ $(VENV)/.developed: $(VENV)/.created $(SOURCES)
 	touch $@ $(VENV)/.installed
 
 clean: ## Remove what these targets make
-	rm -rf $(VENV) target dist two_families_student
+	rm -rf $(VENV) .trainers target dist two_families_student

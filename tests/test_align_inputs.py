@@ -548,6 +548,18 @@ VALUE_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("row", [[3, True], (3, False), EngineIds([3, True])])
+def test_booleans_are_no_ids(aligner: Aligner, row: Any) -> None:
+    with pytest.raises(TypeError, match="student_ids: row 1, position 1: expected an integer, got"):
+        aligner.align_batch([[0], [0]], [[3], row])
+    with pytest.raises(TypeError, match="ids: row 0, position 1: expected an integer, got bool"):
+        aligner.student.decode_bytes(row)
+    # They are the entries of a mask.
+    mask = [[True], [row[1], True]]
+    batch = aligner.align_batch([[0], [0]], [[3], [3, 3]], student_mask=mask)
+    assert len(batch) == 2
+
+
 @pytest.mark.parametrize("name", TYPE_ERRORS)
 def test_type_errors(aligner: Aligner, name: str) -> None:
     arguments, message = TYPE_ERRORS[name]

@@ -172,6 +172,6 @@ def test_a_file_of_the_format_before_is_refused(tmp_path: Path):
     path.write_bytes(b"SIMCTALN" + (2).to_bytes(4, "little") + bytes(8) + bytes(64))
     with pytest.raises(
         ValueError,
-        match=r"format version 2, this release reads version 3.*Aligner\(teacher, student\)\.save",
+        match=r"format version 2, this release reads version 4.*Aligner\(teacher, student\)\.save",
     ):
         Aligner.load(path)

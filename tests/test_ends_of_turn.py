@@ -139,8 +139,12 @@ def test_the_order_and_the_places(tmp_path: Path) -> None:
         EOS: ("tokenizer_config.json", "config.json", "generation_config.json"),
         CALL: ("generation_config.json",),
     }
-    again = pickle.loads(pickle.dumps(Aligner(vocabulary, vocabulary))).teacher
-    assert again.stop_ids == vocabulary.stop_ids
+    aligner = Aligner(vocabulary, vocabulary)
+    aligner.save(tmp_path / "aligner")
+    for again in (pickle.loads(pickle.dumps(aligner)), Aligner.load(tmp_path / "aligner")):
+        assert again.teacher.stop_ids == vocabulary.stop_ids
+        assert again.student.stop_sources == vocabulary.stop_sources
+        assert again.teacher.with_tokenizer(byte_level()).stop_sources == vocabulary.stop_sources
 
 
 @pytest.mark.parametrize("missing", [*CONFIGS, "template"])
@@ -177,6 +181,29 @@ def test_places_of_the_template(tmp_path: Path, where: str) -> None:
     vocabulary = Vocabulary.from_tokenizer(source)
     assert vocabulary.stop_ids == (END, EOS)
     assert vocabulary.stop_sources[END] == ("chat template",)
+
+
+def test_special_tokens_that_only_the_class_of_an_object_names(tmp_path: Path) -> None:
+    """They are text in the tokenizer file, so they are text whatever the way in."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<mask>", normalized=False, special=False)])
+    config = {"tokenizer_class": "RobertaTokenizer", "eos_token": "<eos>"}
+    directory = write(tmp_path / "plain", tokenizer, tokenizer_config=config)
+    loaded = transformers.RobertaTokenizer.from_pretrained(directory)
+    assert loaded.mask_token == "<mask>"
+    found = [Vocabulary.from_tokenizer(way) for way in (directory, loaded)]
+    assert [vocabulary.special_ids.get("<mask>") for vocabulary in found] == [None, None]
+    # A configuration that names the token has the last word, and so has the user.
+    named = write(
+        tmp_path / "named", tokenizer, tokenizer_config={**config, "mask_token": "<mask>"}
+    )
+    for way in (named, transformers.RobertaTokenizer.from_pretrained(named)):
+        assert "<mask>" in Vocabulary.from_tokenizer(way).special_ids
+    assert "<mask>" in Vocabulary.from_tokenizer(loaded, special=["<mask>"]).special_ids
+    # What is text is tokenized as text.
+    rows = [vocabulary.encode_batch(["a<mask>b"]) for vocabulary in found]
+    assert rows[0] == rows[1]
+    assert found[1].decode_bytes(rows[1][0]) == b"a<mask>b"
 
 
 def test_the_default_of_the_class(tmp_path: Path) -> None:
@@ -414,7 +441,7 @@ def test_inspect_warns_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(line.startswith("simct-align: warning: the chat template writes") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["llama3_1", "mistral_nemo", "qwen2_5"])
+@pytest.mark.parametrize("name", ["gemma2", "llama3_1", "mistral_nemo", "qwen2_5"])
 def test_ways_of_real_tokenizers_agree(tmp_path: Path, name: str) -> None:
     source = tokenizer_dir(name)
     directory = tmp_path / name
@@ -422,9 +449,13 @@ def test_ways_of_real_tokenizers_agree(tmp_path: Path, name: str) -> None:
     (directory / "tokenizer.json").write_bytes(
         gzip.decompress((source / "tokenizer.json.gz").read_bytes())
     )
-    loaded = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
-    sources = (source, directory / "tokenizer.json", loaded)
+    kinds = (transformers.PreTrainedTokenizerFast, transformers.AutoTokenizer)
+    loaded = [kind.from_pretrained(directory) for kind in kinds]
+    sources = (source, directory / "tokenizer.json", *loaded)
     found = [Vocabulary.from_tokenizer(way) for way in sources]
     assert len({vocabulary.digest for vocabulary in found}) == 1
     assert len({vocabulary.stop_ids for vocabulary in found}) == 1
-    assert all("chat template" in v.stop_sources[v.stop_ids[0]] for v in found)
+    has_template = "chat_template" in json.loads((source / "tokenizer_config.json").read_text())
+    for vocabulary in found:
+        places = vocabulary.stop_sources[vocabulary.stop_ids[0]]
+        assert ("chat template" in places) is has_template

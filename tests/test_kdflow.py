@@ -1,4 +1,10 @@
-"""The contract of KDFlow's algorithms, on dummies of its models, against the loss by hand."""
+"""The contract of KDFlow's algorithms against the loss by hand.
+
+KDFlow is not in the package index. `Student` follows the forward pass of its `DistillModel` and the
+head of its `FSDP2Strategy.load_hf_model`, and the micro-batches its `VanillaKD.training_step`:
+github.com/kkyyxhll/KDFlow at commit b2d0930 (hidden states, with and without a chunked loss) and
+github.com/songmzhang/KDFlow at commit 264dd27 (logits, before that).
+"""
 
 from __future__ import annotations
 
@@ -21,19 +27,32 @@ TALK = [
 
 
 class Student(torch.nn.Module):
-    """What KDFlow's model is to an algorithm."""
+    """`DistillModel`, in one of its forms: what it returns, and how its head is called."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, returns: str) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.embedding = torch.nn.Embedding(size, HIDDEN)
-        self.head = torch.nn.Linear(HIDDEN, size)
+        self.returns = returns
+        self.model = torch.nn.Module()
+        self.model.embedding = torch.nn.Embedding(size, HIDDEN)
+        self.model.lm_head = torch.nn.Linear(HIDDEN, size)
+        self.head = self.model.lm_head.forward
+        if returns == "chunked":
+            self.model.lm_head.forward = lambda x, skip=True: x if skip else self.head(x)
         self.seen = {}
 
-    def forward(self, ids, attention_mask, *, allgather_logits, ring_attn_group, **more):
-        self.seen = {"mask": attention_mask, "group": ring_attn_group, **more}
+    def hidden(self, ids):
+        return self.model.embedding(ids).cumsum(1)
+
+    def forward(
+        self, sequences, attention_mask=None, allgather_logits=False, ring_attn_group=None, **kwargs
+    ):
+        self.seen = {"mask": attention_mask, "group": ring_attn_group, **kwargs}
         assert allgather_logits is True
-        return {"logits": self.head(self.embedding(ids).cumsum(1))}
+        hidden = self.hidden(sequences)
+        if self.returns == "logits":
+            return {"logits": self.model.lm_head(hidden), "hidden_states": [hidden]}
+        return {"hidden_states": [hidden]}
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +81,11 @@ def dense(vocabulary, *, left: bool):
     )
 
 
-def prepared(sides, *, left=False, kd_ratio=1.0, **keywords):
+def prepared(sides, *, left=False, kd_ratio=1.0, returns="hidden", **keywords):
     teacher, student = sides
     torch.manual_seed(0)
     head = torch.nn.Linear(HIDDEN, len(teacher), bias=False)
-    model = Student(len(student) + 5)  # an embedding with padding rows
+    model = Student(len(student) + 5, returns)  # an embedding with padding rows
     strategy = SimpleNamespace(
         args=SimpleNamespace(kd=SimpleNamespace(kd_ratio=kd_ratio)), ring_attn_group="group"
     )
@@ -97,9 +116,7 @@ def by_hand(sides, algorithm, micro_batch, hiddens, **keywords):
         micro_batch["tea_input_ids"].tolist(), micro_batch["stu_input_ids"].tolist(),
         teacher_mask=masks[0], student_mask=masks[1],
     )  # fmt: skip
-    logits = algorithm.student.head(
-        algorithm.student.embedding(micro_batch["stu_input_ids"]).cumsum(1)
-    )
+    logits = algorithm.student.head(algorithm.student.hidden(micro_batch["stu_input_ids"]))
     out = SimCTLoss(aligner, reduction="sum", **keywords)(
         teacher_logits=algorithm.teacher_lm_head(hiddens).detach(),
         student_logits=logits,
@@ -108,7 +125,9 @@ def by_hand(sides, algorithm, micro_batch, hiddens, **keywords):
     return batch, logits, out
 
 
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(
+    ("returns", "left"), [("hidden", False), ("hidden", True), ("chunked", False), ("logits", True)]
+)
 @pytest.mark.parametrize(
     "keywords",
     [
@@ -118,11 +137,11 @@ def by_hand(sides, algorithm, micro_batch, hiddens, **keywords):
         {"divergence": "forward_kl"},
     ],
 )
-def test_loss_and_gradient(sides, keywords, left) -> None:
-    algorithm, micro_batch, hiddens = prepared(sides, left=left, **keywords)
+def test_loss_and_gradient(sides, keywords, returns, left) -> None:
+    algorithm, micro_batch, hiddens = prepared(sides, left=left, returns=returns, **keywords)
     found = algorithm.training_step(micro_batch)
     found["loss"].backward()
-    gradient = algorithm.student.head.weight.grad.clone()
+    gradient = algorithm.student.model.lm_head.weight.grad.clone()
     algorithm.student.zero_grad()
     batch, _, out = by_hand(sides, algorithm, micro_batch, hiddens, **keywords)
     (out.loss / 7).backward()
@@ -130,7 +149,7 @@ def test_loss_and_gradient(sides, keywords, left) -> None:
     assert (batch.kind == 1).sum() > 3
     torch.testing.assert_close(found["loss"], out.loss / 7)
     torch.testing.assert_close(found["kd_loss"], found["loss"])
-    torch.testing.assert_close(gradient, algorithm.student.head.weight.grad)
+    torch.testing.assert_close(gradient, algorithm.student.model.lm_head.weight.grad)
     assert gradient.abs().sum() > 0
     assert algorithm.teacher_lm_head.weight.grad is None
     assert algorithm.student.seen["group"] == "group"
@@ -152,6 +171,7 @@ def test_every_keyword_changes_the_loss(sides) -> None:
     changed = [
         {}, {"candidates": "shared"}, {"score": "sum"},
         {"divergence": "tvd"}, {"temperature": 3.0},
+        {"teacher_softcap": 0.5}, {"student_softcap": 0.5},
     ]  # fmt: skip
     losses = []
     for keywords in changed:
@@ -165,8 +185,19 @@ def test_every_keyword_changes_the_loss(sides) -> None:
     assert stops != ([*sides[0].stop_ids], [*sides[1].stop_ids])
 
 
-def test_cross_entropy_is_mixed_in(sides) -> None:
-    algorithm, micro_batch, hiddens = prepared(sides, kd_ratio=0.25)
+def test_softcaps_bound_the_logits(sides) -> None:
+    algorithm, micro_batch, hiddens = prepared(sides, teacher_softcap=0.5, student_softcap=0.25)
+    found = algorithm.training_step(micro_batch)
+    teacher_head, student_head = algorithm.teacher_lm_head, algorithm.student.head
+    algorithm.teacher_lm_head = lambda x: 0.5 * torch.tanh(teacher_head(x) / 0.5)
+    algorithm.student.head = lambda x: 0.25 * torch.tanh(student_head(x) / 0.25)
+    _, _, out = by_hand(sides, algorithm, micro_batch, hiddens)
+    torch.testing.assert_close(found["loss"], out.loss / 7)
+
+
+@pytest.mark.parametrize("returns", ["hidden", "chunked", "logits"])
+def test_cross_entropy_is_mixed_in(sides, returns) -> None:
+    algorithm, micro_batch, hiddens = prepared(sides, kd_ratio=0.25, returns=returns)
     found = algorithm.training_step(micro_batch)
     _, logits, out = by_hand(sides, algorithm, micro_batch, hiddens)
     expected = 0.0
@@ -180,11 +211,26 @@ def test_cross_entropy_is_mixed_in(sides) -> None:
     assert found["loss"].item() == pytest.approx(mixed, rel=1e-5)
 
 
-def test_other_inputs_reach_the_student(sides) -> None:
+def test_multimodal_inputs_and_nothing_else_reach_the_student(sides) -> None:
     algorithm, micro_batch, _ = prepared(sides)
-    algorithm.training_step({**micro_batch, "stu_pixels": 3, "tea_pixels": 4})
-    assert algorithm.student.seen["pixels"] == 3
-    assert len(algorithm.student.seen) == 3
+    more = {"mm_pixel_values": 3, "stu_extra": 4, "tea_pixels": 5, "response_length": 6}
+    algorithm.training_step({**micro_batch, **more})
+    assert set(algorithm.student.seen) == {"mask", "group", "pixel_values"}
+    assert algorithm.student.seen["pixel_values"] == 3
+    algorithm.training_step({**micro_batch, "stu_multi_modal_inputs": {"image_grid_thw": 7}})
+    assert set(algorithm.student.seen) == {"mask", "group", "image_grid_thw"}
+    algorithm.training_step({**micro_batch, "stu_multi_modal_inputs": None})
+    assert set(algorithm.student.seen) == {"mask", "group"}
+
+
+def test_a_batch_without_answers(sides) -> None:
+    algorithm, micro_batch, _ = prepared(sides, kd_ratio=0.5)
+    for side in ("tea", "stu"):
+        micro_batch[f"{side}_loss_mask"].zero_()
+    micro_batch["teacher_hiddens"] = torch.zeros(0, HIDDEN)
+    found = algorithm.training_step(micro_batch)
+    found["loss"].backward()
+    assert found["loss"] == found["align_ratio"] == found["multi_units"] == 0
 
 
 def test_teacher_hiddens_are_checked(sides) -> None:
@@ -199,5 +245,11 @@ def test_teacher_hiddens_are_checked(sides) -> None:
 
 
 def test_what_kdflow_cannot_give(sides) -> None:
+    algorithm, micro_batch, _ = prepared(sides)
+    algorithm.student.forward = lambda *_, **__: {"loss": 0}
+    with pytest.raises(ValueError, match=r"output with 'hidden_states' or 'logits', got \['loss'"):
+        algorithm.training_step(micro_batch)
+    with pytest.raises(TypeError, match=r"teacher_lm_head: .* got those of \['code', 'math'\]"):
+        SimCTAlgorithm(None, None, {"math": None, "code": None}, *sides[::-1])
     with pytest.raises(ValueError, match="'on_path' needs the teacher's hidden state at the last"):
         prepared(sides, candidates="on_path")

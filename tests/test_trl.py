@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from torch._dynamo import OptimizedModule
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from simct_align.divergence import JSD
-from simct_align.integrations import _trl_metrics, _trl_side
-from simct_align.integrations.trl import SimCTConfig, SimCTTrainer, _make_loss
+from simct_align.integrations import _trl_config, _trl_metrics, _trl_side
+from simct_align.integrations._trl_config import make_loss
+from simct_align.integrations.trl import SimCTConfig, SimCTTrainer
 from simct_align.loss import LossMetrics, SimCTLoss, TextLoss, TextMetrics
 from support.chat_tokenizers import (
     demo_aligner,
@@ -627,18 +629,18 @@ def test_evaluation_takes_the_answers_of_the_data_set(tmp_path):
 def test_beta_is_that_of_the_divergence(tmp_path, beta):
     pair = demo_aligner(turned=False)
     config = SimCTConfig(str(tmp_path), divergence="jsd", beta=beta, use_cpu=True, bf16=False)
-    assert repr(_make_loss(pair, config)) == repr(SimCTLoss(pair, divergence=JSD(beta)))
+    assert repr(make_loss(pair, config)) == repr(SimCTLoss(pair, divergence=JSD(beta)))
     config = SimCTConfig(
         str(tmp_path), objective="text", divergence="jsd", beta=beta, loss_temperature=3.0,
         use_cpu=True, bf16=False,
     )  # fmt: skip
     expected = TextLoss(pair, divergence=JSD(beta), temperature=3.0)
-    assert repr(_make_loss(pair, config)) == repr(expected)
+    assert repr(make_loss(pair, config)) == repr(expected)
     for objective in ("gold", "bpm") if 0.0 < beta < 1.0 else ("gold",):
         config = SimCTConfig(
             str(tmp_path), objective=objective, beta=beta, use_cpu=True, bf16=False
         )
-        assert _make_loss(pair, config).beta == beta
+        assert make_loss(pair, config).beta == beta
 
 
 @pytest.mark.parametrize(
@@ -667,12 +669,58 @@ def test_fields_that_nothing_reads_are_refused(tmp_path, keywords, named):
         SimCTConfig(output_dir=str(tmp_path), use_cpu=True, **keywords)
 
 
-def test_another_version_of_trl_is_refused(monkeypatch):
-    from simct_align.integrations import trl
+def test_older_releases_of_trl_are_refused_and_newer_ones_tried(monkeypatch):
+    monkeypatch.setattr(_trl_config, "version", lambda _: "1.9.2")
+    with pytest.raises(ImportError, match=r"tested with trl==1\.16\.\*; found trl 1\.9\.2"):
+        _trl_config._check_version()
+    for newer in ("1.17.0", "2.0.0.dev1"):
+        monkeypatch.setattr(_trl_config, "version", lambda _, newer=newer: newer)
+        with pytest.warns(UserWarning, match=rf"found trl {newer}: .* pip install 'trl==1\.16"):
+            _trl_config._check_version()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(_trl_config, "version", lambda _: "1.16.3")
+        _trl_config._check_version()
 
-    monkeypatch.setattr(trl, "version", lambda _: "1.17.0")
-    with pytest.raises(ImportError, match=r"1\.16.*found trl 1\.17\.0"):
-        trl._check_version()
+
+@pytest.mark.parametrize("on_accelerator", [False, True])
+def test_a_configuration_without_options_fits_the_machine(monkeypatch, tmp_path, on_accelerator):
+    monkeypatch.setattr(_trl_config, "is_torch_bf16_gpu_available", lambda: on_accelerator)
+    if not on_accelerator:
+        assert SimCTConfig(str(tmp_path)).bf16 is False
+    assert SimCTConfig(str(tmp_path), use_cpu=True).bf16 is False
+    assert SimCTConfig(str(tmp_path), use_cpu=True, bf16=True).bf16 is True
+
+
+def test_what_is_missing_is_named(tmp_path):
+    trainer = make_trainer(tmp_path)
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    del inputs["student_prompt_lengths"], inputs["_simct"]
+    with pytest.raises(
+        ValueError, match=r"inputs: expected 'student_prompt_lengths', .*trainer\.data_collator"
+    ):
+        trainer.compute_loss(trainer.model, inputs)
+    teacher_tokenizer, student_tokenizer = tokenizers(False)
+    student = tiny_model(student_tokenizer, 1)
+    config = SimCTConfig(str(tmp_path), report_to=[])
+    common = {"processing_class": student_tokenizer, "train_dataset": Dataset.from_list(MESSAGES)}
+    with pytest.raises(ValueError, match=r"teacher_model: expected a model or .* got None"):
+        SimCTTrainer(student, None, config, **common)
+    with pytest.raises(ValueError, match=r"^teacher_tokenizer: .* no name .*teacher_tokenizer="):
+        SimCTTrainer(student, tiny_model(teacher_tokenizer, 2), config, **common)
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_a_missing_chat_template_is_named(tmp_path, side):
+    trainer = make_trainer(tmp_path)
+    tokenizer = trainer.teacher_tokenizer if side == "teacher" else trainer.processing_class
+    tokenizer.chat_template = None
+    with pytest.raises(
+        ValueError, match=rf"row 0: the {side}'s chat template is missing: .*'completion'"
+    ):
+        trainer.train()
+    # The advice: the template of its model, or texts.
+    assert make_trainer(tmp_path, rows=TEXTS).train().global_step == 2
 
 
 if __name__ == "__main__":

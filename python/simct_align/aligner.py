@@ -121,7 +121,8 @@ class Aligner(VocabularyPair):
                 differing tokens as unmatched and continues after them. `"error"` raises
                 `AlignmentError`.
             resync_bytes: How many bytes must be equal before alignment continues after a
-                difference, 1 to 4,096.
+                difference, 1 to 4,096. After a short difference, such as a character that only one
+                side composes, 4 or 6 are enough.
             threads: Number of threads. The default is all cores. The result does not depend on
                 the number.
 

@@ -91,8 +91,17 @@ class Template:
             generate: Whether the generation prompt follows.
 
         Raises:
-            ValueError: The template raises an error. The message says from which message on.
+            ValueError: There is no template, or it raises an error. The message says from which
+                message on.
         """
+        if "chat_template" not in self.options and (
+            getattr(self.tokenizer, "chat_template", "") is None
+        ):
+            raise ValueError(
+                f"{self.place} is missing: set the attribute chat_template of the tokenizer to the "
+                "template of its model, or give the row as texts, {'prompt': ..., "
+                "'completion': ...}"
+            )
         try:
             return self._write(messages, generate)
         except Exception as error:

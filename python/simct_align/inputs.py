@@ -335,7 +335,7 @@ def _read_list(
         # The entries of a NumPy mask are no Python integers.
         rows = [np.array(row) if _begins_with_numpy_bool(row) else row for row in rows]
     if all(isinstance(row, (list, tuple)) for row in rows):
-        return RaggedIds(*_native.ids_from_lists(name, rows))
+        return RaggedIds(*_native.ids_from_lists(name, rows, booleans=not integers_only))
     arrays: list[NDArray[Any] | None] = []
     lists: list[list[Any] | tuple[Any, ...]] = []
     for number, row in enumerate(rows):
@@ -352,7 +352,7 @@ def _read_list(
         arrays.append(array)
         lists.append(entries)
     # One call reads all rows without an array, so that a message has the number of the row.
-    values, offsets = _native.ids_from_lists(name, lists)
+    values, offsets = _native.ids_from_lists(name, lists, booleans=not integers_only)
     return RaggedIds(
         *joined(
             [

@@ -76,11 +76,9 @@ class Vocabulary:
         native: _native.Vocabulary,
         *,
         source: TokenizerSource | None = None,
-        stop_sources: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         self._native = native
         self._source = source
-        self._stop_sources = stop_sources or {}
 
     @classmethod
     def from_tokenizer(
@@ -168,12 +166,9 @@ class Vocabulary:
             dummy_prefix=table.dummy_prefix,
             special_names=table.special_names,
             stop_ids=table.stop_ids,
-        )
-        return cls(
-            native,
-            source=TokenizerSource(source, special=special, opened=tokenizer),
             stop_sources=table.stop_sources,
         )
+        return cls(native, source=TokenizerSource(source, special=special, opened=tokenizer))
 
     @classmethod
     def from_token_bytes(
@@ -305,9 +300,11 @@ class Vocabulary:
     def stop_sources(self) -> dict[int, tuple[str, ...]]:
         """Where each stop was found, such as `"generation_config.json"`, in the order of the stops.
 
-        Empty tuples for a vocabulary that was not read from a tokenizer in this process.
+        Empty tuples for a vocabulary that was not read from a tokenizer. A saved or pickled
+        aligner keeps the places.
         """
-        return {stop: tuple(self._stop_sources.get(stop, ())) for stop in self.stop_ids}
+        found = self._native.stop_sources
+        return {stop: tuple(found.get(stop, ())) for stop in self.stop_ids}
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
@@ -506,6 +503,7 @@ def _build(
     dummy_prefix: bool,
     special_names: dict[int, str],
     stop_ids: Sequence[int],
+    stop_sources: Mapping[int, Sequence[str]] | None = None,
 ) -> _native.Vocabulary:
     """Build the native vocabulary; ids without an entry in `token_bytes` have no bytes."""
     offsets = np.zeros(len(kinds) + 1, np.int64)
@@ -518,5 +516,5 @@ def _build(
         kinds,
         dummy_prefix=dummy_prefix,
         special_names=special_names,
-        stop_ids=[int(stop) for stop in stop_ids],
+        stops=[(int(stop), list((stop_sources or {}).get(stop, ()))) for stop in stop_ids],
     )

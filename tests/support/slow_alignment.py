@@ -106,20 +106,22 @@ def resync(
     teacher: bytes, student: bytes, cuts_t: Sequence[int], cuts_s: Sequence[int], need: int
 ) -> tuple[int, int] | None:
     """Of all pairs of boundaries after which the text agrees, the one that skips fewest bytes."""
+
+    def agree(p: int, q: int, count: int) -> bool:
+        enough = len(teacher) - p >= count and len(student) - q >= count
+        return teacher[p:] == student[q:] or (
+            enough and teacher[p : p + count] == student[q : q + count]
+        )
+
+    def needed(p: int, q: int) -> int:
+        short = p > 0 and q > 0
+        return min(need, 4 if short and p + q <= 12 else 6 if short and p + q <= 24 else need)
+
     options = [
         (p + q, q, p)
         for p in cuts_t
         for q in cuts_s
-        if p + q > 0
-        and max(p, q) <= WINDOW_BYTES
-        and (
-            teacher[p:] == student[q:]
-            or (
-                len(teacher) - p >= need
-                and len(student) - q >= need
-                and teacher[p : p + need] == student[q : q + need]
-            )
-        )
+        if p + q > 0 and max(p, q) <= WINDOW_BYTES and agree(p, q, needed(p, q))
     ]
     if not options:
         return None

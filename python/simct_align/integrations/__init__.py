@@ -1,4 +1,5 @@
-"""Internal: namespace of the modules `trl`, `kdflow` and `nemo_rl`, one for each trainer.
+"""Internal: namespace of modules for trainers, one for each.
 
-A module imports its trainer only if it subclasses the trainer's classes.
+A module imports its trainer only if it subclasses classes of the trainer, or registers something
+there.
 """

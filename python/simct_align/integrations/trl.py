@@ -9,10 +9,7 @@ aligned. All slices of a step and all processes share one normalizer.
 from __future__ import annotations
 
 import copy
-import functools
 import tempfile
-from dataclasses import dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,10 +17,12 @@ import torch
 
 from simct_align.aligner import Aligner
 from simct_align.collator import SimCTCollator, pad_id
-from simct_align.divergence import JSD
+from simct_align.integrations._trl_config import TESTED_RELEASE, SimCTConfig, make_loss
 from simct_align.integrations._trl_metrics import MetricSums
 from simct_align.integrations._trl_side import Side, log_likelihood, read_row
-from simct_align.loss import Loss, SimCTLoss, TextLoss, baselines
+
+# After the check of its release.
+from trl.experimental.gold import GOLDTrainer  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,131 +33,6 @@ if TYPE_CHECKING:
     from simct_align.prepare import PreparedBatch, PreparedSide
 
 __all__ = ["SimCTConfig", "SimCTTrainer"]
-
-TESTED = (1, 16)
-
-
-def _check_version() -> None:
-    wanted = f"trl=={TESTED[0]}.{TESTED[1]}.*"
-    try:
-        found = version("trl")
-    except PackageNotFoundError:
-        raise ImportError(
-            f"simct_align.integrations.trl needs trl: pip install '{wanted}'"
-        ) from None
-    if tuple(found.split(".")[:2]) != tuple(map(str, TESTED)):
-        raise ImportError(
-            "simct_align.integrations.trl overrides methods of trl's experimental GOLDTrainer and "
-            f"is tested with {wanted}; found trl {found}"
-        )
-
-
-_check_version()
-
-from trl.experimental.gold import GOLDConfig, GOLDTrainer  # noqa: E402
-
-_OBJECTIVES: dict[str, Any] = {
-    "simct": SimCTLoss,
-    "text": TextLoss,
-    "shared": functools.partial(SimCTLoss, candidates="shared"),
-    "uld": baselines.ULDLoss,
-    "alm": baselines.ALMLoss,
-    "gold": baselines.GOLDLoss,
-    "bpm": baselines.BPMLoss,
-    "strict": baselines.StrictLoss,
-    "escd": baselines.ESCDLoss,
-}
-#: The objectives that take a divergence and a temperature.
-_WITH_DIVERGENCE = ("simct", "text", "shared")
-
-
-@dataclass
-class SimCTConfig(GOLDConfig):  # type: ignore[misc]
-    """Arguments of `SimCTTrainer`: GOLD's arguments, some with other defaults, and the loss's.
-
-    `use_uld_loss` and `use_extended_uld` are fixed. GOLD's `uld_*` and `seq_kd` are not read and
-    must keep their defaults. `temperature` is the temperature of sampling. `beta` is the weight of
-    a Jensen-Shannon divergence: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).
-
-    Args:
-        learning_rate: The learning rate of AdamW.
-        lmbda: The share of slices whose completions are sampled from the student.
-        objective: The loss: `"simct"`; `"text"` for `TextLoss`, the divergence over text events; or
-            a baseline: `"shared"`, `"uld"`, `"alm"`, `"gold"`, `"bpm"`, `"strict"`, `"escd"`.
-        candidates: The candidate set of `"simct"`: `"shared"`, `"realized"` or `"on_path"`.
-        score: The score of `"simct"`: `"mean"`, `"sum"`, `"event"` or `"mean_logit"`.
-        divergence: The divergence of `"simct"`, `"text"` and `"shared"`: a name that `SimCTLoss`
-            takes. `"jsd"` reads `beta`, as the objectives `"gold"` and `"bpm"` do.
-        loss_temperature: The number that the logits of both sides are divided by, for `"simct"`,
-            `"text"` and `"shared"`.
-        initial_kl_weight: The weight of KL(student ‖ student before training) over the student's
-            own vocabulary, per completion token; 0 leaves the KL out. The trainer keeps a copy of
-            the student for this KL, except for a student that is trained through adapters.
-        teacher_max_length: The largest number of tokens of a teacher's row; longer rows are cut.
-
-    Raises:
-        ValueError: A field that is not read was set, a fixed field was changed, the objective is
-            unknown, or `initial_kl_weight` is negative.
-
-    Example:
-        >>> on_cpu = {"use_cpu": True, "bf16": False}
-        >>> config = SimCTConfig("out", candidates="on_path", score="event", **on_cpu)
-        >>> config.lmbda, config.learning_rate
-        (1.0, 1e-05)
-        >>> SimCTConfig("out", uld_crossentropy_weight=1.0, **on_cpu)
-        Traceback (most recent call last):
-        ValueError: uld_crossentropy_weight: SimCTTrainer does not read this field; leave it out
-    """
-
-    learning_rate: float = field(default=1e-5, metadata={"help": "AdamW's learning rate."})
-    lmbda: float = field(default=1.0, metadata={"help": "Share of on-policy slices."})
-    use_uld_loss: bool = field(default=True, metadata={"help": "Fixed."})
-    use_extended_uld: bool = field(default=False, metadata={"help": "Fixed."})
-    objective: str = field(default="simct", metadata={"help": "simct, text, or a baseline."})
-    candidates: str = field(default="realized", metadata={"help": "Candidate set of simct."})
-    score: str = field(default="mean", metadata={"help": "Score of a path, of simct."})
-    divergence: str = field(default="reverse_kl", metadata={"help": "Divergence to minimize."})
-    loss_temperature: float = field(default=1.0, metadata={"help": "Divisor of both logits."})
-    initial_kl_weight: float = field(
-        default=0.0, metadata={"help": "Weight of a KL to the student before training."}
-    )
-    teacher_max_length: int | None = field(
-        default=None, metadata={"help": "Longest teacher row, in tokens."}
-    )
-
-    def __post_init__(self) -> None:
-        if not self.use_uld_loss or self.use_extended_uld:
-            raise ValueError("use_uld_loss and use_extended_uld are fixed: True and False")
-        if self.objective not in _OBJECTIVES:
-            raise ValueError(
-                f"objective: expected one of {', '.join(_OBJECTIVES)}, got {self.objective!r}"
-            )
-        has_divergence = self.objective in _WITH_DIVERGENCE
-        is_read = {
-            "candidates": self.objective == "simct",
-            "score": self.objective == "simct",
-            "divergence": has_divergence,
-            "loss_temperature": has_divergence,
-            "beta": self.objective in ("gold", "bpm")
-            or (has_divergence and self.divergence == "jsd"),
-        }
-        for each in fields(self):
-            never = each.name.startswith("uld_") or each.name == "seq_kd"
-            if getattr(self, each.name) == each.default or is_read.get(each.name, not never):
-                continue
-            if never:
-                raise ValueError(
-                    f"{each.name}: SimCTTrainer does not read this field; leave it out"
-                )
-            raise ValueError(
-                f"{each.name}: objective={self.objective!r} with divergence={self.divergence!r} "
-                f"does not read this field; leave it out"
-            )
-        if not self.initial_kl_weight >= 0:
-            raise ValueError(
-                f"initial_kl_weight: expected a number >= 0, got {self.initial_kl_weight!r}"
-            )
-        super().__post_init__()
 
 
 class _Slice(NamedTuple):
@@ -256,7 +130,8 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
 
     Raises:
         TypeError: `args` is not a `SimCTConfig`.
-        ValueError: A `data_collator` came, or one process drives more than one GPU.
+        ValueError: There is no teacher, or no tokenizer for it; a `data_collator` came; or one
+            process drives more than one GPU.
     """
 
     def __init__(
@@ -282,6 +157,14 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
                 f"args.n_gpu: expected at most one GPU for each process, got {args.n_gpu}: start "
                 f"the training with `accelerate launch`"
             )
+        if teacher_model is None:
+            raise ValueError("teacher_model: expected a model or the name of one, got None")
+        if teacher_tokenizer is None and not _teacher_name(teacher_model, args):
+            raise ValueError(
+                "teacher_tokenizer: expected the teacher's tokenizer, because the teacher model "
+                "has no name to load one from; give teacher_tokenizer=, or "
+                "args.teacher_tokenizer_name_or_path"
+            )
         keywords["data_collator"] = self._collate
         with tempfile.TemporaryDirectory() as folder:
             named = args.teacher_tokenizer_name_or_path
@@ -297,7 +180,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
                 self.teacher_tokenizer = teacher_tokenizer
         self._metric_sums = MetricSums(self.accelerator)
         self.aligner = aligner or Aligner(self.teacher_tokenizer, self._tokenizer)
-        self.loss_fn = _make_loss(self.aligner, args).to(self.accelerator.device)
+        self.loss_fn = make_loss(self.aligner, args).to(self.accelerator.device)
         self._rows = _Collator(
             SimCTCollator(
                 self.aligner,
@@ -369,6 +252,7 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         return len(self.aligner.student.decode_bytes(side.input_ids[side.completion_mask != 0]))
 
     def _prepare_slice(self, inputs: dict[str, Any], *, is_sampled: bool = True) -> PreparedBatch:
+        _check_slice(inputs)
         ids, attention, labels = (
             inputs[name].cpu().numpy() for name in ("input_ids", "attention_mask", "labels")
         )
@@ -487,18 +371,26 @@ class SimCTTrainer(GOLDTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def _make_loss(aligner: Aligner, args: SimCTConfig) -> Loss:
-    if args.objective in _WITH_DIVERGENCE:
-        divergence = JSD(args.beta) if args.divergence == "jsd" else args.divergence
-        keywords: dict[str, Any] = {"divergence": divergence, "temperature": args.loss_temperature}
-        if args.objective == "simct":
-            keywords |= {"candidates": args.candidates, "score": args.score}
-    elif args.objective in ("gold", "bpm"):
-        keywords = {"beta": args.beta}
-    else:
-        keywords = {}
-    loss_fn: Loss = _OBJECTIVES[args.objective](aligner, **keywords)
-    return loss_fn
+def _teacher_name(teacher_model: Any, args: SimCTConfig) -> str | None:
+    """Return where GOLD would load the teacher's tokenizer from."""
+    named: str | None = args.teacher_tokenizer_name_or_path
+    if named is None and isinstance(teacher_model, str):
+        return teacher_model
+    return named or getattr(teacher_model.config, "_name_or_path", None)
+
+
+def _check_slice(inputs: dict[str, Any]) -> None:
+    """Raise an error if a slice lacks what the trainer's own collator writes."""
+    missing = [
+        name for name in ("teacher_prompt_ids", "student_prompt_lengths") if name not in inputs
+    ]
+    if missing:
+        raise ValueError(
+            f"inputs: expected {' and '.join(map(repr, missing))}, which the collator of "
+            f"SimCTTrainer adds to a batch, got only {sorted(inputs)}; take batches from "
+            "trainer.get_train_dataloader(), leave trainer.data_collator as it is, and if both are "
+            f"so, install the tested {TESTED_RELEASE}"
+        )
 
 
 def _has_adapters(model: Any) -> bool:

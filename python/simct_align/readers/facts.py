@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,14 @@ class TokenizerFacts:
             all of them.
         frame: What the chat template writes around contents, or `None`.
         notes: Facts that could not be read, for a warning.
+        text: Names of tokens that an object flags as special and that are text.
     """
 
     special: tuple[str | int, ...] = ()
     ends: tuple[EndOfTurn, ...] = ()
     frame: ChatFrame | None = None
     notes: tuple[str, ...] = ()
+    text: frozenset[str] = frozenset()
 
     def before(self, other: TokenizerFacts) -> TokenizerFacts:
         """Return these facts, then the other ones."""
@@ -70,6 +73,7 @@ class TokenizerFacts:
             tuple(dict.fromkeys((*self.ends, *other.ends))),
             self.frame or other.frame,
             tuple(dict.fromkeys((*self.notes, *other.notes))),
+            self.text | other.text,
         )
 
 
@@ -225,6 +229,36 @@ def facts_of_object(tokenizer: Any) -> TokenizerFacts:
     return facts if directory is None else facts.before(facts_beside(directory))
 
 
+def without_class_defaults(
+    facts: TokenizerFacts, tokenizer: Any, in_file: Iterable[Mapping[str, Any]]
+) -> TokenizerFacts:
+    """Return facts in which tokens that only the class of an object calls special are text.
+
+    The class of Gemma 2, for example, has the default `mask_token="<mask>"`, a token of text in the
+    tokenizer file that no configuration names. The model has learned it as text.
+
+    Args:
+        facts: What is known of the object and of the files beside its tokenizer file.
+        tokenizer: The `transformers` tokenizer.
+        in_file: The added tokens of its tokenizer file.
+
+    Returns:
+        The facts.
+    """
+    parameters = inspect.signature(type(tokenizer).__init__).parameters
+    unflagged = {entry["content"]: entry["id"] for entry in in_file if not entry.get("special")}
+    text = {
+        name
+        for key, name in _token_names(tokenizer.special_tokens_map).items()
+        if key in parameters and _name(parameters[key].default) == name and name in unflagged
+    }
+    # The names are those of configuration files, the ids those of the object.
+    text -= {entry for entry in facts.special if isinstance(entry, str)}
+    ids = {unflagged[name] for name in text}
+    special = tuple(entry for entry in facts.special if entry not in ids)
+    return replace(facts, special=special, text=facts.text | text)
+
+
 def directory_of(tokenizer: Any) -> Path | None:
     """Return the directory, or the cached files of a hub id, from which an object was loaded."""
     name = str(getattr(tokenizer, "name_or_path", None) or "")
@@ -314,7 +348,6 @@ def _class_ends(name: object) -> list[EndOfTurn]:
         import transformers
     except ImportError:
         return []
-    import inspect
 
     for candidate in (name, f"{name}Fast", name.removesuffix("Fast")):
         known = getattr(transformers, candidate, None)

@@ -130,7 +130,8 @@ class HuggingFaceTokenizer:
     def _flagged_special(self) -> set[int]:
         """Return the ids that the tokenizer or its configuration flags as special."""
         added = self._tokenizer.get_added_tokens_decoder()
-        flagged = {token for token, entry in added.items() if entry.special}
+        text = self._facts.text
+        flagged = {t for t, entry in added.items() if entry.special and entry.content not in text}
         named = {
             self.token_id(entry) if isinstance(entry, str) else entry
             for entry in self._facts.special
@@ -216,6 +217,9 @@ def _private_copy(tokenizer: Tokenizer, special: set[int]) -> Tokenizer:
     if tokenizer.pre_tokenizer is not None:
         copy.pre_tokenizer = tokenizer.pre_tokenizer
     added = sorted(tokenizer.get_added_tokens_decoder().items())
+    for token, entry in added:
+        # An object can flag a token that is text.
+        entry.special = entry.special and token in special
     copy.add_tokens([entry for _, entry in added])
     copy.add_special_tokens(
         [

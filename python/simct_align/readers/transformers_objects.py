@@ -13,6 +13,7 @@ from simct_align.readers.facts import (
     TokenizerFacts,
     directory_of,
     facts_of_object,
+    without_class_defaults,
 )
 from simct_align.readers.files import (
     TOKENIZER_FILES,
@@ -58,8 +59,14 @@ def open_transformers(source: Any) -> TextTokenizer:
         from simct_align.readers.huggingface import HuggingFaceTokenizer
 
         facts = facts_of_object(source)
-        note = _note_of_other_cuts(source, backend)
-        return HuggingFaceTokenizer(backend, facts.before(TokenizerFacts(notes=note)))
+        directory = directory_of(source)
+        path = None if directory is None else directory / "tokenizer.json"
+        if path is not None and path.is_file():
+            state = read_json(path)
+            facts = without_class_defaults(facts, source, state.get("added_tokens") or ())
+            note = _note_of_other_cuts(source, backend, path, state)
+            facts = facts.before(TokenizerFacts(notes=note))
+        return HuggingFaceTokenizer(backend, facts)
     if any(is_a(source, "transformers", name) for name in _BYTE_CLASSES):
         from simct_align.readers.byte_tokens import ByteTokenizer
 
@@ -67,20 +74,17 @@ def open_transformers(source: Any) -> TextTokenizer:
     return _open_slow(source)
 
 
-def _note_of_other_cuts(source: Any, backend: Any) -> tuple[str, ...]:
+def _note_of_other_cuts(
+    source: Any, backend: Any, path: Path, state: dict[str, Any]
+) -> tuple[str, ...]:
     """Return a warning if an object cuts text otherwise than the tokenizer.json of its model.
 
     Some classes of `transformers` put their own normalizer or pre-tokenizer in place of the file's.
     Only these two are compared: the model's tokens would take long to load.
     """
-    directory = directory_of(source)
-    path = None if directory is None else directory / "tokenizer.json"
-    if path is None or not path.is_file():
-        return ()
     from tokenizers import Tokenizer
 
-    state = read_json(path)
-    state |= {"model": _EMPTY_MODEL, "added_tokens": [], "post_processor": None}
+    state = state | {"model": _EMPTY_MODEL, "added_tokens": [], "post_processor": None}
     in_file = [_cut(Tokenizer.from_str(json.dumps(state)), line) for line in _PROBES]
     for ours, theirs in zip([_cut(backend, line) for line in _PROBES], in_file, strict=True):
         if ours != theirs:

@@ -7,6 +7,9 @@
 //! chosen; of several, the one with the fewest skipped bytes on the student's side. Boundaries are
 //! at most [`RESYNC_WINDOW`] bytes ahead.
 //!
+//! After a short difference, such as a composed character on one side and a decomposed one on the
+//! other, fewer equal bytes are enough: see [`NEAR`]. Both sides must skip something there.
+//!
 //! A hash join over the next bytes finds all candidates within a window. A pair that skips at most
 //! as many bytes as the window is wide is better than every pair outside of the window. Windows
 //! therefore start small and double, and the cost is linear in the skipped bytes, not in the
@@ -20,6 +23,10 @@ use crate::track::Track;
 
 /// The largest number of bytes of a side that may be skipped.
 pub(crate) const RESYNC_WINDOW: usize = 4096;
+
+/// How many bytes must be equal if both sides skip something, and together at most so many bytes:
+/// (skipped, equal), at most `resync_bytes`. `benches/resync.py` measures such rules.
+const NEAR: [(usize, usize); 2] = [(12, 4), (24, 6)];
 
 /// The width of the first window, in bytes.
 const FIRST_WINDOW: usize = 64;
@@ -61,6 +68,12 @@ impl Ahead {
             },
         )
     }
+
+    /// The boundaries of the short rule, without the last common one.
+    fn near(&self) -> Vec<Boundary<'_>> {
+        let [.., (farthest, longest)] = NEAR;
+        self.candidates(farthest, longest).skip(1).collect()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -71,6 +84,13 @@ struct Boundary<'a> {
     position: usize,
     /// The bytes that follow, as far as they are compared.
     next_bytes: &'a [u8],
+}
+
+impl<'a> Boundary<'a> {
+    /// The next bytes, or all there are.
+    fn first(&self, bytes: usize) -> &'a [u8] {
+        &self.next_bytes[..self.next_bytes.len().min(bytes)]
+    }
 }
 
 /// The positions, on the teacher's and the student's side, at which alignment continues; `None` if
@@ -84,11 +104,15 @@ pub(crate) fn find_resync<T: TokenId, S: TokenId>(
     resync_bytes: usize,
 ) -> Result<Option<(usize, usize)>> {
     let (mut teacher_ahead, mut student_ahead) = (Ahead::new(teacher), Ahead::new(student));
+    teacher_ahead.read_to(FIRST_WINDOW + resync_bytes, teacher)?;
+    student_ahead.read_to(FIRST_WINDOW + resync_bytes, student)?;
+    let near = best_near(&teacher_ahead, &student_ahead, resync_bytes);
     let mut window = FIRST_WINDOW;
     loop {
         teacher_ahead.read_to(window + resync_bytes, teacher)?;
         student_ahead.read_to(window + resync_bytes, student)?;
-        let best = best_within(&teacher_ahead, &student_ahead, window, resync_bytes);
+        let far = best_within(&teacher_ahead, &student_ahead, window, resync_bytes);
+        let best = near.iter().chain(&far).min_by_key(|pair| pair.cost());
         match best {
             Some(pair) if pair.skipped <= window => return Ok(Some(pair.positions)),
             _ if window == RESYNC_WINDOW => return Ok(best.map(|pair| pair.positions)),
@@ -101,6 +125,37 @@ struct Candidate {
     skipped: usize,
     skipped_of_student: usize,
     positions: (usize, usize),
+}
+
+impl Candidate {
+    fn new(ours: Boundary<'_>, theirs: Boundary<'_>) -> Self {
+        Self {
+            skipped: ours.offset + theirs.offset,
+            skipped_of_student: theirs.offset,
+            positions: (ours.position, theirs.position),
+        }
+    }
+
+    /// The smallest is the best.
+    fn cost(&self) -> (usize, usize) {
+        (self.skipped, self.skipped_of_student)
+    }
+}
+
+/// The best pair after a short difference.
+fn best_near(teacher: &Ahead, student: &Ahead, resync_bytes: usize) -> Option<Candidate> {
+    let (ours, theirs) = (teacher.near(), student.near());
+    let pairs = ours.iter().flat_map(|&ours| theirs.iter().map(move |&theirs| (ours, theirs)));
+    pairs
+        .filter(|(ours, theirs)| {
+            let skipped = ours.offset + theirs.offset;
+            NEAR.iter().find(|&&(limit, _)| skipped <= limit).is_some_and(|&(_, equal)| {
+                let equal = equal.min(resync_bytes);
+                ours.first(equal) == theirs.first(equal)
+            })
+        })
+        .map(|(ours, theirs)| Candidate::new(ours, theirs))
+        .min_by_key(Candidate::cost)
 }
 
 fn best_within(
@@ -124,13 +179,9 @@ fn best_within(
                     .candidates(window, resync_bytes)
                     .find(|theirs| theirs.offset > 0 && theirs.next_bytes == ours.next_bytes)?
             };
-            Some(Candidate {
-                skipped: ours.offset + theirs.offset,
-                skipped_of_student: theirs.offset,
-                positions: (ours.position, theirs.position),
-            })
+            Some(Candidate::new(ours, theirs))
         })
-        .min_by_key(|candidate| (candidate.skipped, candidate.skipped_of_student))
+        .min_by_key(Candidate::cost)
 }
 
 #[cfg(test)]
@@ -170,6 +221,32 @@ mod tests {
         assert_eq!(resync(&["aab", "z"], &["aac", "z"], 2)?, Some((1, 1)));
         // The second best place after (0, 0) is (0, 1).
         assert_eq!(resync(&["aab"], &["a", "aab"], 2)?, Some((0, 1)));
+        Ok(())
+    }
+
+    #[test]
+    fn fewer_bytes_are_enough_after_a_short_difference() -> Result<()> {
+        // An accent on either side, and four bytes before the next one.
+        let composed = ["é", "tat", " ", "é", "tat s"];
+        let decomposed = ["e", "\u{301}", "tat", " ", "e", "\u{301}", "tat s"];
+        assert_eq!(resync(&composed, &decomposed, 8)?, Some((1, 2)));
+        // Two bytes are too few; after the second accent all the rest is equal.
+        let (composed, decomposed) =
+            (["é", "ta", "é", "tat"], ["e\u{301}", "ta", "e\u{301}", "tat"]);
+        assert_eq!(resync(&composed, &decomposed, 8)?, Some((3, 3)));
+        // 13 skipped bytes need six equal ones, and 25 need eight.
+        assert_eq!(resync(&["sixteen", "12345", "!"], &["twelve", "12345", "?"], 8)?, Some((3, 3)));
+        assert_eq!(
+            resync(&["sixteen", "123456", "!"], &["twelve", "123456", "?"], 8)?,
+            Some((1, 1))
+        );
+        let long = ["twelve letters", "1234567", "!"];
+        assert_eq!(resync(&long, &["and eleven", "1234567", "?"], 8)?, Some((1, 1)));
+        assert_eq!(resync(&long, &["and eleven.", "1234567", "?"], 8)?, Some((3, 3)));
+        // Where one side alone skips, the short rule does not hold.
+        assert_eq!(resync(&["x", "1234", "!"], &["1234", "?"], 8)?, Some((3, 2)));
+        // Never more than what is asked for.
+        assert_eq!(resync(&["é", "ta", "é"], &["e\u{301}", "ta", "e"], 2)?, Some((1, 1)));
         Ok(())
     }
 

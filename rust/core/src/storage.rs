@@ -33,7 +33,7 @@ use crate::text_tree::{NodeParts, SideParts, TreeParts};
 use crate::vocabulary::{Settings, TokenKind, Vocabulary};
 
 const MAGIC: &[u8; 8] = b"SIMCTALN";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const CHECKSUM_BYTES: usize = 32;
 
 /// Writes a pair, with its spellings and its text tree if they have been made.
@@ -154,6 +154,13 @@ impl Writer {
         for name in settings.special_names.values() {
             self.section(name.as_bytes());
         }
+        self.integers(&settings.stop_sources.keys().copied().collect::<Vec<_>>());
+        for sources in settings.stop_sources.values() {
+            self.section(&(sources.len() as u64).to_le_bytes());
+            for source in sources {
+                self.section(source.as_bytes());
+            }
+        }
     }
 
     fn spellings(&mut self, table: &SpellingTable) {
@@ -222,6 +229,12 @@ impl<'a> Reader<'a> {
         for id in self.ids(kinds.len())? {
             special_names.insert(id, self.text()?);
         }
+        let mut stop_sources = BTreeMap::new();
+        for id in self.ids(kinds.len())? {
+            let count = self.section()?.try_into().map_err(|_| bad("a count in it is cut off"))?;
+            let sources = (0..u64::from_le_bytes(count)).map(|_| self.text());
+            stop_sources.insert(id, sources.collect::<Result<_>>()?);
+        }
         let kinds = kinds
             .iter()
             .enumerate()
@@ -236,7 +249,7 @@ impl<'a> Reader<'a> {
         if !fits {
             return Err(bad("a vocabulary in it does not fit together"));
         }
-        let settings = Settings { dummy_prefix, special_names, stops };
+        let settings = Settings { dummy_prefix, special_names, stops, stop_sources };
         let mut vocabulary = Vocabulary::from_checked_parts(bytes, offsets, kinds, settings);
         vocabulary.classes = classes;
         vocabulary.canonical = canonical;
@@ -296,7 +309,8 @@ mod tests {
         let teacher =
             [Token::normal("ab"), Token::special("<eos>"), Token::byte(b'x'), Token::normal("abx")];
         let student = [Token::special("</s>"), Token::normal("x"), Token::normal("ab")];
-        let teacher = Vocabulary::from_tokens(teacher)?;
+        let mut teacher = Vocabulary::from_tokens(teacher)?;
+        teacher.settings.stop_sources.insert(1, vec!["config.json".into(), "class".into()]);
         let student = Vocabulary::from_tokens(student)?;
         let options = PairOptions {
             teacher_stops: Some(vec![1]),
@@ -380,10 +394,10 @@ mod tests {
         for data in [&old[..], &old[..12]] {
             let data = [data, &[0; CHECKSUM_BYTES]].concat();
             let error = from_bytes(&data).unwrap_err();
-            assert_eq!(error, Error::FileVersion { found: 2, expected: 3 });
+            assert_eq!(error, Error::FileVersion { found: 2, expected: 4 });
             assert_eq!(
                 error.to_string(),
-                "the saved aligner has format version 2, this release reads version 3: write the \
+                "the saved aligner has format version 2, this release reads version 4: write the \
                  file again with Aligner(teacher, student).save(path)"
             );
         }

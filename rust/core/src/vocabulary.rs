@@ -80,6 +80,8 @@ pub struct Settings {
     pub special_names: BTreeMap<u32, String>,
     /// The special tokens that end a turn, the canonical one first.
     pub stops: Vec<u32>,
+    /// Where each stop was found, in the words of the reader of the tokenizer.
+    pub stop_sources: BTreeMap<u32, Vec<String>>,
 }
 
 /// Token id -> token bytes and kind.

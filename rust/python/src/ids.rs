@@ -3,25 +3,27 @@
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PySequence, PyTuple};
+use pyo3::types::{PyBool, PyList, PySequence, PyTuple};
 
 type Longs<'py> = Bound<'py, PyArray1<i64>>;
 
-/// Converts a list of lists of integers to (values, offsets).
+/// Converts a list of lists of integers to (values, offsets); a mask may have booleans too.
 #[pyfunction]
+#[pyo3(signature = (name, rows, *, booleans = false))]
 pub(crate) fn ids_from_lists<'py>(
     py: Python<'py>,
     name: &str,
     rows: &Bound<'py, PySequence>,
+    booleans: bool,
 ) -> PyResult<(Longs<'py>, Longs<'py>)> {
     let rows = rows.to_list()?;
     let (mut values, mut offsets) = (Vec::new(), Vec::with_capacity(rows.len() + 1));
     offsets.push(0i64);
     for (number, row) in rows.iter().enumerate() {
         if let Ok(row) = row.cast::<PyList>() {
-            push_row(name, number, row.len(), row.iter(), &mut values)?;
+            push_row((name, number), row.len(), row.iter(), booleans, &mut values)?;
         } else if let Ok(row) = row.cast::<PyTuple>() {
-            push_row(name, number, row.len(), row.iter(), &mut values)?;
+            push_row((name, number), row.len(), row.iter(), booleans, &mut values)?;
         } else {
             return Err(PyTypeError::new_err(format!(
                 "{name}: row {number}: expected a list of integers, got {}",
@@ -34,21 +36,28 @@ pub(crate) fn ids_from_lists<'py>(
 }
 
 fn push_row<'py>(
-    name: &str,
-    number: usize,
+    (name, number): (&str, usize),
     length: usize,
     items: impl Iterator<Item = Bound<'py, PyAny>>,
+    booleans: bool,
     values: &mut Vec<i64>,
 ) -> PyResult<()> {
     values.reserve(length);
     for (position, item) in items.enumerate() {
+        let place = || format!("{name}: row {number}, position {position}");
+        let no_integer = || {
+            let found = item.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string());
+            PyTypeError::new_err(format!("{}: expected an integer, got {found}", place()))
+        };
+        // To Python, True is the integer 1.
+        if !booleans && item.is_instance_of::<PyBool>() {
+            return Err(no_integer());
+        }
         values.push(item.extract().map_err(|error: PyErr| {
-            let place = format!("{name}: row {number}, position {position}");
             if error.is_instance_of::<PyOverflowError>(item.py()) {
-                PyValueError::new_err(format!("{place}: {item} does not fit int64"))
+                PyValueError::new_err(format!("{}: {item} does not fit int64", place()))
             } else {
-                let found = item.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string());
-                PyTypeError::new_err(format!("{place}: expected an integer, got {found}"))
+                no_integer()
             }
         })?);
     }

@@ -28,7 +28,7 @@ pub(crate) struct Vocabulary {
 #[pymethods]
 impl Vocabulary {
     #[new]
-    #[pyo3(signature = (token_bytes, offsets, kinds, *, dummy_prefix, special_names, stop_ids))]
+    #[pyo3(signature = (token_bytes, offsets, kinds, *, dummy_prefix, special_names, stops))]
     fn new(
         py: Python<'_>,
         token_bytes: &[u8],
@@ -36,10 +36,15 @@ impl Vocabulary {
         kinds: PyReadonlyArray1<'_, u8>,
         dummy_prefix: bool,
         special_names: BTreeMap<u32, String>,
-        stop_ids: Vec<u32>,
+        stops: Vec<(u32, Vec<String>)>,
     ) -> PyResult<Self> {
         let (offsets, kinds) = (offsets.as_slice()?, kinds.as_slice()?);
-        let settings = Settings { dummy_prefix, special_names, stops: stop_ids };
+        let settings = Settings {
+            dummy_prefix,
+            special_names,
+            stops: stops.iter().map(|&(id, _)| id).collect(),
+            stop_sources: stops.into_iter().filter(|(_, sources)| !sources.is_empty()).collect(),
+        };
         let core = py
             .detach(|| CoreVocabulary::new(token_bytes.to_vec(), offsets, kinds, settings))
             .map_err(to_py_err)?;
@@ -125,5 +130,10 @@ impl Vocabulary {
     #[getter]
     fn stop_ids(&self) -> Vec<u32> {
         self.core.settings().stops.clone()
+    }
+
+    #[getter]
+    fn stop_sources(&self) -> BTreeMap<u32, Vec<String>> {
+        self.core.settings().stop_sources.clone()
     }
 }
