@@ -288,7 +288,7 @@ def test_text_events_train_on_policy_and_are_logged(tmp_path):
 
 @pytest.mark.parametrize("kind", [LossMetrics, TextMetrics])
 def test_every_metric_is_a_count_or_a_mean_over_counts(kind):
-    means = _trl_metrics._AVERAGED_OVER
+    means = _trl_metrics._AVERAGED_OVER[kind]
     for name in kind._fields:
         assert (name in means) == ("divergence" in name or "mass" in name)
         for count in means.get(name, ()):

@@ -26,6 +26,7 @@ from simct_align.errors import (
 )
 from simct_align.index import AlignedIndex
 from simct_align.inputs import RaggedIds
+from simct_align.packing import packed_rows
 from simct_align.pair import SharedVocabulary
 from simct_align.prepare import PreparedBatch
 from simct_align.retokenize import RetokenizedIds
@@ -80,6 +81,7 @@ __all__ = [
     "VerifyReport",
     "Vocabulary",
     "__version__",
+    "packed_rows",
 ]
 
 

@@ -109,7 +109,8 @@ class Aligner(VocabularyPair):
                 `(values [tokens], offsets [rows + 1])`. Arrays are those of NumPy, tensors on the
                 CPU, and what has DLPack or the buffer protocol. A tuple of two is `(values,
                 offsets)` if both are flat and one of them is an array or a list; else its entries
-                are rows. Contiguous int32, uint32 and int64 arrays are read without a copy.
+                are rows. Contiguous int32, uint32 and int64 arrays are read without a copy. For
+                several sequences in one row, pass what `packed_rows` returns.
             student_ids: The student's ids, in the same forms as `teacher_ids`.
             teacher_mask: Which of the teacher's positions take part (nonzero or True), in the
                 shape of `teacher_ids`. The default is all positions. Every contiguous run of

@@ -89,12 +89,15 @@ class RaggedIds:
         mask: uint8 `[tokens]`, 0 for positions that do not take part. `None` means that all
             positions take part.
         width: The number of columns if the ids came as a dense array `[rows, width]`, else `None`.
+        packed: Whether the rows are sequences of packed rows, from `packed_rows`: their logits have
+            the shape of the packs.
     """
 
     values: NDArray[Any]
     offsets: NDArray[np.int64]
     mask: NDArray[np.uint8] | None = None
     width: int | None = None
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -134,8 +137,8 @@ class LogitRows(NamedTuple):
         ids: The ids of that side.
         starts: The row of the logits that belongs to position 0 of every row of the batch, int64
             `[rows]`.
-        stride: Rows of logits per row of the batch; 0 if the logits are packed, None if the caller
-            gave the row starts.
+        stride: Rows of logits per row of the batch; 0 if the logits are packed, None if they have
+            the shape of packs, or the caller gave the row starts.
         dummy_prefixes: The places, in `ids.values`, of the tokens that are only a dummy prefix,
             ascending; int64.
     """
@@ -162,6 +165,11 @@ def logit_rows(
     """
     if row_starts is not None and stride is not None:
         raise ValueError(f"give {name}_row_starts or {name}_stride, not both")
+    if stride is not None and side.packed:
+        raise ValueError(
+            f"{name}_stride: the rows are sequences of packed rows, whose logits have the shape of "
+            "the packs: leave it out"
+        )
     if stride is not None:
         stride = integer(f"{name}_stride", stride, at_least=0)
         # Without any row of logits there is no distance; what reads one is told so by its shape.
@@ -170,7 +178,7 @@ def logit_rows(
         lengths = np.diff(side.offsets)
         alike = bool((lengths == lengths[:1]).all())
         stride = int(lengths[0]) if alike and len(lengths) else 0
-        return LogitRows(side, side.offsets[:-1], stride)
+        return LogitRows(side, side.offsets[:-1], None if side.packed else stride)
     starts = np.asarray(row_starts)
     if starts.shape != (len(side),) or (starts.size and starts.dtype.kind not in "iu"):
         raise ValueError(
@@ -204,11 +212,13 @@ def read_side(
     Complexity:
         O(tokens) time; contiguous int32, uint32 and int64 arrays are not copied.
     """
-    ragged = _read_rows(f"{name}_ids", ids)
+    ragged = read_rows(f"{name}_ids", ids)
     if mask is None:
         return ragged
-    taken = _read_mask(mask_name or f"{name}_mask", mask, ragged)
-    return RaggedIds(ragged.values, ragged.offsets, taken, ragged.width)
+    taken = read_mask(mask_name or f"{name}_mask", mask, ragged)
+    if ragged.packed and ragged.mask is not None:
+        taken = taken & ragged.mask  # padding never takes part
+    return replace(ragged, mask=taken)
 
 
 def read_row(name: str, row: object) -> NDArray[Any]:
@@ -244,7 +254,14 @@ def same_dtype(teacher: RaggedIds, student: RaggedIds) -> tuple[RaggedIds, Ragge
     )
 
 
-def _read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedIds:
+def read_rows(name: str, ids: object, *, integers_only: bool = True) -> RaggedIds:
+    """Read rows in any form: see `read_side`.
+
+    Args:
+        name: Name of the argument, for messages.
+        ids: The rows.
+        integers_only: Whether booleans are refused.
+    """
     if isinstance(ids, RaggedIds):
         return ids
     if isinstance(ids, tuple) and _is_values_and_offsets(name, ids):
@@ -350,7 +367,21 @@ def _begins_with_numpy_bool(row: object) -> bool:
     return isinstance(row, (list, tuple)) and len(row) > 0 and isinstance(row[0], np.bool_)
 
 
-def _read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:
+def read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:
+    """Read a mask: see `read_side`.
+
+    Args:
+        name: Name of the argument, for messages.
+        mask: The mask, in the shape of the ids, or flat.
+        ids: The ids.
+
+    Returns:
+        uint8 `[tokens]`.
+
+    Raises:
+        TypeError: The mask has another form, dtype or rank.
+        ValueError: The mask has another shape.
+    """
     array = None if isinstance(mask, (RaggedIds, tuple, list)) else as_array(name, mask)
     if array is not None and array.ndim == 1 and array.dtype != np.object_:
         # The flat form belongs to ragged values.
@@ -358,7 +389,10 @@ def _read_mask(name: str, mask: object, ids: RaggedIds) -> NDArray[np.uint8]:
         if len(array) != len(ids.values):
             raise ValueError(f"{name} has {len(array)} entries, expected {len(ids.values)}")
     else:
-        ragged = _read_rows(name, mask, integers_only=False)
+        ragged = read_rows(name, mask, integers_only=False)
+        if ids.packed and len(ragged.values) == len(ids.values):
+            # In the shape of the packs.
+            ragged = replace(ragged, offsets=ids.offsets)
     if len(ragged) != len(ids):
         raise ValueError(f"{name} has {len(ragged)} rows, expected {len(ids)} as in the ids")
     different = np.flatnonzero(np.diff(ragged.offsets) != np.diff(ids.offsets))

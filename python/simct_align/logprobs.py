@@ -84,8 +84,9 @@ class TokenLogprobs(UnitColumns):
                 return this order; the log-probabilities of a forward pass are shifted by one. The
                 layout is that of the teacher's ids: a 2-D array or tensor `[rows, T]` for dense
                 ids, one flat array or tensor `[tokens]`, a list of rows, or a tuple
-                `(values, offsets)`. Values of positions that do not take part are not used. `None`
-                in a list is NaN. A tensor must be on the CPU (`tensor.cpu()`) and have no gradient.
+                `(values, offsets)`; for sequences of `packed_rows` also the shape of the packs.
+                Values of positions that do not take part are not used. `None` in a list is NaN. A
+                tensor must be on the CPU (`tensor.cpu()`) and have no gradient.
             spread: `"even"` gives every student token of a unit an equal part. `"last"` and
                 `"first"` give the whole sum to the last or the first student token, and 0 to the
                 unit's other student tokens.
@@ -211,6 +212,7 @@ def _read_values(side: str, logprobs: object, ids: RaggedIds) -> tuple[NDArray[A
     expected = (len(ids.values),) if ids.width is None else (len(ids), ids.width)
     rows_are_alike = values.ndim == 2 and (np.diff(ids.offsets) == values.shape[1]).all()
     fits = values.shape in (expected, (len(ids.values),))
+    fits |= ids.packed and values.size == len(ids.values)
     if not fits and not (rows_are_alike and len(values) == len(ids)):
         raise ValueError(
             f"{name} has shape {values.shape}, expected {expected} as the {side}'s ids, or a list "

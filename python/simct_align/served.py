@@ -16,85 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from simct_align import _native
-from simct_align.inputs import array_of, integer, read_side
-from simct_align.logprobs import floats
+from simct_align.inputs import integer, read_side
+from simct_align.top_k import MAX_TOKENS, TopKLogprobs
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["ServedLogprobs", "TopKLogprobs", "from_openai", "from_sglang", "from_vllm"]
-
-#: The largest number of tokens of a vocabulary of this package.
-_MAX_TOKENS = (1 << 24) - 1
-
-
-@dataclass(frozen=True)
-class TopKLogprobs:
-    """The likeliest tokens at every position, with their log-probabilities.
-
-    The list of position `i` is `offsets[i]:offsets[i + 1]`. Lists may have different lengths, and
-    an empty list means that nothing is known about a position. Like the log-probability of a token,
-    the list of a position is about the token *at* this position.
-
-    Args:
-        ids: Token ids of all lists, integers `[entries]`; kept as int32.
-        logprobs: Their log-probabilities, `[entries]`; kept as float32.
-        offsets: The first entry of every list, then the end, integers `[positions + 1]`.
-        vocab_size: Number of tokens of the model, or None if it is not known.
-
-    Raises:
-        TypeError: An array has another rank or kind of dtype, or `vocab_size` is not an integer.
-        ValueError: The arrays do not fit together; an id is negative or not below `vocab_size`; a
-            list has an id twice; or a log-probability is NaN or larger than 0 (0.001 is allowed
-            for rounding). The message names the position.
-
-    Complexity:
-        O(entries × log of the longest list) time, in Rust, without the GIL.
-
-    Example:
-        >>> top = TopKLogprobs([7, 3, 7], [-0.1, -2.5, -0.7], [0, 0, 2, 3])
-        >>> len(top), top.of_position(1)[0].tolist()
-        (3, [7, 3])
-    """
-
-    ids: NDArray[np.int32]
-    logprobs: NDArray[np.float32]
-    offsets: NDArray[np.int64]
-    vocab_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.vocab_size is not None:
-            integer("vocab_size", self.vocab_size, at_least=1, at_most=_MAX_TOKENS)
-        ids, offsets = (_integers(name, getattr(self, name)) for name in ("ids", "offsets"))
-        logprobs = floats("logprobs", self.logprobs)[0].astype(np.float32, copy=False)
-        if logprobs.ndim != 1:
-            raise TypeError(f"logprobs: expected a 1-D array, got rank {logprobs.ndim}")
-        logprobs = np.ascontiguousarray(logprobs)
-        _native.check_top_k(ids, logprobs, offsets, self.vocab_size or _MAX_TOKENS)
-        columns = {"ids": ids.astype(np.int32), "logprobs": logprobs, "offsets": offsets}
-        for name, column in columns.items():
-            object.__setattr__(self, name, column)
-
-    def __len__(self) -> int:
-        """Return the number of positions."""
-        return len(self.offsets) - 1
-
-    def of_position(self, position: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return the list of one position.
-
-        Args:
-            position: Number of the position, from 0.
-
-        Returns:
-            `(ids, logprobs)`: views of equal lengths.
-
-        Raises:
-            IndexError: There is no such position.
-        """
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} is not one of {len(self)} positions")
-        entries = slice(self.offsets[position], self.offsets[position + 1])
-        return self.ids[entries], self.logprobs[entries]
 
 
 @dataclass(frozen=True)
@@ -112,11 +40,22 @@ class ServedLogprobs:
             row. The likeliest token comes first. The list is empty where `logprobs` is NaN, and
             everywhere if the answers have no lists.
         without: Number of tokens that were sent and have no log-probability.
+        token_ids: The ids, int64, in the layout of `logprobs`.
     """
 
     logprobs: NDArray[np.float64]
     top: TopKLogprobs
     without: int
+    token_ids: NDArray[np.int64]
+
+    @property
+    def lists(self) -> TopKLogprobs:
+        """`top`, with every token of the text in its list: what a loss takes as a teacher.
+
+        vLLM and the completions API return lists of this kind. A loss needs the probabilities of
+        the text's tokens where the tokenizers cut the text differently.
+        """
+        return self.top.with_tokens(self.token_ids, self.logprobs)
 
 
 class Question(NamedTuple):
@@ -324,6 +263,7 @@ class _Asked:
         offsets = side.offsets
         _check_offsets(offsets, len(side.values))
         self._width, self._rows, self._vocab_size = side.width, len(side), vocab_size
+        self._values = side.values.astype(np.int64)
         self._sent = np.ones(len(side.values), np.bool_) if side.mask is None else side.mask != 0
         if side.mask is not None:
             offsets = np.concatenate([[0], np.cumsum(self._sent)])[offsets]
@@ -332,9 +272,9 @@ class _Asked:
             np.ascontiguousarray(offsets, np.int64),
             _starts(start, len(side)),
             None if top_k is None else integer("top_k", top_k, at_least=0),
-            _MAX_TOKENS
+            MAX_TOKENS
             if vocab_size is None
-            else integer("vocab_size", vocab_size, at_least=1, at_most=_MAX_TOKENS),
+            else integer("vocab_size", vocab_size, at_least=1, at_most=MAX_TOKENS),
         )
 
     def rows(self, answers: object) -> list[object]:
@@ -369,10 +309,12 @@ class _Asked:
         every[self._sent] = taken
         lengths = np.zeros(len(self._sent) + 1, np.int64)
         lengths[1:][self._sent] = np.diff(offsets)
+        shape = every.shape if self._width is None else (self._rows, self._width)
         return ServedLogprobs(
-            every if self._width is None else every.reshape(self._rows, self._width),
-            TopKLogprobs(ids, logprobs, np.cumsum(lengths), self._vocab_size),
+            every.reshape(shape),
+            TopKLogprobs(ids, logprobs, np.cumsum(lengths), self._vocab_size, "own"),
             int(np.count_nonzero(np.isnan(taken))),
+            self._values.reshape(shape),
         )
 
 
@@ -393,15 +335,6 @@ def _starts(start: int | ArrayLike, rows: int) -> NDArray[np.int64]:
             f"{starts.shape}"
         )
     return np.ascontiguousarray(np.broadcast_to(starts, rows), np.int64)
-
-
-def _integers(name: str, values: object) -> NDArray[np.int64]:
-    array = np.asarray(values) if isinstance(values, (list, tuple)) else array_of(name, values)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise TypeError(
-            f"{name}: expected a 1-D array of integers, got {array.dtype} of rank {array.ndim}"
-        )
-    return np.ascontiguousarray(array, np.int64)
 
 
 def _field(holder: object, name: str) -> Any:

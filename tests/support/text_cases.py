@@ -23,6 +23,7 @@ KINDS = {
     "next byte": "offsets_next_byte",
     "one row": "offsets_one_row",
     "left out": "offsets_left_out",
+    "unlisted": "offsets_unlisted",
 }
 
 
@@ -76,8 +77,8 @@ class TextCase:
             normalizer=normalizer,
         )
 
-    def twin(self, student, divergence=reverse_kl, temperature=1.0, **keywords):
-        """The twin's values `[offsets]` and kinds."""
+    def twin(self, student, divergence=reverse_kl, temperature=1.0, lists=None, **keywords):
+        """The twin's values `[offsets]` and kinds; of the teacher it may know lists only."""
         sides = [
             Side(
                 name,
@@ -87,6 +88,7 @@ class TextCase:
                 logits,
                 getattr(self.batch, name).offsets.tolist(),
                 temperature,
+                lists if name == "teacher" else None,
             )
             for name, logits in (("teacher", self.logits["teacher"]), ("student", student))
         ]
@@ -184,8 +186,16 @@ def random_case(
     return TextCase(aligner, batch, ids, logits)
 
 
-def compare(c, *, divergence="reverse_kl", chunk_bytes=None, **keywords):
+def compare(c, *, divergence="reverse_kl", chunk_bytes=None, teacher=None, lists=None, **keywords):
     """Compare values, counts by kind and gradients of both back ends with the twin.
+
+    Args:
+        c: The case.
+        divergence: The name of a divergence.
+        chunk_bytes: The workspace.
+        teacher: In place of the case's logits of the teacher.
+        lists: The twin's form of a teacher of which only lists are known.
+        **keywords: Keywords of the loss.
 
     Returns:
         The number of offsets of every kind.
@@ -197,19 +207,26 @@ def compare(c, *, divergence="reverse_kl", chunk_bytes=None, **keywords):
         return DIVERGENCES[divergence](q, p)
 
     plain = c.logits["student"].clone().requires_grad_()
-    expected, kinds = c.twin(plain, of_twin, **keywords)
+    expected, kinds = c.twin(plain, of_twin, lists=lists, **keywords)
     counts = Counter(kinds)
     kept = torch.ones_like(expected)
     if divergence == "forward_kl":
         # The logarithm of a student's mass of 0 counts as -1e4 and has no derivative.
-        kept[[kind != "left out" for kind in kinds]] = 1.0 - torch.tensor(has_zero).double()
+        kept[[kind not in ("left out", "unlisted") for kind in kinds]] = (
+            1.0 - torch.tensor(has_zero).double()
+        )
     gradient = torch.zeros_like(plain)
     if expected.requires_grad:
         (gradient,) = torch.autograd.grad((expected * kept).sum(), plain)
     for backend in BACKENDS:
         ours = c.logits["student"].clone().requires_grad_()
         out = c.run(
-            ours, divergence=divergence, chunk_bytes=chunk_bytes, backend=backend, **keywords
+            ours,
+            teacher=teacher,
+            divergence=divergence,
+            chunk_bytes=chunk_bytes,
+            backend=backend,
+            **keywords,
         )
         torch.testing.assert_close(out.per_unit, expected, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(out.loss, expected.sum(), rtol=1e-8, atol=1e-10)

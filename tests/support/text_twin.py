@@ -28,6 +28,8 @@ class Side:
     logits: torch.Tensor
     starts: list
     temperature: float = 1.0
+    #: {token: probability} of every row, for a teacher of which only these are known.
+    lists: list | None = None
     strings: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -47,8 +49,22 @@ class Side:
 
     @functools.cache  # noqa: B019
     def probs(self, row, position):
+        if self.lists is not None:
+            p = torch.zeros(len(self.vocabulary), dtype=torch.float64)
+            for token, value in self.lists[self.starts[row] + position].items():
+                p[token] = value
+            return p
         z = self.logits[self.starts[row] + position] / self.temperature
         return z.masked_fill(self.padding, -torch.inf).double().softmax(-1)
+
+    def lists_token(self, row, position, token):
+        return self.lists is None or token in self.lists[self.starts[row] + position]
+
+    def unlisted(self, row, position):
+        """The probability of all tokens that a row does not list together."""
+        known = () if self.lists is None else self.lists[self.starts[row] + position]
+        tokens = {t for t in range(len(self.vocabulary)) if self.vocabulary.kinds[t] != 3}
+        return 0.0 if self.lists is None or tokens <= set(known) else 1.0 - sum(known.values())
 
 
 @dataclass
@@ -146,30 +162,62 @@ class Walk:
         slot = self.at.index(offset) if offset in self.at else len(self.ids)
         return self.texts[slot] if slot < len(self.ids) else None
 
+    def lists_token(self, slot, token):
+        return self.side.lists_token(self.row, self.first + slot - 1, token)
+
     def items(self, offset, begin):
-        """(suffix or STOP, mass) of the sources; E(c, empty); the mass of straddling tokens."""
-        weight, items, ended = torch.ones((), dtype=torch.float64), [], []
+        """What the sources say about an offset.
+
+        Returns:
+            (suffix or STOP, mass, whether of the own row, whether listed) of every token; E(c,
+            empty); unlisted mass; whether the lists lack a probability that masses need.
+        """
+        weight, items, ended, unlisted = torch.ones((), dtype=torch.float64), [], [], []
+        slots_with_mass, tokens_at_all, lacking = [], False, set()
         for slot, at in enumerate(self.at):
             if at > offset or slot > len(self.ids):
                 break
             if at < begin:
                 continue
             begun = self.text[at:offset]
+            share = self.side.unlisted(self.row, self.first + slot - 1)
             if at == offset:
                 p = self.probs(slot)
+                listed = any(self.lists_token(slot, s) for s in self.side.stops)
                 stops = [p[s] for s in self.side.stops]
-                items += [(STOP, weight * sum(stops), True)] if stops else []
+                items += [(STOP, weight * sum(stops), True, listed)] if stops else []
+                unlisted.append(weight * share)
             if at == offset or (offset - at <= REACH and begun in self.side.beginnings):
-                p = self.probs(slot)
+                p, mass, lacks_some = self.probs(slot), 0.0, False
                 for text in self.side.below(begun):
                     for token in self.side.strings[text]:
+                        listed = self.lists_token(slot, token)
                         if at == offset or len(text) > len(begun):
-                            items.append((text[len(begun) :], weight * p[token], at == offset))
+                            items.append(
+                                (text[len(begun) :], weight * p[token], at == offset, listed)
+                            )
                         elif not (self.at[slot + 1] == offset and token == self.ids[slot]):
                             ended.append(weight * p[token])
+                        else:
+                            continue
+                        tokens_at_all, mass = True, mass + float(p[token].detach())
+                        lacks_some = lacks_some or not listed
+                if at == offset:
+                    mass += float(sum(p[s].detach() for s in self.side.stops))
+                elif lacks_some and mass > 0:
+                    unlisted.append(weight * mass * share / (1 - share))
+                if mass > 0 or at == offset:
+                    slots_with_mass.append((slot, mass))
             if slot < len(self.ids):
-                weight = weight * self.probs(slot)[self.ids[slot]]
-        return items, ended
+                if self.lists_token(slot, self.ids[slot]):
+                    weight = weight * self.probs(slot)[self.ids[slot]]
+                else:
+                    lacking.add(slot)
+        relevant = [slot for slot, mass in slots_with_mass if mass > 0 or self.at[slot] == offset]
+        unknown = bool(lacking & set(range(relevant[0], relevant[-1]))) if relevant else False
+        if not any(mass > 0 for _, mass in slots_with_mass) and self.side.lists is not None:
+            unknown = tokens_at_all or offset in self.at
+        return items, ended, unlisted, unknown
 
 
 @functools.cache
@@ -202,24 +250,29 @@ def leaves(teacher, student, offset, begin, epsilon, straddled):
     own = {w.side.name: offset in w.at for w in (teacher, student)}
     both_own = all(own.values())
     kind, reached = "tree" if both_own else "one row", {}
+    if any(unknown for *_, unknown in found.values()):
+        return {}, "unlisted"
     for w in (teacher, student):
-        items, ended = found[w.side.name]
-        mass, gone = total(m for _, m, _ in items), total(ended)
+        items, ended, unlisted, _ = found[w.side.name]
+        mass, gone = total(m for _, m, _, _ in items) + total(unlisted), total(ended)
         if mass + gone <= 0 or gone > epsilon * (mass + gone):
             return {}, "left out"
-        straddling = total(m for _, m, is_own in items if not is_own)
+        straddling = total(m for _, m, is_own, _ in items if not is_own)
         if both_own and straddled == "byte" and straddling > epsilon * (mass + gone):
             kind = "next byte"
         reached[w.side.name] = {
-            text[:n] for text, _, _ in items if text is not STOP for n in range(len(text) + 1)
+            text[:n] for text, *_ in items if text is not STOP for n in range(len(text) + 1)
         }
     deep = kind == "tree" or straddled == "tree"
     sides = (teacher.side, student.side)
-    out = {}
+    out, listing = {}, {}
 
-    def add(leaf, name, mass):
+    def add(leaf, name, mass, flags=()):
+        """`flags`: whether each of the tokens is listed."""
         pair = out.setdefault(leaf, {"teacher": [], "student": []})
         pair[name].append(mass)
+        if name == "teacher":
+            listing.setdefault(leaf, []).extend(flags)
 
     def child_of(z, text):
         known = nodes(*sides)
@@ -232,35 +285,41 @@ def leaves(teacher, student, offset, begin, epsilon, straddled):
         return z and both_own and sides[0].below(z) == sides[1].below(z)
 
     def visit(z, masses):
-        """Open or close a node, given the (suffix, mass) of either side that begin with it."""
-        all_of = {n: total(m for _, m in of) for n, of in masses.items()}
-        ends = {n: total(m for text, m in of if text == z) for n, of in masses.items()}
+        """Open or close a node, given the (suffix, mass, listed) of either side that begin so."""
+        all_of = {n: total(m for _, m, _ in of) for n, of in masses.items()}
+        ends = {n: total(m for text, m, _ in of if text == z) for n, of in masses.items()}
         can = all(ends[n] <= epsilon * max(all_of[n], 1e-12 * whole[n]) for n in masses)
-        can = can or is_same(z)
+        can = (can or is_same(z)) and any(listed for _, _, listed in masses["teacher"])
         if z and not (deep and can):
             for n, of in masses.items():
-                add(z, n, total(m for _, m in of))
+                add(z, n, total(m for _, m, _ in of), [listed for _, _, listed in of])
             return
         by_child = {}
         for n, of in masses.items():
-            for text, m in of:
+            for text, m, listed in of:
                 if text == z:
-                    add((z, "exact") if is_same(z) else (z, "rest"), n, m)
+                    add((z, "exact") if is_same(z) else (z, "rest"), n, m, [listed])
                 elif child := child_of(z, text):
-                    by_child.setdefault(child, {"teacher": [], "student": []})[n].append((text, m))
+                    pair = by_child.setdefault(child, {"teacher": [], "student": []})
+                    pair[n].append((text, m, listed))
                 else:
-                    add((z, "rest"), n, m)
+                    add((z, "rest"), n, m, [listed])
         for child, of_child in by_child.items():
             visit(child, of_child)
 
-    masses = {}
-    for n, (items, ended) in found.items():
-        masses[n] = [(text, m) for text, m, _ in items if text is not STOP]
-        add((b"", "rest"), n, total(ended))
-        stop = total(m for text, m, _ in items if text is STOP)
-        add(STOP if both_own else (b"", "rest"), n, stop)
-    whole = {n: total(m for _, m in of) for n, of in masses.items()}
+    masses, root_rest = {}, (b"", "rest")
+    for n, (items, ended, unlisted, _) in found.items():
+        masses[n] = [(text, m, listed) for text, m, _, listed in items if text is not STOP]
+        add(root_rest, n, total(ended) + total(unlisted))
+        stops = [(m, listed) for text, m, _, listed in items if text is STOP]
+        flags = [listed for _, listed in stops]
+        add(STOP if both_own else root_rest, n, total(m for m, _ in stops), flags)
+    whole = {n: total(m for _, m, _ in of) for n, of in masses.items()}
     visit(b"", masses)
+    for leaf in [leaf for leaf, flags in listing.items() if flags and not any(flags)]:
+        if leaf != root_rest:
+            for n, of in out.pop(leaf).items():
+                out[root_rest][n].extend(of)
     return {leaf: {n: total(ms) for n, ms in of.items()} for leaf, of in out.items()}, kind
 
 

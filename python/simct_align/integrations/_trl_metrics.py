@@ -16,17 +16,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _OFFSETS = tuple(name for name in TextMetrics._fields if name.startswith("offsets_"))
+_UNITS = ("units_shared", "units_special")
 #: The fields of losses' metrics that are means, with the counts that a mean is taken over. All
 #: other fields are counts.
-_AVERAGED_OVER: dict[str, tuple[str, ...]] = {
-    "divergence_shared": ("units_shared", "units_special"),
-    "divergence_multi": ("units_multi",),
-    # The trainer's losses measure masses at MULTI units.
-    **{name: ("units_multi",) for name in LossMetrics._fields if "mass" in name},
-    "divergence_tree": ("offsets_tree",),
-    "divergence_next_byte": ("offsets_next_byte",),
-    "divergence_one_row": ("offsets_one_row",),
-    **{name: _OFFSETS for name in TextMetrics._fields if "mass" in name},
+_AVERAGED_OVER: dict[type, dict[str, tuple[str, ...]]] = {
+    LossMetrics: {
+        # The trainer's losses measure masses at MULTI units.
+        **{name: ("units_multi",) for name in LossMetrics._fields if "mass" in name},
+        "teacher_mass_unlisted": (*_UNITS, "units_multi"),
+        "divergence_shared": _UNITS,
+        "divergence_multi": ("units_multi",),
+    },
+    TextMetrics: {
+        **{name: _OFFSETS for name in TextMetrics._fields if "mass" in name},
+        "divergence_tree": ("offsets_tree",),
+        "divergence_next_byte": ("offsets_next_byte",),
+        "divergence_one_row": ("offsets_one_row",),
+    },
 }
 
 
@@ -84,20 +90,21 @@ class MetricSums:
 
     def _collect_metrics(self) -> dict[str, float]:
         names = self._metrics[0]._fields
+        averaged_over = _AVERAGED_OVER[type(self._metrics[0])]
         table = torch.stack([torch.stack([v.float() for v in each]) for each in self._metrics])
         column = {name: table[:, number] for number, name in enumerate(names)}
         parts = []
         for name in names:
             weight = torch.ones_like(column[name])
-            if name in _AVERAGED_OVER:
-                weight = torch.stack([column[count] for count in _AVERAGED_OVER[name]]).sum(dim=0)
+            if name in averaged_over:
+                weight = torch.stack([column[count] for count in averaged_over[name]]).sum(dim=0)
             weight = torch.where(column[name].isnan(), 0.0, weight)
             parts += [(column[name].nan_to_num(0.0) * weight).sum(), weight.sum()]
         values = self._sum(torch.stack(parts))
         found = {}
         for number, name in enumerate(names):
             total, weight_sum = values[2 * number : 2 * number + 2]
-            if name in _AVERAGED_OVER:
+            if name in averaged_over:
                 total = total / weight_sum if weight_sum else float("nan")
             found[name] = total
         return found

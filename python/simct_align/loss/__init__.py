@@ -8,6 +8,7 @@ from .backends import Backend, TorchBackend, register_backend
 from .contract import Loss, LossOutput
 from .linear import LinearSimCTLoss
 from .metrics import LossMetrics
+from .multi_teacher import MultiTeacherLoss, MultiTeacherOutput
 from .simct import SimCTLoss
 from .text import LinearTextLoss, TextLoss
 from .text_metrics import TextLossOutput, TextMetrics
@@ -19,6 +20,8 @@ __all__ = [
     "Loss",
     "LossMetrics",
     "LossOutput",
+    "MultiTeacherLoss",
+    "MultiTeacherOutput",
     "SimCTLoss",
     "TextLoss",
     "TextLossOutput",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from simct_align.index import Side
+    from simct_align.inputs import RaggedIds
+    from simct_align.top_k import TopKLogprobs
 
     from .columns import PairOfVocabularies
     from .metrics import LossMetrics
@@ -86,6 +88,11 @@ def refuse_positional(loss: object, positional: tuple[object, ...], expected: st
             f"{type(loss).__name__} takes keyword arguments only, got {len(positional)} "
             f"positional: call loss({expected})"
         )
+
+
+def _is_packed(batch: AlignedBatch, side: str) -> bool:
+    ids: RaggedIds = getattr(batch, side)
+    return ids.packed
 
 
 class Loss(torch.nn.Module):
@@ -177,32 +184,17 @@ class Loss(torch.nn.Module):
         """
         return index.normalizer(self.reduction, "realized" if self.uses_multi else "shared")
 
-    def check_logits(
-        self, teacher_logits: Tensor, student_logits: Tensor, index: AlignedIndex | AlignedBatch
-    ) -> AlignedIndex:
-        """Refuse logits that do not fit the pair or the index; return the index for the logits.
+    def check_logits(self, side: Side, logits: Tensor) -> None:
+        """Refuse logits that do not fit the pair.
 
         Args:
-            teacher_logits: `[tokens, columns]` or `[batch, length, columns]`.
-            student_logits: The same for the student.
-            index: An index, or a batch to make an index from.
-
-        Returns:
-            The index, on the device of the loss.
+            side: `"teacher"` or `"student"`.
+            logits: `[tokens, columns]` or `[batch, length, columns]`.
 
         Raises:
-            TypeError: `index` is neither an index nor a batch.
-            ValueError: Logits have a wrong rank, a dtype that is not floating, another device
-                than the loss, or too few columns or rows; or the index does not fit, see
-                `take_index`.
+            ValueError: The logits have a wrong rank, a dtype that is not floating, another device
+                than the loss, or too few columns.
         """
-        self._check_side("teacher", teacher_logits)
-        self._check_side("student", student_logits)
-        return self.take_index(
-            index, teacher=teacher_logits, student=student_logits, argument="logits"
-        )
-
-    def _check_side(self, side: Side, logits: Tensor) -> None:
         name = f"{side}_logits"
         if logits.dim() not in (2, 3) or not logits.is_floating_point():
             raise ValueError(
@@ -211,6 +203,21 @@ class Loss(torch.nn.Module):
             )
         self.check_device(name, logits)
         self.columns.check_columns(logits.shape[-1], side, name)
+
+    def check_lists(self, lists: TopKLogprobs) -> None:
+        """Refuse lists of the teacher's likeliest tokens, which most losses cannot use.
+
+        Args:
+            lists: The lists.
+
+        Raises:
+            TypeError: The loss needs whole rows.
+            ValueError: The lists do not fit the loss.
+        """
+        del lists
+        raise TypeError(
+            f"teacher_logits: {type(self).__name__} needs whole rows of logits, got TopKLogprobs"
+        )
 
     def check_device(self, name: str, tensor: Tensor) -> None:
         """Refuse a tensor on another device than the loss.
@@ -235,15 +242,15 @@ class Loss(torch.nn.Module):
         *,
         teacher: Tensor,
         student: Tensor,
-        argument: str,
+        arguments: tuple[str, str],
     ) -> AlignedIndex:
         """Return an index that fits the tensors, as a tensor on the device of the loss.
 
         Args:
             index: An index, or a batch to make an index from.
-            teacher: `[tokens, ...]` or `[batch, length, ...]` logits or hidden states.
+            teacher: `[tokens, ...]` or `[batch, length, ...]` logits, hidden states or lists.
             student: The same for the student.
-            argument: The name of both arguments without the side, for messages.
+            arguments: The names of both arguments, for messages.
 
         Returns:
             The index.
@@ -258,11 +265,14 @@ class Loss(torch.nn.Module):
             That of `AlignedBatch.index` for a batch; else at most one copy to the device.
         """
         if isinstance(index, AlignedBatch):
-            index = index.index(
-                teacher_stride=teacher.shape[1] if teacher.dim() == 3 else None,
-                student_stride=student.shape[1] if student.dim() == 3 else None,
-                **self.index_options,
-            ).to(student.device)
+            batch, inputs = index, {"teacher": teacher, "student": student}
+            # `[1, tokens, ...]` of several rows are packed: the layout is that of the ids.
+            strides: dict[str, Any] = {
+                f"{side}_stride": rows.shape[1]
+                for side, rows in inputs.items()
+                if rows.dim() == 3 and rows.shape[0] == len(batch) and not _is_packed(batch, side)
+            }
+            index = batch.index(**strides, **self.index_options).to(student.device)
         elif not isinstance(index, AlignedIndex):
             raise TypeError(
                 f"index: expected an AlignedIndex or an AlignedBatch, got {type(index).__name__}"
@@ -280,8 +290,8 @@ class Loss(torch.nn.Module):
                     f"index: {type(self).__name__} reads the group {group!r}, which this index "
                     f"lacks: make the index with batch.index({options})"
                 )
-        index.check_logits("teacher", f"teacher_{argument}", teacher.shape)
-        index.check_logits("student", f"student_{argument}", student.shape)
+        index.check_logits("teacher", arguments[0], teacher.shape)
+        index.check_logits("student", arguments[1], student.shape)
         if not isinstance(index.packed, torch.Tensor):
             packed = torch.from_numpy(index.packed).to(student.device, non_blocking=True)
             index = replace(index, packed=packed)

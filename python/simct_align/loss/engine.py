@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .backends.protocol import Lists
 from .metrics import STUDENT_MASS, TEACHER_MASS, UnitStat
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ class Engine:
         teacher = sides.teacher.scores(units, multi=multi, mass=mass or self._filters)
         self._keep_scored(units, teacher, TEACHER_MASS)
         self.decide(units)
+        if isinstance(self.problem.teacher.source, Lists):
+            self._leave_unlisted(units, teacher)
         student = sides.student.scores(units, multi=multi, mass=mass)
         self._keep_scored(units, student, STUDENT_MASS)
         self.record(units, sides.compare(teacher, student, self.grad(units)))
@@ -129,6 +132,14 @@ class Engine:
             self.stats[UnitStat.KEPT, units] = kept.to(self.settings.dtype)
         else:
             self.stats[UnitStat.KEPT, units] = 1.0
+
+    def _leave_unlisted(self, units: slice, teacher: Any) -> None:
+        """Leave out the units of a chunk for which the teacher's lists lack what they need."""
+        kept = self.stats[UnitStat.KEPT, units]
+        lacks = teacher.lacks.to(kept.dtype)
+        self.stats[UnitStat.TEACHER_UNLISTED, units] = teacher.unlisted
+        self.stats[UnitStat.LACKS, units] = kept * lacks
+        self.stats[UnitStat.KEPT, units] = kept * (1.0 - lacks)
 
     def grad(self, units: slice) -> Tensor | None:
         """Return the factors of a chunk's derivatives; None if derivatives are not wanted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .linear_inputs import linear_inputs
+from .model_inputs import linear_inputs, teacher_inputs
 from .ops import linear_loss
 from .simct import MEBIBYTE, SimCTBase
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from simct_align.batch import AlignedBatch
     from simct_align.index import AlignedIndex
+    from simct_align.top_k import TopKLogprobs
 
     from .contract import LossOutput
 
@@ -55,12 +56,13 @@ class LinearSimCTLoss(SimCTBase):
     def forward(
         self,
         *positional: object,
-        teacher_hidden: Tensor,
-        teacher_weight: Tensor,
         student_hidden: Tensor,
         student_weight: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
+        teacher_hidden: Tensor | None = None,
+        teacher_weight: Tensor | None = None,
+        teacher_logits: Tensor | TopKLogprobs | None = None,
         teacher_bias: Tensor | None = None,
         student_bias: Tensor | None = None,
         teacher_softcap: float | None = None,
@@ -72,14 +74,16 @@ class LinearSimCTLoss(SimCTBase):
 
         Args:
             *positional: Refused, because the tensors of both models have the same types.
-            teacher_hidden: `[tokens, width]` or `[batch, length, width]`, floating.
-            teacher_weight: `[columns, width]` output embedding.
-            student_hidden: The same for the student; every size may differ.
-            student_weight: The same for the student.
+            student_hidden: `[tokens, width]` or `[batch, length, width]`, floating.
+            student_weight: `[columns, width]` output embedding.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
             normalizer: The number to divide the sum by, such as the sum of
                 `index.normalizer(...)` over micro-batches or ranks. None takes the number of
                 this index.
+            teacher_hidden: The same as `student_hidden` for the teacher; every size may differ.
+            teacher_weight: The same for the teacher.
+            teacher_logits: In place of both, logits `[tokens, columns]` or
+                `[batch, length, columns]`, or a `TopKLogprobs`; see `SimCTLoss`.
             teacher_bias: `[columns]` bias of the output embedding; None without a bias.
             student_bias: The same for the student.
             teacher_softcap: The bound of the logits' absolute values (Gemma 2: 30.0); None
@@ -93,27 +97,34 @@ class LinearSimCTLoss(SimCTBase):
             and bias.
 
         Raises:
-            TypeError: There are positional arguments, or `index` is neither an index nor a batch.
-            ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
-                the index, a soft-cap is not positive, or a normalizer came with a reduction that
-                does not divide.
+            TypeError: As for `SimCTLoss`.
+            ValueError: As for `SimCTLoss`.
         """
-        inputs = linear_inputs(
+        teacher = teacher_inputs(
             self,
             positional,
+            student="student_hidden=..., student_weight=...",
+            teacher_logits=teacher_logits,
             teacher_hidden=teacher_hidden,
             teacher_weight=teacher_weight,
+            teacher_bias=teacher_bias,
+            teacher_softcap=teacher_softcap,
+            teacher_scale=teacher_scale,
+        )
+        inputs = linear_inputs(
+            self,
+            teacher,
             student_hidden=student_hidden,
             student_weight=student_weight,
-            teacher_bias=teacher_bias,
             student_bias=student_bias,
-            teacher_softcap=teacher_softcap,
             student_softcap=student_softcap,
-            teacher_scale=teacher_scale,
             student_scale=student_scale,
         )
         index = self.take_index(
-            index, teacher=teacher_hidden, student=student_hidden, argument="hidden"
+            index,
+            teacher=teacher.tensors.teacher_rows,
+            student=student_hidden,
+            arguments=(teacher.argument, "student_hidden"),
         )
         result = linear_loss(
             inputs.tensors,

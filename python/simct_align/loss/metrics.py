@@ -19,8 +19,9 @@ class UnitStat(IntEnum):
     """The rows of the statistics that an engine keeps for every unit.
 
     KEPT is 1 for units that took part, else 0; KEPT_SPECIAL is 1 for SPECIAL units that took part.
-    The other rows are masses: a model's probability of the shared vocabulary, of the shared
-    vocabulary and the realized unit, and of all candidates.
+    LACKS is 1 for units that are left out because the teacher's lists lack what they need. The
+    other rows are masses: a model's probability of the shared vocabulary, of the shared vocabulary
+    and the realized unit, and of all candidates; and of the tokens that the teacher's lists lack.
     """
 
     KEPT = 0
@@ -31,6 +32,8 @@ class UnitStat(IntEnum):
     STUDENT_REALIZED = 5
     STUDENT_CANDIDATES = 6
     KEPT_SPECIAL = 7
+    TEACHER_UNLISTED = 8
+    LACKS = 9
 
 
 class MassStats(NamedTuple):
@@ -59,9 +62,12 @@ class LossMetrics(NamedTuple):
         units_shared: Number of SHARED units that took part.
         units_special: Number of SPECIAL units that took part.
         units_multi: Number of MULTI units that took part.
-        left_out_shared: Number of SHARED and SPECIAL units below `min_teacher_mass`.
-        left_out_multi: Number of MULTI units below `min_teacher_mass`; all MULTI units with
-            `candidates="shared"`.
+        left_out_shared: Number of SHARED and SPECIAL units that are left out: those below
+            `min_teacher_mass`, and those of `left_out_unlisted`.
+        left_out_multi: Number of MULTI units that are left out, in the same way; all MULTI units
+            with `candidates="shared"`.
+        left_out_unlisted: Number of units that are left out because the teacher's lists lack a
+            token of the realized unit, or all shared tokens; 0 where whole rows are known.
         dropped_no_prefix: Number of units at the start of their row, which no logits predict.
         dropped_dummy_prefix: Number of units with a trimmed dummy prefix.
         units_spoiled: Number of units whose divergence is NaN, because a row of logits that they
@@ -79,6 +85,8 @@ class LossMetrics(NamedTuple):
         student_mass_recovered: `student_mass_candidates` minus `student_mass_shared`.
         student_mass_continuations: The part of the recovered student mass that only the on-path
             continuations add; 0 for other candidate sets.
+        teacher_mass_unlisted: Mean probability of the tokens that the teacher's lists lack, over
+            the units' prefixes; 0 where whole rows are known.
     """
 
     units_shared: Tensor
@@ -86,6 +94,7 @@ class LossMetrics(NamedTuple):
     units_multi: Tensor
     left_out_shared: Tensor
     left_out_multi: Tensor
+    left_out_unlisted: Tensor
     dropped_no_prefix: Tensor
     dropped_dummy_prefix: Tensor
     units_spoiled: Tensor
@@ -99,6 +108,7 @@ class LossMetrics(NamedTuple):
     student_mass_candidates: Tensor
     student_mass_recovered: Tensor
     student_mass_continuations: Tensor
+    teacher_mass_unlisted: Tensor
 
 
 def count_special(stats: Tensor, kind: Tensor) -> None:
@@ -153,6 +163,7 @@ def make_metrics(
         units_multi=kept_multi,
         left_out_shared=count(n_shared) - kept_shared,
         left_out_multi=count(index.n_multi) - kept_multi,
+        left_out_unlisted=stats[UnitStat.LACKS].sum(),
         dropped_no_prefix=count(index.dropped_no_prefix),
         dropped_dummy_prefix=count(index.dropped_dummy_prefix),
         units_spoiled=per_unit.isnan().sum().to(kept),
@@ -166,4 +177,5 @@ def make_metrics(
         student_mass_candidates=mean[STUDENT_MASS.candidates],
         student_mass_recovered=mean[STUDENT_MASS.candidates] - mean[STUDENT_MASS.shared],
         student_mass_continuations=mean[STUDENT_MASS.candidates] - mean[STUDENT_MASS.realized],
+        teacher_mass_unlisted=stats[UnitStat.TEACHER_UNLISTED].mean(),
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_type_hints
 import torch
 from torch import Tensor
 
-from .backends.protocol import Head, Logits
+from .backends.protocol import Head, Lists, Logits
 from .backends.triton import scale_gradient
 from .handles import Handles
 from .layout import IndexSizes
@@ -59,8 +59,9 @@ def gradient_scale(weight: Tensor, largest: float) -> Tensor | float:
     return torch.exp2(-weight.log2().ceil()).clamp(1.0, largest)
 
 
-#: Numbers that may change from batch to batch without a new graph.
-_SYMBOLIC = {name for name in IndexSizes._fields if name != "groups"}
+#: Numbers that may change from batch to batch without a new graph. They are one argument, a list:
+#: an operator has 64 arguments at most.
+_SIZES = tuple(name for name in IndexSizes._fields if name != "groups")
 
 
 @functools.cache
@@ -74,26 +75,54 @@ def log_fallback(name: str, reason: str) -> None:
     _LOG.warning("backend=%r: computing with the back end 'torch' instead: %s", name, reason)
 
 
-class LogitsTensors(NamedTuple):
-    """Ready-made logits."""
+class TeacherTensors(NamedTuple):
+    """A teacher in one of three forms; the first fields of `LogitsTensors` and `LinearTensors`.
 
-    teacher_logits: Tensor
+    Attributes:
+        teacher_rows: Logits; hidden states, with `teacher_weight`; or `[..., K]`
+            log-probabilities, with `teacher_listed`.
+        teacher_weight: The output embedding.
+        teacher_bias: Its bias.
+        teacher_listed: `[..., K]` the tokens of the log-probabilities, int64.
+    """
+
+    teacher_rows: Tensor
+    teacher_weight: Tensor | None
+    teacher_bias: Tensor | None
+    teacher_listed: Tensor | None
+
+
+class LogitsTensors(NamedTuple):
+    """A teacher, and the student's logits."""
+
+    teacher_rows: Tensor
+    teacher_weight: Tensor | None
+    teacher_bias: Tensor | None
+    teacher_listed: Tensor | None
     student_logits: Tensor
 
 
 class LinearTensors(NamedTuple):
-    """Hidden states and output embeddings."""
+    """A teacher, and the student's hidden states and output embedding."""
 
-    teacher_hidden: Tensor
-    teacher_weight: Tensor
+    teacher_rows: Tensor
+    teacher_weight: Tensor | None
     teacher_bias: Tensor | None
+    teacher_listed: Tensor | None
     student_hidden: Tensor
     student_weight: Tensor
     student_bias: Tensor | None
 
 
+class TeacherNumbers(NamedTuple):
+    """The numbers of a teacher's output embedding; 0 disables a soft-cap."""
+
+    teacher_softcap: float
+    teacher_scale: float
+
+
 class LinearNumbers(NamedTuple):
-    """The numbers of the operator from hidden states; 0 disables a soft-cap."""
+    """The numbers of both output embeddings; the first fields are those of `TeacherNumbers`."""
 
     teacher_softcap: float
     teacher_scale: float
@@ -151,30 +180,44 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def heads(inputs: LinearTensors, linear: LinearNumbers) -> tuple[Head, Head]:
-    """Return the output layers of the teacher and of the student.
+def teacher_source(
+    inputs: TeacherTensors | LogitsTensors | LinearTensors, numbers: TeacherNumbers | LinearNumbers
+) -> Logits | Head | Lists:
+    """Return the teacher in the form in which it came.
 
     Args:
-        inputs: Their tensors.
-        linear: Their numbers.
+        inputs: Its tensors.
+        numbers: Its numbers.
     """
-    teacher = Head(
-        hidden=inputs.teacher_hidden,
+    if inputs.teacher_listed is not None:
+        return Lists(inputs.teacher_listed, inputs.teacher_rows)
+    if inputs.teacher_weight is None:
+        return Logits(inputs.teacher_rows)
+    return Head(
+        hidden=inputs.teacher_rows,
         weight=inputs.teacher_weight,
         bias=inputs.teacher_bias,
-        softcap=linear.teacher_softcap,
-        scale=linear.teacher_scale,
+        softcap=numbers.teacher_softcap,
+        scale=numbers.teacher_scale,
     )
-    student = Head(
+
+
+def student_head(inputs: LinearTensors, numbers: LinearNumbers) -> Head:
+    """Return the student's output layer.
+
+    Args:
+        inputs: Its tensors.
+        numbers: Its numbers.
+    """
+    return Head(
         hidden=inputs.student_hidden,
         weight=inputs.student_weight,
         bias=inputs.student_bias,
-        softcap=linear.student_softcap,
-        scale=linear.student_scale,
-        weight_gradient=linear.weight_gradient,
-        bias_gradient=linear.bias_gradient,
+        softcap=numbers.student_softcap,
+        scale=numbers.student_scale,
+        weight_gradient=numbers.weight_gradient,
+        bias_gradient=numbers.bias_gradient,
     )
-    return teacher, student
 
 
 def _schema(tensors: list[type], numbers: list[type], n_results: int) -> str:
@@ -184,10 +227,11 @@ def _schema(tensors: list[type], numbers: list[type], n_results: int) -> str:
         for kind in tensors
         for name, hint in get_type_hints(kind).items()
     ]
-    keywords = [
-        f"{'SymInt' if name in _SYMBOLIC else hint.__name__} {name}"
+    keywords = ["SymInt[] sizes"] + [
+        f"{hint.__name__} {name}"
         for kind in numbers
         for name, hint in get_type_hints(kind).items()
+        if name not in _SIZES
     ]
     results = ", ".join(["Tensor"] * n_results)
     return f"({', '.join(arguments)}, *, {', '.join(keywords)}) -> ({results})"
@@ -202,7 +246,7 @@ class Operator:
         tensors: The class of the other tensors; one of them is `weight`, the factor of every
             value's gradient.
         numbers: The class of the numbers; see `OperatorNumbers`.
-        extra: The class of further numbers; None if there are none.
+        extra: The class of the numbers of output embeddings.
         compute: The function that computes the results.
         student: The name of the input whose device and compute dtype the results have.
         differentiable: The inputs with a gradient, in the order of the results. The value is the
@@ -215,7 +259,7 @@ class Operator:
         inputs: type[Any],
         tensors: type[Any],
         numbers: type[Any],
-        extra: type[Any] | None,
+        extra: type[Any],
         compute: Any,
         student: str,
         differentiable: dict[str, str | None],
@@ -228,26 +272,23 @@ class Operator:
             f"simct_align::{name}",
             self.forward,
             mutates_args=(),
-            schema=_schema([inputs, tensors], [numbers, *([extra] if extra else [])], n_results),
+            schema=_schema([inputs, tensors], [numbers, extra], n_results),
         )
         self.op.register_fake(self._fake)
         self.op.register_autograd(self._backward, setup_context=self._setup_context)
 
-    def __call__(
-        self, inputs: Any, tensors: Any, numbers: Any, extra: Any = None
-    ) -> OperatorOutput:
+    def __call__(self, inputs: Any, tensors: Any, numbers: Any, extra: Any) -> OperatorOutput:
         """Run the operator."""
-        keywords = numbers._asdict() | ({} if extra is None else extra._asdict())
+        keywords = numbers._asdict() | extra._asdict()
+        keywords["sizes"] = [keywords.pop(name) for name in _SIZES]
         results = self.op(*inputs, *tensors, **keywords)
         return OperatorOutput(*results[: len(OperatorOutput._fields)])
 
     def _read(self, tensors: tuple[Any, ...], numbers: dict[str, Any]) -> tuple[Any, ...]:
         """Return the arguments as objects of their classes."""
-        by_name = dict(zip(self._names, tensors, strict=True)) | numbers
-        return tuple(
-            None if kind is None else kind(**{name: by_name[name] for name in kind._fields})
-            for kind in self._kinds
-        )
+        sizes = dict(zip(_SIZES, numbers["sizes"], strict=True))
+        by_name = dict(zip(self._names, tensors, strict=True)) | numbers | sizes
+        return tuple(kind(**{name: by_name[name] for name in kind._fields}) for kind in self._kinds)
 
     def forward(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
         """Compute the operator's results without dispatch."""
@@ -333,22 +374,23 @@ def loss_operators(
         linear_name: The name of the operator from hidden states.
         tensors: See `Operator`.
         numbers: See `Operator`.
-        compute: The function of the teacher's and the student's `Logits` or `Head`, the tensors and
-            the numbers. It returns an `OperatorOutput` and the list of the student's gradients,
-            which is empty if no gradient is wanted from logits.
+        compute: The function of the teacher's `Logits`, `Head` or `Lists`, the student's `Logits`
+            or `Head`, the tensors and the numbers. It returns an `OperatorOutput` and the list of
+            the student's gradients, which is empty if no gradient is wanted from logits.
     """
 
     def from_logits(
-        inputs: LogitsTensors, others: Any, settings: Any, _: None
+        inputs: LogitsTensors, others: Any, settings: Any, teacher: TeacherNumbers
     ) -> tuple[Tensor, ...]:
-        teacher, student = Logits(inputs.teacher_logits), Logits(inputs.student_logits)
-        output, gradients = compute(teacher, student, others, settings)
+        source, student = teacher_source(inputs, teacher), Logits(inputs.student_logits)
+        output, gradients = compute(source, student, others, settings)
         return (*output, *(gradients or [inputs.student_logits.new_empty(0)]))
 
     def from_hidden(
         inputs: LinearTensors, others: Any, settings: Any, linear: LinearNumbers
     ) -> tuple[Tensor, ...]:
-        output, gradients = compute(*heads(inputs, linear), others, settings)
+        source, student = teacher_source(inputs, linear), student_head(inputs, linear)
+        output, gradients = compute(source, student, others, settings)
         return (*output, *gradients)
 
     return (
@@ -357,7 +399,7 @@ def loss_operators(
             inputs=LogitsTensors,
             tensors=tensors,
             numbers=numbers,
-            extra=None,
+            extra=TeacherNumbers,
             compute=from_logits,
             student="student_logits",
             differentiable={"student_logits": None},

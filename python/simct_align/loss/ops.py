@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .backends import AutoBackend, TorchBackend
-from .backends.protocol import Head, Logits, Problem, Settings, SideProblem
+from .backends.protocol import Head, Lists, Logits, Problem, Settings, SideProblem
 from .backends.torch.on_path import Continuations, LeafTokens, OnPathEngine
 from .columns import SideColumns
 from .engine import Engine
@@ -111,7 +111,7 @@ class Numbers(NamedTuple):
 
 
 def _problem(
-    teacher: Logits | Head,
+    teacher: Logits | Head | Lists,
     student: Logits | Head,
     index: IndexView,
     pair: PairTensors,
@@ -170,7 +170,7 @@ def _continuations(pair: PairTensors, numbers: Numbers) -> Continuations:
 
 
 def _compute(
-    teacher: Logits | Head, student: Logits | Head, pair: PairTensors, numbers: Numbers
+    teacher: Logits | Head | Lists, student: Logits | Head, pair: PairTensors, numbers: Numbers
 ) -> tuple[OperatorOutput, list[Tensor]]:
     with torch.no_grad(), without_autocast(pair.packed.device.type):
         index = view_index(pair.packed, numbers.sizes)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .contract import one_of, refuse_positional
+from .contract import one_of
 from .layout import IndexSizes
-from .operator import FLOAT16_GRADIENT_SCALE, LogitsTensors
+from .model_inputs import teacher_inputs
+from .operator import FLOAT16_GRADIENT_SCALE
 from .operator_loss import OperatorLoss
 from .ops import Numbers, PairTensors, logits_loss
 from .scores.formulas import SCORES
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from simct_align.batch import AlignedBatch
     from simct_align.index import AlignedIndex
+    from simct_align.top_k import TopKLogprobs
 
     from ..divergence import Divergence
     from .backends import Backend
@@ -107,6 +109,20 @@ class SimCTBase(OperatorLoss):
             f"backend={self.backend.name!r}"
         )
 
+    def check_lists(self, lists: TopKLogprobs) -> None:
+        """Refuse candidates and scores that are not defined for lists: see `Loss`."""
+        del lists
+        if self.candidates == "on_path":
+            raise ValueError(
+                "teacher_logits: candidates='on_path' needs whole rows of logits, got "
+                "TopKLogprobs: use candidates='realized' or TextLoss"
+            )
+        if self.score == "mean_logit":
+            raise ValueError(
+                "teacher_logits: score='mean_logit' is an average of logits, and TopKLogprobs has "
+                "log-probabilities: use score='mean', 'sum' or 'event'"
+            )
+
     @property
     def _mass_multi(self) -> bool:
         return self.metrics != "none" and self.uses_multi
@@ -188,6 +204,10 @@ class SimCTLoss(SimCTBase):
 
     Two units must not share a row of the student's logits: row starts must not overlap.
 
+    Of a teacher that is served, the likeliest tokens of every position are enough: a
+    `TopKLogprobs` in place of the teacher's logits. The shared tokens that are not listed are then
+    one candidate of both sides (`docs/served.md`).
+
     Args:
         aligner: An `Aligner`, or an object with the attributes `shared`, `teacher.kinds`,
             `student.kinds` and `digest`, and with `spellings` for `"on_path"`.
@@ -244,36 +264,70 @@ class SimCTLoss(SimCTBase):
     def forward(
         self,
         *positional: object,
-        teacher_logits: Tensor,
         student_logits: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
+        teacher_logits: Tensor | TopKLogprobs | None = None,
+        teacher_hidden: Tensor | None = None,
+        teacher_weight: Tensor | None = None,
+        teacher_bias: Tensor | None = None,
+        teacher_softcap: float | None = None,
+        teacher_scale: float = 1.0,
     ) -> LossOutput:
         """Compute the loss.
 
         Args:
             *positional: Refused, because the logits of both models have the same type.
-            teacher_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
-            student_logits: The same for the student; every size may differ.
+            student_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
             normalizer: The number to divide the sum by, such as the sum of
                 `index.normalizer(...)` over micro-batches or ranks. None takes the number of
                 this index.
+            teacher_logits: The same as `student_logits` for the teacher; every size may differ.
+                Or a `TopKLogprobs`, of a teacher that is served (`docs/served.md`).
+            teacher_hidden: In place of `teacher_logits`: hidden states `[tokens, width]` or
+                `[batch, length, width]`, floating. The logits are then
+                `softcap tanh(scale (h W^T + b) / softcap)`.
+            teacher_weight: `[columns, width]` output embedding, with `teacher_hidden`.
+            teacher_bias: `[columns]` bias of the output embedding; None without a bias.
+            teacher_softcap: The bound of the logits' absolute values (Gemma 2: 30.0); None
+                without a bound.
+            teacher_scale: The factor of the product before the soft-cap.
 
         Returns:
             `loss`, `per_unit` and `metrics`.
 
         Raises:
-            TypeError: There are positional arguments, or `index` is neither an index nor a batch.
+            TypeError: There are positional arguments, the teacher is missing or given twice, or
+                `index` is neither an index nor a batch.
             ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
-                the index, or a normalizer came with a reduction that does not divide.
+                the index, a soft-cap is not positive, a normalizer came with a reduction that does
+                not divide, or the loss cannot use lists: `candidates="on_path"` and
+                `score="mean_logit"`.
         """
-        refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
-        index = self.check_logits(teacher_logits, student_logits, index)
+        teacher = teacher_inputs(
+            self,
+            positional,
+            student="student_logits=...",
+            teacher_logits=teacher_logits,
+            teacher_hidden=teacher_hidden,
+            teacher_weight=teacher_weight,
+            teacher_bias=teacher_bias,
+            teacher_softcap=teacher_softcap,
+            teacher_scale=teacher_scale,
+        )
+        self.check_logits("student", student_logits)
+        index = self.take_index(
+            index,
+            teacher=teacher.tensors.teacher_rows,
+            student=student_logits,
+            arguments=(teacher.argument, "student_logits"),
+        )
         result = logits_loss(
-            LogitsTensors(teacher_logits.detach(), student_logits),
+            teacher.with_logits(student_logits),
             self._tensors(index, self.weight(index, normalizer, student_logits)),
             self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
+            teacher.numbers,
         )
         return self._simct_output(result, index)
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .contract import one_of, refuse_positional
+from .contract import one_of
 from .layout import IndexSizes
-from .linear_inputs import linear_inputs
-from .operator import FLOAT16_GRADIENT_SCALE, LogitsTensors
+from .model_inputs import linear_inputs, teacher_inputs
+from .operator import FLOAT16_GRADIENT_SCALE
 from .operator_loss import OperatorLoss
 from .text_columns import TextColumns
 from .text_metrics import TextLossOutput, make_text_metrics
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from simct_align.batch import AlignedBatch
     from simct_align.index import AlignedIndex
+    from simct_align.top_k import TopKLogprobs
 
     from ..divergence import Divergence
     from .backends import Backend
@@ -78,6 +79,9 @@ class TextBase(OperatorLoss):
             index: The index.
         """
         return index.normalizer(self.reduction, "text")
+
+    def check_lists(self, lists: TopKLogprobs) -> None:
+        """Accept lists: see `Loss`."""
 
     def extra_repr(self) -> str:
         """Return the keywords for `repr`."""
@@ -139,6 +143,10 @@ class TextLoss(TextBase):
     tokens that end there off the realized path. Where one side has no row, and where tokens of
     earlier rows hold more than `epsilon`, only the next bytes are compared.
 
+    Of a teacher that is served, the likeliest tokens of every position are enough: a
+    `TopKLogprobs` in place of the teacher's logits. Texts for which it lists nothing are then one
+    event, with the probability that is left (`docs/served.md`).
+
     Args:
         aligner: The `Aligner` of the pair.
         divergence: `"reverse_kl"`, `"forward_kl"`, `"tvd"`, `"jsd"`, or an object such as
@@ -183,33 +191,60 @@ class TextLoss(TextBase):
     def forward(
         self,
         *positional: object,
-        teacher_logits: Tensor,
         student_logits: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
+        teacher_logits: Tensor | TopKLogprobs | None = None,
+        teacher_hidden: Tensor | None = None,
+        teacher_weight: Tensor | None = None,
+        teacher_bias: Tensor | None = None,
+        teacher_softcap: float | None = None,
+        teacher_scale: float = 1.0,
     ) -> TextLossOutput:
         """Compute the loss.
 
         Args:
             *positional: Refused.
-            teacher_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
-            student_logits: The same for the student.
+            student_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
             index: An `AlignedIndex` made with `text_events=True`, or an `AlignedBatch`.
             normalizer: What to divide the sum by instead of this index's own number.
+            teacher_logits: The same as `student_logits` for the teacher, or a `TopKLogprobs`.
+            teacher_hidden: In place of `teacher_logits`; see `SimCTLoss`, also for all others.
+            teacher_weight: The teacher's output embedding.
+            teacher_bias: The teacher's bias.
+            teacher_softcap: The teacher's soft-cap.
+            teacher_scale: The teacher's scale.
 
         Returns:
             `loss`; `per_unit`, the divergences `[offsets]` in nats; and `metrics`, `TextMetrics`.
 
         Raises:
-            TypeError: Positional arguments, or an index that is not one.
+            TypeError: As for `SimCTLoss`.
             ValueError: As for `SimCTLoss`.
         """
-        refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
-        index = self.check_logits(teacher_logits, student_logits, index)
+        teacher = teacher_inputs(
+            self,
+            positional,
+            student="student_logits=...",
+            teacher_logits=teacher_logits,
+            teacher_hidden=teacher_hidden,
+            teacher_weight=teacher_weight,
+            teacher_bias=teacher_bias,
+            teacher_softcap=teacher_softcap,
+            teacher_scale=teacher_scale,
+        )
+        self.check_logits("student", student_logits)
+        index = self.take_index(
+            index,
+            teacher=teacher.tensors.teacher_rows,
+            student=student_logits,
+            arguments=(teacher.argument, "student_logits"),
+        )
         result = text_loss(
-            LogitsTensors(teacher_logits.detach(), student_logits),
+            teacher.with_logits(student_logits),
             self._tensors(index, self.weight(index, normalizer, student_logits)),
             self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
+            teacher.numbers,
         )
         return self._text_output(result, index)
 
@@ -231,12 +266,13 @@ class LinearTextLoss(TextBase):
     def forward(
         self,
         *positional: object,
-        teacher_hidden: Tensor,
-        teacher_weight: Tensor,
         student_hidden: Tensor,
         student_weight: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
+        teacher_hidden: Tensor | None = None,
+        teacher_weight: Tensor | None = None,
+        teacher_logits: Tensor | TopKLogprobs | None = None,
         teacher_bias: Tensor | None = None,
         student_bias: Tensor | None = None,
         teacher_softcap: float | None = None,
@@ -248,12 +284,13 @@ class LinearTextLoss(TextBase):
 
         Args:
             *positional: Refused.
-            teacher_hidden: As for `LinearSimCTLoss`, also for all others.
-            teacher_weight: The teacher's output embedding.
-            student_hidden: The student's hidden states.
+            student_hidden: As for `LinearSimCTLoss`, also for all others.
             student_weight: The student's output embedding.
             index: An `AlignedIndex` made with `text_events=True`, or an `AlignedBatch`.
             normalizer: What to divide the sum by instead of this index's own number.
+            teacher_hidden: The teacher's hidden states.
+            teacher_weight: The teacher's output embedding.
+            teacher_logits: In place of both, the teacher's logits or a `TopKLogprobs`.
             teacher_bias: The teacher's bias.
             student_bias: The student's bias.
             teacher_softcap: The teacher's soft-cap.
@@ -265,25 +302,34 @@ class LinearTextLoss(TextBase):
             As `TextLoss`; gradients reach the student's hidden states, weight and bias.
 
         Raises:
-            TypeError: Positional arguments, or an index that is not one.
+            TypeError: As for `LinearSimCTLoss`.
             ValueError: As for `LinearSimCTLoss`.
         """
-        inputs = linear_inputs(
+        teacher = teacher_inputs(
             self,
             positional,
+            student="student_hidden=..., student_weight=...",
+            teacher_logits=teacher_logits,
             teacher_hidden=teacher_hidden,
             teacher_weight=teacher_weight,
+            teacher_bias=teacher_bias,
+            teacher_softcap=teacher_softcap,
+            teacher_scale=teacher_scale,
+        )
+        inputs = linear_inputs(
+            self,
+            teacher,
             student_hidden=student_hidden,
             student_weight=student_weight,
-            teacher_bias=teacher_bias,
             student_bias=student_bias,
-            teacher_softcap=teacher_softcap,
             student_softcap=student_softcap,
-            teacher_scale=teacher_scale,
             student_scale=student_scale,
         )
         index = self.take_index(
-            index, teacher=teacher_hidden, student=student_hidden, argument="hidden"
+            index,
+            teacher=teacher.tensors.teacher_rows,
+            student=student_hidden,
+            arguments=(teacher.argument, "student_hidden"),
         )
         result = linear_text_loss(
             inputs.tensors,

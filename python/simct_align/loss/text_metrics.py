@@ -32,6 +32,21 @@ class OffsetStat(IntEnum):
     LARGEST_LEAF = 9
 
 
+class ListStat(IntEnum):
+    """Rows that follow those of `OffsetStat` if the teacher is known by lists.
+
+    UNLISTED is 1 where the lists lack what an offset needs, else 0. TEACHER_UNLISTED is the
+    probability that the teacher's row at the offset does not list.
+    """
+
+    UNLISTED = len(OffsetStat)
+    TEACHER_UNLISTED = len(OffsetStat) + 1
+
+
+N_STATS = len(OffsetStat) + len(ListStat)
+"""The number of figures that are kept of every offset."""
+
+
 class TextMetrics(NamedTuple):
     """Detached 0-d tensors on the device of the loss. Reading one waits for the device.
 
@@ -44,6 +59,8 @@ class TextMetrics(NamedTuple):
         offsets_one_row: Offsets at which one side has a row: there the next bytes are compared.
         offsets_left_out: Offsets at which more than `epsilon` of a side's mass ends unknown.
         offsets_spoiled: Offsets that read a row with NaN; they add nothing.
+        offsets_unlisted: Offsets that add nothing because a teacher's list lacks a token that the
+            text takes, or any token that the offset needs; 0 where whole rows are known.
         units_without_prefix: Units at the start of a row, which no logits predict.
         divergence_tree: Mean divergence of the first kind of offsets.
         divergence_next_byte: Mean divergence of the second kind.
@@ -54,6 +71,8 @@ class TextMetrics(NamedTuple):
         teacher_mass_control: Mean probability of control tokens other than stops, left out.
         student_mass_control: The same for the student.
         mass_largest_leaf: Mean probability of the student's largest leaf.
+        teacher_mass_unlisted: Mean probability of the tokens that the teacher's lists lack, over
+            the offsets; 0 where the teacher has no row, and where whole rows are known.
     """
 
     offsets_tree: Tensor
@@ -61,6 +80,7 @@ class TextMetrics(NamedTuple):
     offsets_one_row: Tensor
     offsets_left_out: Tensor
     offsets_spoiled: Tensor
+    offsets_unlisted: Tensor
     units_without_prefix: Tensor
     divergence_tree: Tensor
     divergence_next_byte: Tensor
@@ -70,6 +90,7 @@ class TextMetrics(NamedTuple):
     teacher_mass_control: Tensor
     student_mass_control: Tensor
     mass_largest_leaf: Tensor
+    teacher_mass_unlisted: Tensor
 
 
 class TextLossOutput(NamedTuple):
@@ -92,7 +113,7 @@ def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) ->
 
     Args:
         per_offset: `[offsets]` divergences.
-        stats: `[len(OffsetStat), offsets]`.
+        stats: `[N_STATS, offsets]`.
         index: The index, for what never reached the loss.
 
     Returns:
@@ -109,6 +130,7 @@ def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) ->
         offsets_one_row=counts[2],
         offsets_left_out=stats[OffsetStat.LEFT_OUT].sum(),
         offsets_spoiled=stats[OffsetStat.SPOILED].sum(),
+        offsets_unlisted=stats[ListStat.UNLISTED].sum(),
         units_without_prefix=torch.full_like(counts[0], index.text_units_without_prefix),
         divergence_tree=sums[0] / counts[0],
         divergence_next_byte=sums[1] / counts[1],
@@ -118,4 +140,5 @@ def make_text_metrics(per_offset: Tensor, stats: Tensor, index: AlignedIndex) ->
         teacher_mass_control=means[OffsetStat.TEACHER_CONTROL],
         student_mass_control=means[OffsetStat.STUDENT_CONTROL],
         mass_largest_leaf=means[OffsetStat.LARGEST_LEAF],
+        teacher_mass_unlisted=means[ListStat.TEACHER_UNLISTED],
     )

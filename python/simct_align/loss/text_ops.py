@@ -10,6 +10,7 @@ from torch import Tensor
 from .backends import TorchBackend
 from .backends.protocol import (
     Head,
+    Lists,
     Logits,
     TextBackend,
     TextProblem,
@@ -31,7 +32,7 @@ from .operator import (
 )
 from .text_columns import blocks_of, table_of, tree_of
 from .text_layout import view_text_side
-from .text_metrics import OffsetStat
+from .text_metrics import N_STATS
 
 if TYPE_CHECKING:
     from simct_align.index import Side
@@ -118,27 +119,35 @@ class TextNumbers(NamedTuple):
     @property
     def n_stats(self) -> int:
         """How many figures are kept for each offset."""
-        return len(OffsetStat)
+        return N_STATS
 
 
 def _compute(
-    teacher: Logits | Head, student: Logits | Head, tensors: TextTensors, numbers: TextNumbers
+    teacher: Logits | Head | Lists,
+    student: Logits | Head,
+    tensors: TextTensors,
+    numbers: TextNumbers,
 ) -> tuple[OperatorOutput, list[Tensor]]:
     with torch.no_grad(), without_autocast(tensors.packed.device.type):
         problem = _problem(teacher, student, tensors, numbers)
         weight = tensors.weight.to(problem.settings.dtype)
         run = _start(problem, numbers)
         per_offset, stats = run.run(weight * gradient_scale(weight, numbers.gradient_scale))
+        # Only back ends that take lists have figures of lists.
+        stats = torch.nn.functional.pad(stats, (0, 0, 0, N_STATS - stats.shape[0]))
         loss = (per_offset * weight).sum()
         return OperatorOutput(loss, per_offset, stats), run.gradients()
 
 
 def _problem(
-    teacher: Logits | Head, student: Logits | Head, tensors: TextTensors, numbers: TextNumbers
+    teacher: Logits | Head | Lists,
+    student: Logits | Head,
+    tensors: TextTensors,
+    numbers: TextNumbers,
 ) -> TextProblem:
     empty = tensors.packed[:0]
 
-    def of_side(side: Side, source: Logits | Head, unused: Tensor, needed: int) -> TextSide:
+    def of_side(side: Side, source: Logits | Head | Lists, unused: Tensor, needed: int) -> TextSide:
         return TextSide(
             source,
             SideColumns(empty, 0, empty, unused, needed),

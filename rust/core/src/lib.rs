@@ -52,6 +52,7 @@ pub mod storage;
 pub mod text_chunk;
 pub mod text_events;
 pub mod text_leaves;
+pub mod text_lists;
 pub mod text_tree;
 pub mod threads;
 pub mod top_k;

@@ -5,6 +5,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Range, Sub};
 
 use crate::error::{Error, Result};
 use crate::ids::Side;
+use crate::text_lists::Lists;
 use crate::text_tree::short;
 
 /// A floating-point number: `f32` or `f64`.
@@ -126,6 +127,8 @@ pub struct SideChunk<'a, T> {
     pub source_exact: &'a [i64],
     /// Where the suffixes of the others begin.
     pub source_suffix: &'a [i64],
+    /// What is listed of the rows; [`None`] where whole rows are known.
+    pub lists: Option<Lists<'a>>,
 }
 
 /// A source whose numbers have been checked.
@@ -219,7 +222,11 @@ impl<'a, T: Real> SideChunk<'a, T> {
                 && suffix >= 0
                 && whole(suffix) + whole(end - goes_on) <= self.tokens.suffixes.len()
         };
+        let lists_fit = self.lists.is_none_or(|lists| {
+            (lists.listed.len(), lists.unlisted.len()) == (self.probs.len(), rows)
+        });
         let fits = self.probs.len() == rows * self.columns
+            && lists_fit
             && (self.token.len(), self.is_nan.len()) == (rows, rows)
             && (self.tokens.node_tokens.len(), self.tokens.node_exact.len())
                 == (nodes.len() + 1, nodes.len())

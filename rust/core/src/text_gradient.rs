@@ -97,7 +97,11 @@ impl<T: Real> Leaves<T> {
                 let by_mass = pairs.map(|(&by, &mass)| {
                     if mass > T::default() { weight * (by / mass - excess) } else { T::default() }
                 });
-                Some(by_mass.collect())
+                let mut by_mass: Vec<T> = by_mass.collect();
+                for &leaf in &leaves.merged {
+                    by_mass[leaf] = by_mass[0];
+                }
+                Some(by_mass)
             })
             .collect()
     }

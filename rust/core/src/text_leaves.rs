@@ -9,6 +9,8 @@
 //! where both vocabularies have the same strings below: its string, and what goes on. A node for
 //! which a side has no tokens belongs to what is left of the node above. Where straddling tokens
 //! hold more than `epsilon`, and where one side has no row, all nodes below the root are closed.
+//! [`text_lists`](crate::text_lists) says what is different if only lists of the teacher's tokens are
+//! known.
 //!
 //! Everything of an offset is computed in the memory of a thread: what is kept are its leaves.
 
@@ -16,6 +18,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::text_chunk::{Real, SideChunk, TreeNodes, TreeTokens};
+use crate::text_lists::Count;
 use crate::text_masses::{Masses, OffsetSide, SourceMass};
 use crate::text_tree::short;
 use crate::threads::{Threads, in_parallel};
@@ -140,6 +143,8 @@ pub(crate) struct OffsetLeaves<T> {
     /// The masses of either side, which sum to 1; the stops are the last leaf where both sides have
     /// a row.
     pub(crate) masses: [Vec<T>; 2],
+    /// The leaves that are a part of the first one, because the teacher lists none of their tokens.
+    pub(crate) merged: Vec<usize>,
     /// The student's largest mass.
     largest: f64,
     pub(crate) counted: bool,
@@ -190,11 +195,15 @@ pub enum Figure {
     StudentControl,
     /// The student's mass of its largest leaf.
     LargestLeaf,
+    /// 1 where the teacher's lists lack what the offset needs.
+    Unlisted,
+    /// Probability of tokens that the teacher's own row does not list.
+    TeacherUnlisted,
 }
 
 impl Figure {
     /// All figures, in the order of [`Leaves::figures`].
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Counted,
         Self::BothOwn,
         Self::Deep,
@@ -204,6 +213,8 @@ impl Figure {
         Self::TeacherControl,
         Self::StudentControl,
         Self::LargestLeaf,
+        Self::Unlisted,
+        Self::TeacherUnlisted,
     ];
 
     fn of<T: Real>(self, leaves: &OffsetLeaves<T>) -> f64 {
@@ -219,6 +230,8 @@ impl Figure {
             Self::TeacherControl => teacher.control,
             Self::StudentControl => student.control,
             Self::LargestLeaf => leaves.largest,
+            Self::Unlisted => flag(teacher.unknown && !(teacher.spoiled || student.spoiled)),
+            Self::TeacherUnlisted => teacher.own_unlisted,
         }
     }
 }
@@ -301,24 +314,61 @@ impl<'a, T: Real> Finder<'a, T> {
         let straddles = sides.iter().any(|side| side.straddling > epsilon);
         let deep = self.options.tree || (both_own && !straddles);
         let parts = if deep { self.tree(both_own) } else { self.next_bytes() };
+        let merged = self.merged(&parts, both_own);
         let masses = [0, 1].map(|number| {
             let (tokens, side) = (self.sides[number].tokens, &sides[number]);
             let mut masses = parts.masses(self.nodes, tokens, &self.masses[number]);
-            masses[0] += T::of(side.ended);
+            masses[0] += T::of(side.ended + side.unlisted);
             if both_own {
                 masses.push(T::of(side.stop));
             } else {
                 masses[0] += T::of(side.stop);
             }
+            for &leaf in &merged {
+                let mass = std::mem::take(&mut masses[leaf]);
+                masses[0] += mass;
+            }
             normalize(&mut masses);
             masses
         });
-        let is_right = |side: &OffsetSide| side.known && !side.spoiled && side.ended <= epsilon;
+        let is_right = |side: &OffsetSide| {
+            side.known && !side.spoiled && !side.unknown && side.ended <= epsilon
+        };
         let counted = sides.iter().all(is_right);
         let largest = masses[1]
             .iter()
             .fold(T::default(), |most, &mass| if mass > most { mass } else { most });
-        OffsetLeaves { sides, sources, parts, masses, largest: largest.into(), counted, deep }
+        let largest = largest.into();
+        OffsetLeaves { sides, sources, parts, masses, merged, largest, counted, deep }
+    }
+
+    /// The leaves for which the teacher has tokens, but lists none.
+    fn merged(&self, parts: &Parts, both_own: bool) -> Vec<usize> {
+        let chunk = self.sides[0];
+        if chunk.lists.is_none() {
+            return Vec::new();
+        }
+        let (tokens, counts) = (chunk.tokens, &self.masses[0].counts);
+        let mut leaves = vec![Count::default(); parts.leaves()];
+        parts.for_each(self.nodes, |run, goes_on, exact| {
+            if goes_on == exact {
+                leaves[exact].add(counts.of_nodes(tokens, run));
+            } else {
+                let [rest, string] = counts.of_node(tokens, run.start);
+                leaves[goes_on].add(rest);
+                leaves[exact].add(string);
+            }
+        });
+        if both_own {
+            leaves.push(counts.of_stops(tokens));
+        }
+        (1..leaves.len()).filter(|&leaf| leaves[leaf].lacks_all()).collect()
+    }
+
+    /// Whether the teacher lists nothing below a node.
+    fn is_unlisted(&self, subtree: Range<usize>) -> bool {
+        let chunk = self.sides[0];
+        chunk.lists.is_some() && !self.masses[0].counts.lists_some(chunk.tokens, subtree)
     }
 
     /// Every subtree below the root is a part.
@@ -349,7 +399,9 @@ impl<'a, T: Real> Finder<'a, T> {
                 parts.has_absent = true;
                 parts.list.push(Part::Absent(short(node)));
                 node = end;
-            } else if node > 0 && self.is_one_leaf(node..end, is_same) {
+            } else if node > 0
+                && (self.is_unlisted(node..end) || self.is_one_leaf(node..end, is_same))
+            {
                 parts.list.push(Part::Closed(short(node)));
                 node = end;
             } else {

@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use crate::text_chunk::{Real, SideChunk, TreeNodes, TreeTokens, whole};
+use crate::text_lists::ListCounts;
 use crate::text_tree::EXACT;
 
 /// What is kept of one side at an offset. Masses are shares of the offset's whole mass.
@@ -28,6 +29,12 @@ pub(crate) struct OffsetSide {
     pub(crate) straddling: f64,
     /// Probability of control tokens other than stops in the own row.
     pub(crate) control: f64,
+    /// Probability of tokens that the own row does not list.
+    pub(crate) own_unlisted: f64,
+    /// Mass of tokens that are not listed.
+    pub(crate) unlisted: f64,
+    /// Whether the lists lack what the masses need.
+    pub(crate) unknown: bool,
 }
 
 /// What is kept of a source at its offset.
@@ -37,6 +44,8 @@ pub(crate) struct SourceMass {
     pub(crate) ended: f64,
     /// Probability of the tokens that go on.
     goes_on: f64,
+    /// Probability of such tokens that are not listed.
+    unlisted: f64,
     /// Logarithm of the weighted mass.
     log: f64,
     /// What probabilities are multiplied by.
@@ -58,6 +67,8 @@ pub(crate) struct Masses<'a, T> {
     has_entries: bool,
     /// What probabilities of the own row are multiplied by.
     own_weight: f64,
+    /// How many tokens are listed.
+    pub(crate) counts: ListCounts,
 }
 
 impl<'a, T: Real> Masses<'a, T> {
@@ -69,6 +80,7 @@ impl<'a, T: Real> Masses<'a, T> {
             reached: Vec::new(),
             has_entries: false,
             own_weight: 0.0,
+            counts: ListCounts::default(),
         }
     }
 
@@ -86,10 +98,16 @@ impl<'a, T: Real> Masses<'a, T> {
         let mut found = OffsetSide { has_own: own.is_some(), ..OffsetSide::default() };
         let (mut log_own, mut top) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
         let mut rows = chunk.rows()..0;
+        // The earliest and the last row with listed mass, and whether there are tokens at all.
+        let (mut first_listed, mut last_listed) = (chunk.rows(), 0);
+        let (mut is_listed, mut has_tokens) = (false, found.has_own);
         if let Some(number) = own {
             let row = chunk.row(number);
             found.stop = chunk.tokens.stops.iter().map(|&id| row[whole(id)].into()).sum();
-            let total = self.own_sums.fill(row, chunk.tokens.ids) + found.stop;
+            let listed = self.own_sums.fill(row, chunk.tokens.ids) + found.stop;
+            found.own_unlisted = chunk.lists.map_or(0.0, |lists| lists.unlisted[number]);
+            let total = listed + found.own_unlisted;
+            (is_listed, last_listed) = (listed > 0.0, number);
             found.control = 1.0 - total;
             log_own = chunk.log_weight[number] + total.ln();
             (top, rows) = (log_own, number..number + 1);
@@ -98,14 +116,25 @@ impl<'a, T: Real> Masses<'a, T> {
             let source = chunk.source(number);
             let (row, ids) = (chunk.row(source.row), chunk.tokens.ids);
             let realized = chunk.realized(offset, &source);
-            mass.ended = sum_of(row, ids[source.ends].iter().filter(|&&id| Some(id) != realized));
-            mass.goes_on = sum_of(row, ids[source.goes_on].iter());
-            mass.log = chunk.log_weight[source.row] + (mass.ended + mass.goes_on).ln();
+            mass.ended =
+                sum_of(row, ids[source.ends.clone()].iter().filter(|&&id| Some(id) != realized));
+            mass.goes_on = sum_of(row, ids[source.goes_on.clone()].iter());
+            let listed = mass.ended + mass.goes_on;
+            mass.unlisted = listed * chunk.unlisted_share(&source, realized);
+            mass.log = chunk.log_weight[source.row] + (listed + mass.unlisted).ln();
+            if listed > 0.0 {
+                (first_listed, last_listed) =
+                    (first_listed.min(source.row), last_listed.max(source.row));
+                is_listed = true;
+            }
+            has_tokens |= source.goes_on.end - source.ends.start > usize::from(realized.is_some());
             top = top.max(mass.log);
             rows = rows.start.min(source.row)..rows.end.max(source.row + 1);
         }
         // A source's weight against the others' depends on all rows in between.
         found.spoiled = chunk.is_nan.get(rows).unwrap_or(&[]).contains(&1);
+        found.unknown = (!is_listed && has_tokens && chunk.lists.is_some())
+            || chunk.lacks_realized(first_listed..last_listed);
         found.known = top > f64::NEG_INFINITY;
         let log_total = if found.known {
             let sum: f64 = sources.iter().map(|mass| (mass.log - top).exp()).sum();
@@ -120,6 +149,8 @@ impl<'a, T: Real> Masses<'a, T> {
         };
         found.own_weight = own.map_or(0.0, |row| weight(log_own, row));
         found.stop *= found.own_weight;
+        found.unlisted = found.own_unlisted * found.own_weight;
+        self.counts.collect(chunk, offset);
 
         self.has_entries = !sources.is_empty();
         self.own_weight = found.own_weight;
@@ -135,6 +166,7 @@ impl<'a, T: Real> Masses<'a, T> {
             mass.weight = weight(mass.log, source.row);
             found.ended += mass.weight * mass.ended;
             found.straddling += mass.weight * mass.goes_on;
+            found.unlisted += mass.weight * mass.unlisted;
             let (row, suffixes) = (chunk.row(source.row), &chunk.tokens.suffixes[source.suffix..]);
             let ids = &chunk.tokens.ids[source.goes_on];
             for (&id, &suffix) in ids.iter().zip(suffixes) {

@@ -7,6 +7,7 @@ use simct_align::ids::Side;
 use simct_align::pair::{Pair, PairOptions};
 use simct_align::text_chunk::{SideChunk, TreeNodes, TreeTokens};
 use simct_align::text_leaves::{Figure, LeafOptions, Leaves};
+use simct_align::text_lists::Lists;
 use simct_align::text_tree::TextTree;
 use simct_align::threads::Threads;
 use simct_align::vocabulary::{Token, Vocabulary};
@@ -146,6 +147,7 @@ impl Sources {
             source_end: &self.end,
             source_exact: &self.exact,
             source_suffix: &self.suffix,
+            lists: None,
         }
     }
 }
@@ -177,6 +179,48 @@ fn masses_of_a_case_on_paper() {
     assert_near(&figures(Figure::Ended), &[0.0, 0.01 / 0.6, 0.0]);
     assert_near(&figures(Figure::Straddling), &[0.0, 0.59 / 0.6, 0.0]);
     assert_near(&figures(Figure::LargestLeaf), &[0.5, 0.8, 0.4]);
+}
+
+#[test]
+fn lists_of_a_case_on_paper() {
+    let options =
+        LeafOptions { epsilon: 0.02, tree: false, threads: Threads::Count(1.try_into().unwrap()) };
+    // The first row lists `12` only, the second one all tokens.
+    let probs = [0.59, 0.0, 0.0, 0.0, 0.25, 0.35, 0.15, 0.25];
+    let lists = Lists { listed: &[1, 0, 0, 0, 1, 1, 1, 1], unlisted: &[0.41, 0.0] };
+    let log_weight = [0.0, 0.59f64.ln()];
+    Case::new().with(|nodes, [teacher, student]| {
+        let teacher =
+            SideChunk { probs: &probs, log_weight: &log_weight, lists: Some(lists), ..*teacher };
+        let leaves = Leaves::find(nodes, [&teacher, student], options).unwrap();
+        // `+` and `2` are in the rest of the first offset, with what is not listed.
+        let deep = leaves.group(true, 0.0);
+        assert_near(&deep.masses[0], &[0.41, 0.0, 0.59, 0.0, 0.0, 0.0, 0.25, 0.6, 0.15, 0.0]);
+        assert_near(&deep.masses[1], &[0.5, 0.0, 0.5, 0.0, 0.0, 0.0, 0.4, 0.3, 0.3, 0.0]);
+        // Behind `1` the same share of the tokens that begin with it is not listed.
+        let next_byte = leaves.group(false, 0.0);
+        assert_near(&next_byte.masses[0], &[0.41, 0.59]);
+        assert_near(&next_byte.masses[1], &[0.2, 0.8]);
+        let figures = |figure| leaves.figures(figure).collect::<Vec<_>>();
+        assert_near(&figures(Figure::TeacherUnlisted), &[0.41, 0.0, 0.0]);
+        assert_eq!(figures(Figure::Unlisted), [0.0, 0.0, 0.0]);
+
+        // If it lists `1` only, this token ends at the second offset, and the rest is unlisted.
+        let lists = Lists { listed: &[0, 1, 0, 0, 1, 1, 1, 1], unlisted: &[0.99, 0.0] };
+        let probs = [0.0, 0.01, 0.0, 0.0, 0.25, 0.35, 0.15, 0.25];
+        let teacher = SideChunk { probs: &probs, lists: Some(lists), ..teacher };
+        let leaves = Leaves::find(nodes, [&teacher, student], options).unwrap();
+        let figures = |figure| leaves.figures(figure).collect::<Vec<_>>();
+        assert_eq!(figures(Figure::Unlisted), [0.0, 0.0, 0.0]);
+        assert_near(&figures(Figure::Ended), &[0.0, 0.01, 0.0]);
+        assert_near(&leaves.group(false, 0.0).masses[0], &[1.0, 0.0]);
+        // If it lists no token that begins with `1`, nothing is known there.
+        let lists = Lists { listed: &[0, 0, 1, 0, 1, 1, 1, 1], ..lists };
+        let probs = [0.0, 0.0, 0.01, 0.0, 0.25, 0.35, 0.15, 0.25];
+        let teacher = SideChunk { probs: &probs, lists: Some(lists), ..teacher };
+        let leaves = Leaves::find(nodes, [&teacher, student], options).unwrap();
+        assert_eq!(leaves.figures(Figure::Unlisted).collect::<Vec<_>>(), [0.0, 1.0, 0.0]);
+    });
 }
 
 #[test]
@@ -237,6 +281,7 @@ fn an_index_of_other_tables_is_an_error() {
             ("own", SideChunk { own: &[0, 1, 5], ..*student }),
             ("rows", SideChunk { log_weight: &[0.0, 0.0], ..*student }),
             ("offsets", SideChunk { source_offsets: &[0, 0, 1, 9], ..*student }),
+            ("lists", SideChunk { lists: Some(Lists { listed: &[], unlisted: &[] }), ..*student }),
         ] {
             let found = Leaves::find(nodes, [teacher, &broken], options).map(|_| ());
             assert_eq!(found, Err(Error::ForeignTextEvents { side: Side::Student }), "{field}");

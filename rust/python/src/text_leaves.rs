@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use simct_align::ids::Side;
 use simct_align::text_chunk::{Real, SideChunk, TreeNodes, TreeTokens};
 use simct_align::text_leaves::{Figure, Group, LeafOptions, Leaves};
+use simct_align::text_lists::Lists;
 use simct_align::threads::Threads;
 
 use crate::errors::to_py_err;
@@ -74,6 +75,8 @@ pub(crate) struct HostSide<'py> {
     source_end: PyReadonlyArray1<'py, i64>,
     source_exact: PyReadonlyArray1<'py, i64>,
     source_suffix: PyReadonlyArray1<'py, i64>,
+    listed: Option<PyReadonlyArray2<'py, u8>>,
+    unlisted: Option<PyReadonlyArray1<'py, f64>>,
 }
 
 impl HostSide<'_> {
@@ -104,6 +107,12 @@ impl HostSide<'_> {
             source_end: self.source_end.as_slice()?,
             source_exact: self.source_exact.as_slice()?,
             source_suffix: self.source_suffix.as_slice()?,
+            lists: match (&self.listed, &self.unlisted) {
+                (Some(listed), Some(unlisted)) => {
+                    Some(Lists { listed: listed.as_slice()?, unlisted: unlisted.as_slice()? })
+                }
+                _ => None,
+            },
         })
     }
 }
@@ -163,7 +172,8 @@ impl TextLeaves {
     /// The figures of every offset, each an array: whether it counts; whether both sides have a
     /// row; whether nodes may be opened; whether a row holds NaN; the larger mass of tokens that
     /// end there, and of those that reach beyond; mass of control tokens, teacher's and
-    /// student's; the student's largest leaf.
+    /// student's; the student's largest leaf; whether the teacher's lists lack what the offset
+    /// needs; probability that the teacher's row does not list.
     fn figures<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyArray1<f64>>> {
         Figure::ALL
             .into_iter()

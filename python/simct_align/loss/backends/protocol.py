@@ -71,6 +71,11 @@ class Logits:
 
     logits: Tensor
 
+    @property
+    def columns(self) -> int:
+        """The number of logit columns."""
+        return self.logits.shape[-1]
+
 
 @dataclass(frozen=True)
 class Head:
@@ -94,18 +99,37 @@ class Head:
     weight_gradient: bool = False
     bias_gradient: bool = False
 
+    @property
+    def columns(self) -> int:
+        """The number of logit columns."""
+        return self.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The likeliest tokens of every row, of a teacher whose other logits are not known.
+
+    Attributes:
+        ids: `[tokens, K]` or `[batch, length, K]` token ids, int64; negative where a list is
+            shorter.
+        logprobs: Their log-probabilities, at the loss's temperature.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+
 
 @dataclass(frozen=True)
 class SideProblem:
     """One model's side of a problem.
 
     Attributes:
-        source: The logits, or the hidden states and the output embedding.
+        source: The logits, the hidden states and the output embedding, or, of a teacher, lists.
         columns: The model's logit columns.
         units: The model's side of the units.
     """
 
-    source: Logits | Head
+    source: Logits | Head | Lists
     columns: SideColumns
     units: SideUnits
 
@@ -145,6 +169,10 @@ class Scores(Protocol):
         shared_mass: `[c]` the model's mass on the shared tokens; None if masses are not wanted.
         realized_mass: `[c]` the mass that the realized unit adds; None also at SHARED and SPECIAL
             units.
+
+    If the teacher's source is `Lists`, its scores also have `unlisted`, `[c]` the probability of
+    all tokens that are not listed together, and `lacks`, `[c]` whether the lists lack what the unit
+    needs.
     """
 
     @property
@@ -298,13 +326,13 @@ class TextSide:
     """One model's side of a `TextProblem`.
 
     Attributes:
-        source: The logits, or the hidden states and the output embedding.
+        source: See `SideProblem`.
         columns: The model's logit columns.
         table: The model's tokens in the joint tree.
         events: The model's text rows and sources.
     """
 
-    source: Logits | Head
+    source: Logits | Head | Lists
     columns: SideColumns
     table: TextSideTable
     events: TextSideView
@@ -348,7 +376,8 @@ class TextRun(Protocol):
             weight: `[]` or `[offsets]` factor of every offset's gradient.
 
         Returns:
-            `[offsets]` divergences, and `[len(OffsetStat), offsets]`.
+            `[offsets]` divergences, and `[len(OffsetStat), offsets]` figures, followed by those of
+            `ListStat` if the back end takes lists.
         """
         ...
 

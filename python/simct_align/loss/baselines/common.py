@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..backends.protocol import RowSettings
-from ..backends.torch.rows import LogitsRows, StudentLogitsRows, Workspace
-from ..contract import Loss, refuse_positional
+from ..backends.torch.readers import teacher_rows
+from ..backends.torch.rows import StudentLogitsRows, Workspace
+from ..contract import Loss
 from ..engine import chunks
 from ..layout import IndexSizes, view_index
 from ..metrics import UnitStat, count_special
+from ..model_inputs import teacher_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from simct_align.batch import AlignedBatch
     from simct_align.index import AlignedIndex
 
+    from ..backends.protocol import Head, Logits
+    from ..backends.torch.rows import Rows
     from ..columns import PairColumns, PairOfVocabularies, SideColumns
     from ..contract import LossOutput
     from ..layout import IndexView, SideUnits
@@ -87,7 +91,7 @@ def sorted_distance(left: Tensor, right: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Side:
-    rows: LogitsRows
+    rows: Rows
     columns: SideColumns
     units: SideUnits
 
@@ -125,14 +129,14 @@ class Job(ABC):
 
     Attributes:
         columns: The logit columns of both sides.
-        teacher_logits: The teacher's logits.
+        teacher: The teacher's logits, or its hidden states and output embedding.
         student_logits: The student's logits.
         index: The units.
         settings: The temperature, the workspace, the dtype, and whether the gradient is wanted.
     """
 
     columns: PairColumns
-    teacher_logits: Tensor
+    teacher: Logits | Head
     student_logits: Tensor
     index: IndexView
     settings: RowSettings
@@ -145,17 +149,17 @@ class Job(ABC):
             weight: `[]` or `[units]` factor of every unit's gradient.
         """
 
-    def open_rows(self) -> tuple[LogitsRows, StudentLogitsRows]:
+    def open_rows(self) -> tuple[Rows, StudentLogitsRows]:
         """Return readers of the teacher's and of the student's rows, with shared buffers."""
         columns, work = self.columns, Workspace(self.student_logits.device)
-        teacher = LogitsRows(self.teacher_logits, columns.side("teacher"), work, self.settings)
+        teacher = teacher_rows(self.teacher, columns.side("teacher"), work, self.settings)
         return teacher, StudentLogitsRows(
             self.student_logits, columns.side("student"), work, self.settings
         )
 
     def chunk_size(self) -> int:
         """Return the number of rows whose autograd graph fits into the workspace."""
-        widest = max(self.teacher_logits.shape[-1], self.student_logits.shape[-1])
+        widest = max(self.teacher.columns, self.student_logits.shape[-1])
         itemsize = torch.finfo(self.settings.dtype).bits // 8
         return max(1, self.settings.chunk_bytes // (itemsize * _ARRAYS * widest))
 
@@ -298,39 +302,66 @@ class ChunkedLoss(Loss, ABC):
     def forward(
         self,
         *positional: object,
-        teacher_logits: Tensor,
         student_logits: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
+        teacher_logits: Tensor | None = None,
+        teacher_hidden: Tensor | None = None,
+        teacher_weight: Tensor | None = None,
+        teacher_bias: Tensor | None = None,
+        teacher_softcap: float | None = None,
+        teacher_scale: float = 1.0,
     ) -> LossOutput:
         """Compute the objective.
 
         Args:
             *positional: Refused, because the logits of both models have the same type.
-            teacher_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
-            student_logits: The same for the student; every size may differ.
+            student_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
             index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
             normalizer: The number to divide the sum by, such as the sum of
                 `index.normalizer(...)` over micro-batches or ranks. None takes the number of
                 this index.
+            teacher_logits: The same as `student_logits` for the teacher; every size may differ.
+            teacher_hidden: In place of `teacher_logits`; see `SimCTLoss`, also for all others.
+            teacher_weight: The teacher's output embedding.
+            teacher_bias: The teacher's bias.
+            teacher_softcap: The teacher's soft-cap.
+            teacher_scale: The teacher's scale.
 
         Returns:
             `loss`, `per_unit` and `metrics`; the masses of the metrics are NaN.
 
         Raises:
-            TypeError: There are positional arguments, or `index` is neither an index nor a batch.
+            TypeError: There are positional arguments, the teacher is missing, given twice or a
+                `TopKLogprobs`, or `index` is neither an index nor a batch.
             ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
                 the index, or a normalizer came with a reduction that does not divide.
         """
-        refuse_positional(self, positional, "teacher_logits=..., student_logits=..., index=...")
-        index = self.check_logits(teacher_logits, student_logits, index)
+        teacher = teacher_inputs(
+            self,
+            positional,
+            student="student_logits=...",
+            teacher_logits=teacher_logits,
+            teacher_hidden=teacher_hidden,
+            teacher_weight=teacher_weight,
+            teacher_bias=teacher_bias,
+            teacher_softcap=teacher_softcap,
+            teacher_scale=teacher_scale,
+        )
+        self.check_logits("student", student_logits)
+        index = self.take_index(
+            index,
+            teacher=teacher.tensors.teacher_rows,
+            student=student_logits,
+            arguments=(teacher.argument, "student_logits"),
+        )
         weight = self.weight(index, normalizer, student_logits)
         wants_gradient = (
             self.reduction != "none" and torch.is_grad_enabled() and student_logits.requires_grad
         )
         job = self.make_job(
             columns=self.columns,
-            teacher_logits=teacher_logits.detach(),
+            teacher=teacher.source(),
             student_logits=student_logits.detach(),
             index=view_index(index.packed, IndexSizes.of(index)),
             settings=RowSettings(

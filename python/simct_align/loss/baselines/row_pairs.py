@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ..backends.torch.rows import LogitsRows
+    from ..backends.torch.rows import Rows
 
 
 class RowPairs(NamedTuple):
@@ -51,7 +51,7 @@ class TeacherReader:
         size: The number of rows of a chunk.
     """
 
-    def __init__(self, rows: LogitsRows, size: int) -> None:
+    def __init__(self, rows: Rows, size: int) -> None:
         self._rows = rows
         self.size = size
 

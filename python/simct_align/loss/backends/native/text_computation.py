@@ -11,7 +11,7 @@ import torch
 from simct_align import _native
 
 from ....divergence import LOG_FLOOR
-from ...text_metrics import OffsetStat
+from ...text_metrics import ListStat, OffsetStat
 from ..protocol import Logits
 from ..torch.rows import StudentLogitsRows
 from ..torch.text_computation import TextComputation
@@ -71,6 +71,9 @@ class HostSide:
         self.source_end = events.source_end[at.sources].numpy()
         self.source_exact = events.source_exact[at.sources].numpy()
         self.source_suffix = events.source_suffix[at.sources].numpy()
+        lists = rows.lists
+        self.listed = None if lists is None else lists.listed.numpy().view(np.uint8)
+        self.unlisted = None if lists is None else lists.unlisted.double().numpy()
 
 
 class HostGradient:
@@ -107,6 +110,8 @@ class Figures:
         teacher_control: Mass of the teacher's control tokens.
         student_control: Mass of the student's.
         largest_leaf: The student's mass of its largest leaf.
+        unlisted: Whether the teacher's lists lack what the offset needs.
+        teacher_unlisted: Probability that the teacher's row does not list.
     """
 
     counted: Tensor
@@ -118,6 +123,8 @@ class Figures:
     teacher_control: Tensor
     student_control: Tensor
     largest_leaf: Tensor
+    unlisted: Tensor
+    teacher_unlisted: Tensor
 
 
 class NativeTextComputation(TextComputation):
@@ -169,13 +176,15 @@ class NativeTextComputation(TextComputation):
         stats[OffsetStat.TREE] = counted & both_own & deep
         stats[OffsetStat.NEXT_BYTE] = counted & both_own & ~deep
         stats[OffsetStat.ONE_ROW] = counted & ~both_own
-        stats[OffsetStat.LEFT_OUT] = ~counted & (figures.spoiled == 0)
+        stats[OffsetStat.LEFT_OUT] = ~counted & (figures.spoiled + figures.unlisted == 0)
         stats[OffsetStat.SPOILED] = figures.spoiled
         stats[OffsetStat.ENDED] = figures.ended
         stats[OffsetStat.STRADDLING] = figures.straddling
         stats[OffsetStat.TEACHER_CONTROL] = figures.teacher_control
         stats[OffsetStat.STUDENT_CONTROL] = figures.student_control
         stats[OffsetStat.LARGEST_LEAF] = figures.largest_leaf
+        stats[ListStat.UNLISTED] = figures.unlisted
+        stats[ListStat.TEACHER_UNLISTED] = figures.teacher_unlisted
         return value.masked_fill_(~counted, 0.0)
 
     def _accumulate(self, rows: Tensor, gradient: Tensor) -> None:

@@ -10,9 +10,11 @@ import torch
 from ....divergence import LOG_FLOOR
 from ...engine import chunks
 from ...scores.realized import MergedStops, RealizedScores
-from ..protocol import Head
-from .linear_rows import LinearRows, StudentLinearRows
-from .rows import LogitsRows, StudentLogitsRows, Workspace, normalize
+from ...scores.rest import RestColumn
+from ..protocol import Lists
+from .list_rows import ListRows
+from .readers import student_rows, teacher_rows
+from .rows import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +45,8 @@ class TorchScores:
             and SPECIAL units.
         shared_mass: See `Scores`.
         realized_mass: See `Scores`.
+        unlisted: See `Scores`.
+        lacks: See `Scores`.
     """
 
     z: Tensor
@@ -52,6 +56,8 @@ class TorchScores:
     rows: Tensor | None = None
     shared_mass: Tensor | None = None
     realized_mass: Tensor | None = None
+    unlisted: Tensor | None = None
+    lacks: Tensor | None = None
 
 
 class _Rest:
@@ -100,6 +106,8 @@ class TorchSide:
         self.columns = max(
             problem.teacher.columns.ids.shape[0], problem.student.columns.ids.shape[0]
         )
+        #: One column more, the last one, for what the teacher's lists lack.
+        self._has_rest = isinstance(problem.teacher.source, Lists)
 
     def chunks(self, total: int, values: int) -> Iterator[slice]:
         """Yield slices of `total` rows that fit the workspace, with `values` numbers per row."""
@@ -131,7 +139,7 @@ class TorchSide:
 
     def scores(self, units: slice, *, multi: bool, mass: bool) -> TorchScores:
         """See `Side`."""
-        columns = self.columns + 1 if multi else self.columns
+        columns = self.columns + int(multi) + int(self._has_rest)
         z = self._work.take(
             f"z_{self.name}", units.stop - units.start, columns, self.settings.dtype
         )
@@ -140,6 +148,10 @@ class TorchSide:
             self._score_multi(scores, mass=mass)
         else:
             self._score_shared(scores, mass=mass)
+        if isinstance(self.rows, ListRows):
+            scores.unlisted = self.rows.unlisted(self.model.units.row[units])
+            if not multi:
+                scores.lacks = (z == -torch.inf).all(1)
         return scores
 
     def _score_shared(self, scores: TorchScores, *, mass: bool) -> None:
@@ -167,7 +179,7 @@ class TorchSide:
         log_probs = self._rest.log_probs[multi]
         log_norm = None
         if mass or settings.score == "mean":
-            log_norm = normalize(full)
+            log_norm = self.rows.normalize(full)
         if mass:
             assert log_norm is not None
             scores.shared_mass = self.shared_mass(full)
@@ -181,6 +193,8 @@ class TorchSide:
             first_column,
             self._problem.realized_column[multi],
         )
+        if isinstance(self.rows, ListRows):
+            scores.lacks = first + log_probs == -torch.inf
         rest = self._rest.logits[multi] if settings.score == "mean_logit" else log_probs
         scores.realized.insert(z, first, log_norm, rest)
         scores.rows = full
@@ -249,24 +263,11 @@ class TorchComputation:
         self.problem = problem
         self.settings = problem.settings
         self.work = Workspace(problem.realized_column.device)
-        self.teacher = TorchSide(
-            "teacher", problem, problem.teacher, self._teacher_rows(), self.work
-        )
-        self.student = TorchStudentSide(
-            "student", problem, problem.student, self._student_rows(), self.work
-        )
-
-    def _teacher_rows(self) -> Rows:
-        side, settings = self.problem.teacher, self.settings
-        if isinstance(side.source, Head):
-            return LinearRows(side.source, side.columns, self.work, settings)
-        return LogitsRows(side.source.logits, side.columns, self.work, settings)
-
-    def _student_rows(self) -> StudentRows:
-        side, settings = self.problem.student, self.settings
-        if isinstance(side.source, Head):
-            return StudentLinearRows(side.source, side.columns, self.work, settings)
-        return StudentLogitsRows(side.source.logits, side.columns, self.work, settings)
+        teacher, student, work = problem.teacher, problem.student, self.work
+        rows = teacher_rows(teacher.source, teacher.columns, work, problem.settings)
+        self.teacher = TorchSide("teacher", problem, teacher, rows, work)
+        rows_of_student = student_rows(student.source, student.columns, work, problem.settings)
+        self.student = TorchStudentSide("student", problem, student, rows_of_student, work)
 
     def units_per_chunk(self, *, multi: bool) -> int:
         """See `Computation`."""
@@ -277,8 +278,9 @@ class TorchComputation:
             self.student.rows.row_values(student_full),
             self.teacher.rows.row_values(student_full or filters),
         )
-        columns = self.student.columns + int(multi)
-        return rows_per_chunk(settings, 2 * columns + row_values)
+        has_rest = isinstance(self.problem.teacher.source, Lists)
+        columns = self.student.columns + int(multi) + int(has_rest)
+        return rows_per_chunk(settings, (2 + int(has_rest)) * columns + row_values)
 
     def prepare_paths(self) -> None:
         """See `Computation`."""
@@ -292,7 +294,15 @@ class TorchComputation:
 
     def compare(self, teacher: TorchScores, student: TorchScores, grad: Tensor | None) -> Tensor:
         """See `Computation`."""
-        return self.divergence(teacher.z, student.z, grad)
+        if teacher.unlisted is None:
+            return self.divergence(teacher.z, student.z, grad)
+        units, columns = student.z.shape
+        shares = self.work.take("shares", units, columns - 1, self.settings.dtype)
+        rest = RestColumn(teacher.z, student.z, teacher.unlisted, shares)
+        value = self.divergence(teacher.z, student.z, grad)
+        if grad is not None:
+            rest.backward(student.z)
+        return value
 
     def divergence(self, z_teacher: Tensor, z_student: Tensor, grad: Tensor | None) -> Tensor:
         """Return divergences, and replace the student's scores by the derivative times `grad`.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rows import fresh_zeros, mask_padding, softmax_
+from .rows import fresh_zeros, mask_padding, normalize, softmax_
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +155,10 @@ class LinearRows:
     def softmax(self, rows: Tensor, log_norm: Tensor | None = None) -> Tensor:
         """See `Rows`."""
         return softmax_(self.full(rows), log_norm)
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """See `Rows`."""
+        return normalize(z)
 
     def chosen(self, rows: Tensor, out: Tensor) -> None:
         """See `Rows`."""

@@ -98,6 +98,10 @@ class Rows(Protocol):
         """
         ...
 
+    def normalize(self, z: Tensor) -> Tensor:
+        """Replace the rows that `full` read by their softmax; return their log-normalizers."""
+        ...
+
     def chosen(self, rows: Tensor, out: Tensor) -> None:
         """Write the scaled logits of the table's ids to `out`, `[c, len(ids)]`."""
         ...
@@ -200,6 +204,10 @@ class LogitsRows:
             else:
                 log_norm[i] = normalize(z, out)
         return probs
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """See `Rows`."""
+        return normalize(z)
 
     def chosen(self, rows: Tensor, out: Tensor) -> None:
         """See `Rows`."""

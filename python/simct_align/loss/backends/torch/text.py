@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .text_lists import SideLists
 from .text_rows import TextRows
 from .text_weights import SideRows, offset_weights
 
@@ -30,7 +31,7 @@ _NODE = 0x7FFFFFFF
 
 
 @dataclass
-class _Entries:
+class Entries:
     """The tokens of all straddling sources of a chunk, `[e]` each.
 
     Attributes:
@@ -40,6 +41,7 @@ class _Entries:
         column: The token's logit column.
         slot: The slot of what the token goes on with; 0 where it ends at the offset.
         ends: Whether the token ends at the offset.
+        realized: Whether it is the realized token, at whose end the own row stands.
         value: Its probability; 0 for the realized token, which ends at its own boundary.
     """
 
@@ -49,6 +51,7 @@ class _Entries:
     column: Tensor
     slot: Tensor
     ends: Tensor
+    realized: Tensor
     value: Tensor
 
 
@@ -73,7 +76,10 @@ class SideMasses:
         has_own: `[O]` whether there is an own row.
         known: `[O]` whether there is any mass.
         spoiled: `[O]` whether a row that the offset reads holds NaN.
+        lists: What is listed; None where whole rows are known.
     """
+
+    lists: SideLists | None = None
 
     def __init__(
         self,
@@ -85,7 +91,7 @@ class SideMasses:
         chunk: SideChunk,
         dtype: torch.dtype,
     ) -> None:
-        self._table, self._n_slots = table, 2 * len(tree)
+        self.table, self._n_slots = table, 2 * len(tree)
         self.n_offsets = offsets.stop - offsets.start
         read = TextRows(rows, view, chunk, dtype)
         self.flat_rows, self.probs = read.flat, read.probs
@@ -97,11 +103,17 @@ class SideMasses:
         self.own = (own - chunk.rows.start).masked_fill(~self.has_own, 0)
         own_slots, own_stop = self._own_masses()
         own_total = own_slots.sum(1).add_(own_stop)
-        self.control = (1.0 - own_total).masked_fill_(~self.has_own, 0.0)
-
         entries = self.entries = self._make_entries(view, offsets, chunk)
         n_sources = chunk.sources.stop - chunk.sources.start
         mass = own_total.new_zeros(n_sources).index_add_(0, entries.source, entries.value)
+        source_row = view.source_row[chunk.sources] - chunk.rows.start
+        source_offset = view.source_offset[chunk.sources] - offsets.start
+        listed, listed_of_sources = own_total, mass
+        if read.lists is not None:
+            self.lists = SideLists(read.lists, self.own, self.has_own, entries)
+            own_total = listed + self.lists.own_unlisted
+            mass = listed_of_sources * (1.0 + self.lists.shares(source_row))
+        self.control = (1.0 - own_total).masked_fill_(~self.has_own, 0.0)
         weights = offset_weights(
             SideRows(
                 log_weight,
@@ -109,8 +121,8 @@ class SideMasses:
                 self.own,
                 self.has_own,
                 own_total,
-                view.source_row[chunk.sources] - chunk.rows.start,
-                view.source_offset[chunk.sources] - offsets.start,
+                source_row,
+                source_offset,
                 mass,
             )
         )
@@ -124,20 +136,24 @@ class SideMasses:
         self.slots = own_slots.mul_(self.own_weight.unsqueeze(1))
         self.slots.view(-1).index_add_(0, entries.offset * self._n_slots + entries.slot, going_on)
         self.stop = own_stop * self.own_weight
+        if self.lists is not None:
+            unlisted = self.lists.own_unlisted * self.own_weight
+            unlisted.index_add_(0, source_offset, weights.source * (mass - listed_of_sources))
+            self.lists.weigh(read, listed, source_offset, source_row, listed_of_sources, unlisted)
 
     def _own_masses(self) -> tuple[Tensor, Tensor]:
         """Return the own rows' probabilities by slot, `[O, 2 N]`, and of the stops, `[O]`."""
-        slot_of_column = self._table.slot_of_column
+        slot_of_column = self.table.slot_of_column
         probs = self.probs.index_select(0, self.own)
         probs = probs.mul_(self.has_own.unsqueeze(1))
         # The last slot takes what is not a text token.
         slots = probs.new_zeros(self.n_offsets, self._n_slots + 1)
         text = probs[:, : slot_of_column.shape[0]]
         slots.scatter_add_(1, slot_of_column.expand(self.n_offsets, -1), text)
-        stop = probs.index_select(1, self._table.stops).sum(1)
+        stop = probs.index_select(1, self.table.stops).sum(1)
         return slots[:, : self._n_slots].contiguous(), stop
 
-    def _make_entries(self, view: TextSideView, offsets: slice, chunk: SideChunk) -> _Entries:
+    def _make_entries(self, view: TextSideView, offsets: slice, chunk: SideChunk) -> Entries:
         first = view.source_first[chunk.sources]
         exact = view.source_exact[chunk.sources]
         counts = view.source_end[chunk.sources] - first
@@ -148,15 +164,16 @@ class SideMasses:
         within = torch.arange(total, device=device) - before[source]
         ends = within < exact[source]
         place = view.source_suffix[chunk.sources][source] + within - exact[source]
-        suffix = self._table.suffixes[place.masked_fill(ends, 0)].long()
+        suffix = self.table.suffixes[place.masked_fill(ends, 0)].long()
         slot = torch.where(suffix < 0, self._n_slots // 2, 0) + (suffix & _NODE)
-        column = self._table.token_ids[first[source] + within]
+        column = self.table.token_ids[first[source] + within]
         row = view.source_row[chunk.sources][source] - chunk.rows.start
         offset = view.source_offset[chunk.sources][source] - offsets.start
         realized = ends & self.has_own[offset] & (self.own[offset] == row + 1)
         realized &= column == self.token[row]
         value = self.probs[row, column].masked_fill(realized, 0.0)
-        return _Entries(source, row, offset, column, slot.masked_fill(ends, 0), ends, value)
+        slot = slot.masked_fill(ends, 0)
+        return Entries(source, row, offset, column, slot, ends, realized, value)
 
     def _by_offset(self, values: Tensor) -> Tensor:
         return values.new_zeros(self.n_offsets).index_add_(0, self.entries.offset, values)
@@ -181,7 +198,7 @@ class SideMasses:
         Returns:
             `[rows, columns]`, in the memory of the probabilities.
         """
-        table, entries, probs = self._table, self.entries, self.probs
+        table, entries, probs = self.table, self.entries, self.probs
         by_probs = torch.zeros_like(probs)
         own = grad.gather(1, table.slot_of_column.expand(self.n_offsets, -1))
         own.index_add_(1, table.stops, grad_stop.unsqueeze(1).expand(-1, table.stops.shape[0]))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...text_layout import plan_chunks
-from ...text_metrics import OffsetStat
-from ..protocol import Head
-from .linear_rows import LinearRows, StudentLinearRows
-from .rows import LogitsRows, StudentLogitsRows, Workspace
+from ...text_metrics import N_STATS, ListStat, OffsetStat
+from ..protocol import Lists
+from .readers import student_rows, teacher_rows
+from .rows import Workspace
 from .text import SideMasses
 from .text_partition import Partition
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ...text_layout import TextChunk
     from ..protocol import TextProblem
     from .rows import Rows, StudentRows
+
+
+#: Numbers per node, in addition, that the counts of listed tokens take.
+LIST_VALUES_PER_NODE = 12
 
 
 class TextComputation:
@@ -38,22 +42,17 @@ class TextComputation:
         self.problem, settings = problem, problem.settings
         teacher, student = problem.teacher, problem.student
         device = student.events.row.device
-        # One for each side: probabilities of both are needed at once.
-        work = Workspace(device)
-        self.teacher: Rows
-        self.student: StudentRows
-        if isinstance(teacher.source, Head):
-            self.teacher = LinearRows(teacher.source, teacher.columns, work, settings)
-        else:
-            self.teacher = LogitsRows(teacher.source.logits, teacher.columns, work, settings)
-        work = Workspace(device)
-        if isinstance(student.source, Head):
-            self.student = StudentLinearRows(student.source, student.columns, work, settings)
-        else:
-            self.student = StudentLogitsRows(student.source.logits, student.columns, work, settings)
+        # A workspace for each side: probabilities of both are needed at once.
+        self.teacher: Rows = teacher_rows(
+            teacher.source, teacher.columns, Workspace(device), settings
+        )
+        self.student: StudentRows = student_rows(
+            student.source, student.columns, Workspace(device), settings
+        )
         itemsize = torch.finfo(settings.dtype).bits // 8
         widest = max(self.teacher.row_values(full=True), self.student.row_values(full=True))
-        values = self.values_per_node * len(problem.tree) + 3 * widest
+        per_node = self.values_per_node + LIST_VALUES_PER_NODE * isinstance(teacher.source, Lists)
+        values = per_node * len(problem.tree) + 3 * widest
         size = max(1, settings.chunk_bytes // (itemsize * values))
         entries = max(1, settings.chunk_bytes // (64 * itemsize))
         self._chunks = plan_chunks(problem.host, problem.sizes, size, entries)
@@ -65,13 +64,13 @@ class TextComputation:
             weight: `[]` or `[offsets]`, what every offset's gradient is multiplied by.
 
         Returns:
-            `[offsets]` divergences, and `[len(OffsetStat), offsets]`.
+            `[offsets]` divergences, and `[N_STATS, offsets]`.
         """
         dtype, device = self.problem.settings.dtype, weight.device
         n_offsets = self.problem.sizes.n_text_offsets
         weight = weight.to(dtype).expand(n_offsets)
         per_offset = torch.zeros(n_offsets, dtype=dtype, device=device)
-        stats = torch.zeros((len(OffsetStat), n_offsets), dtype=dtype, device=device)
+        stats = torch.zeros((N_STATS, n_offsets), dtype=dtype, device=device)
         for chunk in self._chunks:
             at = chunk.offsets
             per_offset[at] = self.compare(chunk, weight[at], stats[:, at])
@@ -95,7 +94,7 @@ class TextComputation:
         Args:
             chunk: The offsets.
             weight: `[o]` factor of every offset's gradient.
-            stats: `[len(OffsetStat), o]`, zeros; receives the figures.
+            stats: `[N_STATS, o]`, zeros; receives the figures.
 
         Returns:
             `[o]` divergences.
@@ -122,13 +121,16 @@ class TextComputation:
         stats[OffsetStat.TREE] = counted & partition.both_own & partition.deep
         stats[OffsetStat.NEXT_BYTE] = counted & partition.both_own & ~partition.deep
         stats[OffsetStat.ONE_ROW] = counted & ~partition.both_own
-        stats[OffsetStat.LEFT_OUT] = ~counted & ~partition.spoiled
+        stats[OffsetStat.LEFT_OUT] = ~(counted | partition.spoiled | partition.unlisted)
         stats[OffsetStat.SPOILED] = partition.spoiled
+        stats[ListStat.UNLISTED] = partition.unlisted
         stats[OffsetStat.ENDED] = torch.maximum(teacher.ended, student.ended)
         stats[OffsetStat.STRADDLING] = torch.maximum(teacher.straddling, student.straddling)
         stats[OffsetStat.TEACHER_CONTROL] = teacher.control
         stats[OffsetStat.STUDENT_CONTROL] = student.control
         stats[OffsetStat.LARGEST_LEAF] = largest
+        if teacher.lists is not None:
+            stats[ListStat.TEACHER_UNLISTED] = teacher.lists.own_unlisted
         return value
 
     def gradients(self) -> list[Tensor]:

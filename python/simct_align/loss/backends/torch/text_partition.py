@@ -70,6 +70,13 @@ class Partition:
         self.counted = (
             known & ~self.spoiled & (teacher.ended <= epsilon) & (student.ended <= epsilon)
         )
+        self.unlisted = torch.zeros_like(self.counted)
+        #: `[O, 2 N]` the numbers of the teacher's tokens of every slot, all and listed ones.
+        self._counts: tuple[Tensor, Tensor] | None = None
+        if teacher.lists is not None:
+            self._counts = teacher.lists.counts(teacher.table, 2 * self._n)
+            self.unlisted = teacher.lists.unknown & ~self.spoiled
+            self.counted &= ~self.unlisted
         straddles = (teacher.straddling > epsilon) | (student.straddling > epsilon)
         self.deep = self.both_own & ~straddles
         if straddled == "tree":
@@ -110,6 +117,9 @@ class Partition:
             closed |= side.slots[:, self._n :] > epsilon * torch.maximum(below, least)
         closed &= ~(self._tree.same & self.both_own.unsqueeze(1))
         closed |= (self._tree.parent == 0) & ~self.deep.unsqueeze(1)
+        if self._counts is not None:
+            listed = self._counts[1]
+            closed |= self._below_counts(listed[:, : self._n] + listed[:, self._n :]) == 0
         closed[:, 0] = False  # the offset as a whole is counted or left out
         return closed
 
@@ -119,27 +129,48 @@ class Partition:
             return None
         absent = torch.zeros_like(self._below[0], dtype=torch.bool)
         for side in self._sides:
-            counts = side.reached()
-            before = torch.zeros(
-                counts.shape[0], self._n + 1, dtype=torch.int32, device=counts.device
-            )
-            torch.cumsum(counts, 1, dtype=torch.int32, out=before[:, 1:])
-            tokens = before.index_select(1, self._tree.subtree_end).sub_(before[:, :-1])
+            tokens = self._below_counts(side.reached())
             absent |= (tokens == 0) & ~side.has_own.unsqueeze(1)
         absent[:, 0] = False
         return absent
 
+    def _below_counts(self, counts: Tensor) -> Tensor:
+        """Return `[O, N]` the sums over the nodes' subtrees of int32 counts `[O, N]`."""
+        before = torch.zeros(counts.shape[0], self._n + 1, dtype=torch.int32, device=counts.device)
+        torch.cumsum(counts, 1, dtype=torch.int32, out=before[:, 1:])
+        return before.index_select(1, self._tree.subtree_end).sub_(before[:, :-1])
+
+    def _by_leaf(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `[O, N]` sums of slots: of what is left of every node, and of exact ends."""
+        exact = slots[:, self._n :]
+        values = slots[:, : self._n] + exact.masked_fill(self._exact, 0)
+        # Sums, not differences of sums: a leaf of little mass keeps its digits.
+        nodes = torch.zeros_like(values).scatter_add_(1, self._leaf, values)
+        return nodes, exact.masked_fill(~self._exact, 0)
+
     def _leaves(self, side: SideMasses) -> Tensor:
         """Return `[O, leaves]` masses: what is left of every node, exact ends, and the stop."""
-        n = self._n
-        exact = side.slots[:, n:]
-        mass = side.slots[:, :n] + exact.masked_fill(self._exact, 0.0)
-        # Sums, not differences of sums: a leaf of little mass keeps its digits.
-        nodes = torch.zeros_like(mass).scatter_add_(1, self._leaf, mass)
+        nodes, ends = self._by_leaf(side.slots)
         nodes[:, 0] += side.ended + side.stop.masked_fill(self.both_own, 0.0)
-        ends = exact.masked_fill(~self._exact, 0.0)
+        if side.lists is not None:
+            nodes[:, 0] += side.lists.unlisted
         stop = side.stop.masked_fill(~self.both_own, 0.0)
         return torch.cat([nodes, ends, stop.unsqueeze(1)], 1)
+
+    def _merged(self) -> Tensor | None:
+        """Return `[O, leaves]` the leaves that are part of the root's rest; None if none are.
+
+        They are those for which the teacher has tokens, but lists none.
+        """
+        if self._counts is None:
+            return None
+        teacher = self._sides[0]
+        assert teacher.lists is not None
+        tokens, listed = (torch.cat(self._by_leaf(counts), 1) for counts in self._counts)
+        stop = self.both_own & teacher.lists.lacks_stops(teacher.table)
+        merged = torch.cat([(tokens > 0) & (listed == 0), stop.unsqueeze(1)], 1)
+        merged[:, 0] = False
+        return merged
 
     def compare(
         self, divergence: Divergence, floor: float, weight: Tensor | None
@@ -156,11 +187,18 @@ class Partition:
             `[O]` divergences, 0 where an offset is left out; `[O]` masses; the derivative.
         """
         teacher, student = map(self._leaves, self._sides)
+        merged = self._merged()
+        if merged is not None:
+            for masses in (teacher, student):
+                masses[:, 0] += masses.masked_fill(~merged, 0.0).sum(1)
+                masses.masked_fill_(merged, 0.0)
         found = compare_leaves(teacher, student, divergence, floor, weight)
         value = found.value.masked_fill(~self.counted, 0.0)
         if found.by_leaf is None:
             return value, found.largest, None
         by_leaf = found.by_leaf.masked_fill_(~self.counted.unsqueeze(1), 0.0)
+        if merged is not None:
+            by_leaf = torch.where(merged, by_leaf[:, :1], by_leaf)
         return value, found.largest, self._slot_gradient(by_leaf)
 
     def _slot_gradient(self, by_leaf: Tensor) -> SlotGradient:

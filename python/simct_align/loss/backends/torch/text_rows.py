@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ....divergence import LOG_FLOOR
+from .list_rows import ListRows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ...text_layout import SideChunk, TextSideView
+    from .list_rows import ListedRows
     from .rows import Rows
 
 
@@ -32,7 +34,10 @@ class TextRows:
         has_token: `[R]` whether there is one.
         log_weight: `[R]` float64, the log-probability of the realized tokens before the row, from
             the first row on.
+        lists: What is listed of the rows; None where whole rows are known.
     """
+
+    lists: ListedRows | None = None
 
     def __init__(
         self, rows: Rows, events: TextSideView, chunk: SideChunk, dtype: torch.dtype
@@ -47,6 +52,11 @@ class TextRows:
 
     def _read(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Read the probabilities; return the float64 log-probabilities of the realized tokens."""
+        if isinstance(rows, ListRows):
+            self.lists = rows.read(self.flat)
+            self.probs, self.is_nan = self.lists.probs, self.lists.is_nan
+            self.probs.masked_fill_(self.is_nan.unsqueeze(1), 0.0)
+            return rows.pick(self.flat, self.token).double()
         on_host = self.flat.device.type == "cpu"
         if on_host:
             # The host can be asked, which saves the log-normalizers: two passes over all rows.

@@ -1,0 +1,213 @@
+"""Internal: what a loss takes of both models: logits, hidden states with a head, or lists."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from simct_align.top_k import TopKLogprobs
+
+from .contract import refuse_positional
+from .operator import (
+    LinearNumbers,
+    LinearTensors,
+    LogitsTensors,
+    TeacherNumbers,
+    TeacherTensors,
+    teacher_source,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simct_align.index import Side
+
+    from .contract import Loss
+
+
+class Teacher(NamedTuple):
+    """The checked arguments of the teacher, detached.
+
+    Attributes:
+        tensors: Its tensors. The first one has the rows.
+        numbers: Soft-cap and scale.
+        argument: The name of the argument with the rows, for messages.
+    """
+
+    tensors: TeacherTensors
+    numbers: TeacherNumbers
+    argument: str
+
+    def source(self) -> Any:
+        """Return `Logits`, `Head` or `Lists`."""
+        return teacher_source(self.tensors, self.numbers)
+
+    def with_logits(self, student_logits: Tensor) -> LogitsTensors:
+        """Return the tensors of an operator from the student's logits."""
+        return LogitsTensors(*self.tensors, student_logits)
+
+
+class LinearInputs(NamedTuple):
+    """The checked arguments of a loss from the student's hidden states.
+
+    Attributes:
+        tensors: The tensors of both models.
+        numbers: Soft-caps, scales, and which gradients are wanted.
+        requires_grad: Whether any of the student's tensors takes a gradient.
+    """
+
+    tensors: LinearTensors
+    numbers: LinearNumbers
+    requires_grad: bool
+
+
+def teacher_inputs(
+    loss: Loss,
+    positional: tuple[object, ...],
+    *,
+    student: str,
+    teacher_logits: Tensor | TopKLogprobs | None,
+    teacher_hidden: Tensor | None,
+    teacher_weight: Tensor | None,
+    teacher_bias: Tensor | None,
+    teacher_softcap: float | None,
+    teacher_scale: float,
+) -> Teacher:
+    """Check the arguments of the teacher; see `SimCTLoss.forward`.
+
+    Args:
+        loss: The loss.
+        positional: The positional arguments of the call, which are refused.
+        student: The student's arguments in a call, for messages.
+        teacher_logits: See `SimCTLoss.forward`, also for all others.
+        teacher_hidden: The teacher's hidden states.
+        teacher_weight: The teacher's output embedding.
+        teacher_bias: The teacher's bias.
+        teacher_softcap: The teacher's soft-cap.
+        teacher_scale: The teacher's scale.
+
+    Raises:
+        TypeError: There are positional arguments, or not one form of the teacher.
+        ValueError: Shapes, devices or columns do not fit, or a soft-cap is not positive.
+    """
+    refuse_positional(loss, positional, f"teacher_logits=..., {student}, index=...")
+    numbers = TeacherNumbers(teacher_softcap or 0.0, float(teacher_scale))
+    if teacher_logits is None:
+        if teacher_hidden is None or teacher_weight is None:
+            raise TypeError(
+                f"{type(loss).__name__} needs the teacher: teacher_logits=..., or both "
+                "teacher_hidden=... and teacher_weight=..."
+            )
+        check_head(loss, "teacher", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)
+        bias = None if teacher_bias is None else teacher_bias.detach()
+        tensors = TeacherTensors(teacher_hidden.detach(), teacher_weight.detach(), bias, None)
+        return Teacher(tensors, numbers, "teacher_hidden")
+    head = {
+        "teacher_hidden": teacher_hidden,
+        "teacher_weight": teacher_weight,
+        "teacher_bias": teacher_bias,
+        "teacher_softcap": teacher_softcap,
+    }
+    if (doubled := next((name for name, value in head.items() if value is not None), None)) or (
+        teacher_scale != 1.0
+    ):
+        raise TypeError(
+            f"{type(loss).__name__}: {doubled or 'teacher_scale'} belongs to hidden states, and "
+            "teacher_logits is given: leave one of them out"
+        )
+    if isinstance(teacher_logits, TopKLogprobs):
+        lists = teacher_logits
+        loss.check_lists(lists)
+        device = loss.columns.student_ids.device
+        ids, logprobs = (lists.to(device) if lists.is_ragged else lists).rows_of_logits()
+        loss.check_device("teacher_logits", ids)
+        tensors = TeacherTensors(logprobs, None, None, ids)
+    else:
+        loss.check_logits("teacher", teacher_logits)
+        tensors = TeacherTensors(teacher_logits.detach(), None, None, None)
+    return Teacher(tensors, numbers, "teacher_logits")
+
+
+def linear_inputs(
+    loss: Loss,
+    teacher: Teacher,
+    *,
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    student_softcap: float | None,
+    student_scale: float,
+) -> LinearInputs:
+    """Check the arguments of a loss from hidden states; see `LinearSimCTLoss.forward`.
+
+    Args:
+        loss: The loss.
+        teacher: The teacher's arguments.
+        student_hidden: See `LinearSimCTLoss.forward`, also for all others.
+        student_weight: The student's output embedding.
+        student_bias: The student's bias.
+        student_softcap: The student's soft-cap.
+        student_scale: The student's scale.
+
+    Raises:
+        ValueError: Shapes, devices or columns do not fit, or a soft-cap is not positive.
+    """
+    check_head(loss, "student", student_hidden, student_weight, student_bias, student_softcap)
+    weight_gradient = student_weight.requires_grad
+    bias_gradient = student_bias is not None and student_bias.requires_grad
+    return LinearInputs(
+        tensors=LinearTensors(*teacher.tensors, student_hidden, student_weight, student_bias),
+        numbers=LinearNumbers(
+            *teacher.numbers,
+            student_softcap=student_softcap or 0.0,
+            student_scale=float(student_scale),
+            weight_gradient=weight_gradient,
+            bias_gradient=bias_gradient,
+        ),
+        requires_grad=student_hidden.requires_grad or weight_gradient or bias_gradient,
+    )
+
+
+def check_head(
+    loss: Loss,
+    side: Side,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+) -> None:
+    """Refuse hidden states and an output embedding that do not fit.
+
+    Args:
+        loss: The loss.
+        side: `"teacher"` or `"student"`.
+        hidden: The hidden states.
+        weight: The output embedding.
+        bias: Its bias.
+        softcap: The soft-cap.
+
+    Raises:
+        ValueError: Shapes, devices or columns do not fit, or the soft-cap is not positive.
+    """
+    if hidden.dim() not in (2, 3) or not hidden.is_floating_point():
+        raise ValueError(
+            f"{side}_hidden: expected floating [tokens, width] or [batch, length, width], "
+            f"got {hidden.dtype} of shape {tuple(hidden.shape)}"
+        )
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"{side}_weight: expected shape [columns, {hidden.shape[-1]}] for the width of "
+            f"{side}_hidden, got {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{side}_bias: expected shape {tuple(weight.shape[:1])} for the columns of "
+            f"{side}_weight, got {tuple(bias.shape)}"
+        )
+    if softcap is not None and not 0.0 < softcap < math.inf:
+        raise ValueError(
+            f"{side}_softcap: expected a positive number, or None without a soft-cap, got {softcap}"
+        )
+    loss.check_device(f"{side}_hidden", hidden)
+    loss.check_device(f"{side}_weight", weight)
+    loss.columns.check_columns(weight.shape[0], side, f"{side}_weight")
