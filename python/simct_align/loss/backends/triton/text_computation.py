@@ -7,7 +7,7 @@ is that of a run of nodes, and its derivative replaces the student's masses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 
 #: Columns of the gradient that a program writes at once.
 COLUMNS = 64
+#: Spans, and blocks, that a program reads at once.
 SPANS, BLOCKS = 16, 64
 #: Warps of programs over blocks of nodes.
 NODE_WARPS = 4
+#: Groups of a chunk at most: grids have a limit.
+MOST_GROUPS = 4096
 #: The root's children differ in their byte.
 CHILDREN = 256
 
@@ -68,7 +71,7 @@ class TritonText:
             self._is_written = self._is_written.new_zeros(logits.shape[:-1].numel())
 
         groups = settings.chunk_bytes // (4 * len(tree) * UNITS * 4)
-        size = UNITS * max(1, groups)
+        size = UNITS * min(max(1, groups), MOST_GROUPS)
         self._chunks = plan_chunks(problem.host, problem.sizes, size, entries=1 << 60)
         # Offsets with opened nodes cost most. They come first in a chunk, so that few groups have
         # any.
@@ -146,33 +149,56 @@ class TritonText:
         return torch.stack([figures[each].float() for each in OffsetStat])
 
     def _run_chunk(self, chunk: TextChunk) -> None:
-        tree, blocks, at = self.problem.tree, self.problem.blocks, chunk.offsets
-        settings, n_nodes = self.problem.settings, len(tree)
-        count = at.stop - at.start
-        groups = -(-count // UNITS)
+        at = chunk.offsets
+        groups = -(-(at.stop - at.start) // UNITS)
         work = {name: memory[:groups] for name, memory in self._work.items()}
         lanes = Lanes(self._order, self._place, at.start, at.stop)
+        absent = self._collect(chunk, lanes, work)
+        tree = self.problem.tree
+        of_tree = (
+            work["teacher"], work["student"], len(tree), self.n_blocks, tree.parent,
+            tree.subtree_end, self._same, *lanes.arguments,
+        )  # fmt: skip
+        self._close(of_tree, groups, work)
+        self._compare(of_tree, groups, work, absent)
+        self._finish(lanes, groups, work["partials"])
+        if self._gradient is not None:
+            self._write_rows(chunk, lanes, work["student"], self._gradient)
+
+    def _collect(self, chunk: TextChunk, lanes: Lanes, work: dict[str, Tensor]) -> Tensor | None:
+        """Collect both sides' masses.
+
+        Returns:
+            int8 `[offsets, CHILDREN]` where a side without a row has no tokens for a child of the
+            root; None if all offsets have rows on both sides.
+        """
+        at, device = chunk.offsets, self.both.device
         sides: dict[Side, TextSideRows] = {"teacher": self.teacher, "student": self.student}
         absent: Tensor | None = None
         for name, side in sides.items():
             reached = None
             if chunk.may_lack_rows:
-                reached = torch.zeros((count, CHILDREN), dtype=torch.int8, device=self.both.device)
-            slots = work[name].zero_()
-            side.add_to(slots, lanes, chunk.sides[name], blocks.child_of_node, reached)
+                shape = at.stop - at.start, CHILDREN
+                reached = torch.zeros(shape, dtype=torch.int8, device=device)
+            side.add_to(
+                work[name].zero_(),
+                lanes,
+                chunk.sides[name],
+                self.problem.blocks.child_of_node,
+                reached,
+            )
             if reached is not None:
                 lacks = ~side.has_own[self._order[at]].unsqueeze(1) & (reached == 0)
                 absent = lacks if absent is None else absent | lacks
-        sizes = {"BLOCK": text_blocks.BLOCK, "UNITS": UNITS, "num_warps": NODE_WARPS}
-        of_tree = (
-            work["teacher"], work["student"], n_nodes, self.n_blocks, tree.parent,
-            tree.subtree_end, self._same, *lanes.arguments,
-        )  # fmt: skip
+        return None if absent is None else absent.to(torch.int8)
+
+    def _close(self, of_tree: tuple[Any, ...], groups: int, work: dict[str, Tensor]) -> None:
+        blocks, epsilon = self.problem.blocks, self.problem.settings.epsilon
         n_spans, n_ends = blocks.span_node.shape[0], blocks.end_node.shape[0]
-        grid = (self.n_blocks * groups,)
-        kernels.close_nodes[grid](
-            *of_tree, *self._flags, settings.epsilon, work["closed"], work["block_sums"],
-            blocks.spans, blocks.span_of_node, blocks.span_node, n_spans, work["span_masses"],
+        sizes = {"BLOCK": text_blocks.BLOCK, "UNITS": UNITS, "num_warps": NODE_WARPS}
+        kernels.close_nodes[(self.n_blocks * groups,)](
+            *of_tree, *self._flags, epsilon, work["closed"], work["block_sums"], blocks.spans,
+            blocks.span_of_node, blocks.span_node, n_spans, work["span_masses"],
             blocks.end_points, blocks.end_node, n_ends, work["end_sums"], **sizes,
         )  # fmt: skip
         if n_spans:
@@ -181,27 +207,36 @@ class TritonText:
                 UNITS=UNITS, num_warps=4,
             )  # fmt: skip
             kernels.close_spans[(-(-n_spans // SPANS), groups)](
-                *of_tree, *self._flags, settings.epsilon, work["closed"], work["sums_through"],
+                *of_tree, *self._flags, epsilon, work["closed"], work["sums_through"],
                 blocks.span_node, n_spans, work["span_masses"], blocks.span_end_point, n_ends,
                 work["end_sums"], SPANS=SPANS, **sizes,
             )  # fmt: skip
-        of_formula = (settings.floor, *self.formula[1:])
-        kernels.compare_nodes[grid](
+
+    def _compare(
+        self,
+        of_tree: tuple[Any, ...],
+        groups: int,
+        work: dict[str, Tensor],
+        absent: Tensor | None,
+    ) -> None:
+        blocks, settings = self.problem.blocks, self.problem.settings
+        kernels.compare_nodes[(self.n_blocks * groups,)](
             *of_tree, self._flags[0], work["closed"], blocks.span_of_node, blocks.span_node,
-            n_spans, work["span_masses"], blocks.covers, blocks.cover_span, blocks.child_of_node,
-            work["closed"] if absent is None else absent.to(torch.int8), CHILDREN, *of_formula,
-            work["partials"], DIVERGENCE=self.formula.number, WITH_ABSENT=absent is not None,
-            GRADIENT=self._gradient is not None, **sizes,
+            blocks.span_node.shape[0], work["span_masses"], blocks.covers, blocks.cover_span,
+            blocks.child_of_node, work["closed"] if absent is None else absent, CHILDREN,
+            settings.floor, *self.formula[1:], work["partials"], DIVERGENCE=self.formula.number,
+            WITH_ABSENT=absent is not None, GRADIENT=settings.gradient, BLOCK=text_blocks.BLOCK,
+            UNITS=UNITS, num_warps=NODE_WARPS,
         )  # fmt: skip
+
+    def _finish(self, lanes: Lanes, groups: int, partials: Tensor) -> None:
         kernels.finish_offsets[(groups,)](
-            work["partials"], self.n_blocks, *lanes.arguments, self.teacher.ended,
-            self.student.ended, self.teacher.stop, self.student.stop, self._flags[0],
-            self._factors, *of_formula, self.values, self._excesses, self.largest,
-            self._by_root, self._by_stop, DIVERGENCE=self.formula.number, BLOCKS=BLOCKS,
-            UNITS=UNITS, num_warps=4,
+            partials, self.n_blocks, *lanes.arguments, self.teacher.ended, self.student.ended,
+            self.teacher.stop, self.student.stop, self._flags[0], self._factors,
+            self.problem.settings.floor, *self.formula[1:], self.values, self._excesses,
+            self.largest, self._by_root, self._by_stop, DIVERGENCE=self.formula.number,
+            BLOCKS=BLOCKS, UNITS=UNITS, num_warps=4,
         )  # fmt: skip
-        if self._gradient is not None:
-            self._write_rows(chunk, lanes, work["student"], self._gradient)
 
     def _write_rows(self, chunk: TextChunk, lanes: Lanes, ratios: Tensor, gradient: Tensor) -> None:
         side, events, of_side = self.student, self.student.events, chunk.sides["student"]
