@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..protocol import Logits
+from ..protocol import Head, Logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +63,10 @@ def _refuses(problem: Problem | TextProblem, device: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     sources = (problem.teacher.source, problem.student.source)
-    if not all(isinstance(source, Logits) for source in sources):
+    if any(isinstance(source, Head) for source in sources):
         return "the kernels read logits, not hidden states"
+    if not all(isinstance(source, Logits) for source in sources):
+        return "the kernels read whole rows of logits, not lists of tokens"
     if problem.settings.dtype != torch.float32:
         return "the kernels compute in float32, and the logits are float64"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
