@@ -431,5 +431,5 @@ def test_a_saved_file_in_another_byte_order(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[8:12] = data[8:12][::-1]
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="format version 50331648, this release reads version 3"):
+    with pytest.raises(ValueError, match="format version 67108864, this release reads version 4"):
         Aligner.load(path)
