@@ -44,7 +44,7 @@ def small_tiles(monkeypatch):
         monkeypatch.setattr(module, "E", 2)
 
 
-def wide_case(seed, *, tokens=250, alphabet=b"abcd", scale=4.0, boost=6.0, rows=2, length=10):
+def wide_case(seed, *, tokens=120, alphabet=b"abcd", scale=4.0, boost=6.0, rows=2, length=10):
     """A pair whose tree has many blocks and subtrees over several of them.
 
     Args:
@@ -146,7 +146,7 @@ def test_trees_of_many_blocks(seed, boost):
 
 
 def test_many_chunks_add_to_the_same_rows():
-    c = wide_case(2, rows=3, length=16)
+    c = wide_case(2, tokens=40, rows=3, length=16)
     assert c.index.n_text_offsets > 2 * launch.UNITS
     compare(c, chunk_bytes=1)
 
