@@ -8,6 +8,7 @@ CPU, for tests.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,13 @@ class TritonBackend:
         return TritonText(problem, formula)
 
 
+@functools.cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _refuses(problem: Problem | TextProblem, device: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _is_installed():
         return "Triton is not installed"
     sources = (problem.teacher.source, problem.student.source)
     if any(isinstance(source, Head) for source in sources):
@@ -89,10 +95,9 @@ def scale_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
         The gradient.
     """
     # While a compiler traces, tensors have another type.
-    is_plain = type(gradient) is torch.Tensor and gradient.is_contiguous()
-    if not (is_plain and gradient.is_cuda and importlib.util.find_spec("triton") is not None):
-        return gradient.mul_(factor)
-    if gradient.dtype == torch.float64 or factor.dtype != torch.float32:
+    is_plain = type(gradient) is torch.Tensor and gradient.is_cuda and gradient.is_contiguous()
+    in_float32 = gradient.dtype != torch.float64 and factor.dtype == torch.float32
+    if not (is_plain and in_float32 and _is_installed()):
         return gradient.mul_(factor)
     from .launch import scale  # imports Triton
 
