@@ -6,7 +6,7 @@
 Answers come before timings: the tokens of every source of a sample of rows must be exactly those
 that begin with the text, found by a scan of all sorted tokens. The ratio is the time of
 `batch.index(text_events=True)` over that of `align_batch` with as many threads; "events alone" is
-the same without the time of a plain `batch.index()`. The index is int64: about 200 bytes for every
+the same without the time of a plain `batch.index()`. The index is int64: about 170 bytes for every
 student token. Beyond a few hundred rows that is fresh memory, whose first touch alone takes several
 times as long as `align_batch`, so a batch as a trainer has it stands beside the whole corpus.
 

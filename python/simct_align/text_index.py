@@ -49,19 +49,6 @@ class TextEventSections:
         return self._section("teacher_text_id")
 
     @property
-    def teacher_text_position(self) -> Longs:
-        """Positions of these tokens in the teacher's token order, −1 for a last row.
-
-        `[n_teacher_text_rows]`
-        """
-        return self._section("teacher_text_position")
-
-    @property
-    def teacher_text_stretch(self) -> Longs:
-        """The stretches of the teacher's text rows, `[n_teacher_text_rows]`."""
-        return self._section("teacher_text_stretch")
-
-    @property
     def student_text_row(self) -> Longs:
         """Flat rows of the student's logits that the text rows are, `[n_student_text_rows]`."""
         return self._section("student_text_row")
@@ -73,19 +60,6 @@ class TextEventSections:
         `[n_student_text_rows]`
         """
         return self._section("student_text_id")
-
-    @property
-    def student_text_position(self) -> Longs:
-        """Positions of these tokens in the student's token order, −1 for a last row.
-
-        `[n_student_text_rows]`
-        """
-        return self._section("student_text_position")
-
-    @property
-    def student_text_stretch(self) -> Longs:
-        """The stretches of the student's text rows, `[n_student_text_rows]`."""
-        return self._section("student_text_stretch")
 
     @property
     def teacher_own_text_row(self) -> Longs:

@@ -197,7 +197,7 @@ def listed(index: Any, tree: Any) -> list[Offset]:
         read = {
             what: getattr(index, f"{side}_{what}").tolist()
             for what in (
-                *("text_row", "text_id", "text_position", "text_stretch", "own_text_row"),
+                *("text_row", "text_id", "own_text_row"),
                 *("source_offsets", "source_row", "source_start", "source_end"),
                 *("source_length", "source_exact", "source_suffix"),
             )
@@ -208,13 +208,9 @@ def listed(index: Any, tree: Any) -> list[Offset]:
             offset.own[side] = None
             if own >= 0:
                 offset.own[side] = (read["text_row"][own], read["text_id"][own])
-                assert read["text_stretch"][own] == offset.stretch
-                position = read["text_position"][own]
-                assert read["text_id"][own] == (order[position] if position >= 0 else -1)
             offset.sources[side] = []
             for source in range(*read["source_offsets"][number : number + 2]):
                 row, start = read["source_row"][source], read["source_start"][source]
-                assert read["text_stretch"][row] == offset.stretch
                 ids = order[start : read["source_end"][source]].tolist()
                 length, exact = read["source_length"][source], read["source_exact"][source]
                 offset.sources[side].append(

@@ -196,7 +196,7 @@ impl Section {
 /// | `student_entry_…` | the same for the student's spellings and realized teacher tokens |
 /// | `realized_teacher_leaf`, `realized_student_leaf` | the leaf with the text of the unit, if it is a continuation of the unit, else −1 |
 ///
-/// | `teacher_text_…`, `student_text_…` | of every [text row](crate::text_events): logit row; the token that the text takes, −1 for a last row; its position in token order, or −1; stretch |
+/// | `teacher_text_…`, `student_text_…` | of every [text row](crate::text_events): logit row; the token that the text takes, −1 for a last row |
 /// | `teacher_own_text_row`, `student_own_text_row` | of every offset: the text row that stands there, or −1 |
 /// | `text_offset_stretch`, `text_offset_batch_row` | of every offset: stretch; row of the batch |
 /// | `teacher_source_offsets`, `student_source_offsets` | where the sources of an offset begin |
@@ -208,7 +208,7 @@ impl Section {
 /// matter which tokens either side realized, and the realized path of the other side begins with
 /// the spelling of that token without its last token. The leaf then belongs to an entry of the
 /// unit, and its text would otherwise count twice.
-pub const SECTIONS: [Section; 50] = {
+pub const SECTIONS: [Section; 46] = {
     use Count::{
         Multi, StudentEntries, StudentSources, StudentSteps, StudentTextRows, TeacherEntries,
         TeacherSources, TeacherSteps, TeacherTextRows, TextOffsets, Units,
@@ -242,12 +242,8 @@ pub const SECTIONS: [Section; 50] = {
         Section::new("realized_student_leaf", Multi, 0, Continuations),
         Section::new("teacher_text_row", TeacherTextRows, 0, TextEvents),
         Section::new("teacher_text_id", TeacherTextRows, 0, TextEvents),
-        Section::new("teacher_text_position", TeacherTextRows, 0, TextEvents),
-        Section::new("teacher_text_stretch", TeacherTextRows, 0, TextEvents),
         Section::new("student_text_row", StudentTextRows, 0, TextEvents),
         Section::new("student_text_id", StudentTextRows, 0, TextEvents),
-        Section::new("student_text_position", StudentTextRows, 0, TextEvents),
-        Section::new("student_text_stretch", StudentTextRows, 0, TextEvents),
         Section::new("teacher_own_text_row", TextOffsets, 0, TextEvents),
         Section::new("student_own_text_row", TextOffsets, 0, TextEvents),
         Section::new("text_offset_stretch", TextOffsets, 0, TextEvents),

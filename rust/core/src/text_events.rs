@@ -46,15 +46,6 @@ const CHUNK_UNITS: i64 = 4 * 1024;
 
 const SIDES: [Side; 2] = [Side::Teacher, Side::Student];
 
-/// A text row.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TextRow {
-    /// The token that the text takes, and its position in token order; [`NONE`] for a last row.
-    pub(crate) id: u32,
-    pub(crate) position: u32,
-    pub(crate) stretch: u32,
-}
-
 /// A run of units: its rows of the logits are consecutive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Piece {
@@ -84,7 +75,11 @@ pub(crate) struct Offset {
 pub(crate) struct Source {
     /// The text row.
     pub(crate) row: u32,
-    pub(crate) run: Run,
+    /// The tokens: a [`Run`], number by number. As a whole it went through memory, written in halves
+    /// and read at once, which processors wait for.
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+    pub(crate) exact: u32,
     /// How many bytes back the row stands.
     pub(crate) length: u32,
     /// Where the suffixes of the tokens that are longer begin.
@@ -95,7 +90,8 @@ pub(crate) struct Source {
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) pieces: Vec<Piece>,
-    pub(crate) rows: [Vec<TextRow>; 2],
+    /// Of every text row, the token that the text takes; [`NONE`] for a last row.
+    pub(crate) rows: [Vec<u32>; 2],
     pub(crate) offsets: Vec<Offset>,
     pub(crate) sources: [Vec<Source>; 2],
     pub(crate) counts: TextCounts,
@@ -407,16 +403,14 @@ impl<I: TokenId> Job<'_, I> {
                 if !own[side] {
                     continue;
                 }
-                let mut text_row = TextRow { id: NONE, position: NONE, stretch: number };
-                if let Some(token) = tokens[side].get(passed[side]) {
-                    (text_row.position, text_row.id) = (token.position, token.id);
-                    let row = short(found.rows[side].len());
-                    let token = passed[side];
+                let (token, row) = (passed[side], short(found.rows[side].len()));
+                let taken = tokens[side].get(token);
+                found.rows[side].push(taken.map_or(NONE, |taken| taken.id));
+                if let Some(taken) = taken {
                     open[side].push(Open { row, at, token, place: None, length: 0 });
                     began[side] = at;
-                    next[side] = at + tokens[side][token].length as usize;
+                    next[side] = at + taken.length as usize;
                 }
-                found.rows[side].push(text_row);
                 passed[side] += 1;
             }
             if is_end {
@@ -468,7 +462,8 @@ impl<I: TokenId> Job<'_, I> {
                 (run, tree_side.suffix_of(token))
             };
             source.length = length;
-            out.push(Source { row: source.row, run, length, suffix: short(suffix) });
+            let Run { start, end, exact } = run;
+            out.push(Source { row: source.row, start, end, exact, length, suffix: short(suffix) });
             run.goes_on()
         });
     }

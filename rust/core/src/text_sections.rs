@@ -43,8 +43,8 @@ type Slices<'a, const N: usize> = [&'a mut [i64]; N];
 
 /// One side's sections, or what a part has of them.
 struct SideSlices<'a> {
-    /// Row of the logits, token, position in token order, stretch.
-    rows: Slices<'a, 4>,
+    /// Row of the logits, token.
+    rows: Slices<'a, 2>,
     own: &'a mut [i64],
     source_offsets: &'a mut [i64],
     /// Text row, start, end, length, exact, suffix.
@@ -78,7 +78,7 @@ impl<'a> Rest<'a> {
     fn take(sections: &mut Sections<'a>) -> Self {
         let sides = ["teacher", "student"].map(|side| {
             let mut take = |what: &str| sections.take(&format!("{side}_{what}"));
-            let rows = ["text_row", "text_id", "text_position", "text_stretch"].map(&mut take);
+            let rows = ["text_row", "text_id"].map(&mut take);
             let own = take("own_text_row");
             let source_offsets = match take("source_offsets") {
                 [] => &mut [],
@@ -138,7 +138,6 @@ impl Part<'_> {
         for (number, side) in sides.iter_mut().enumerate() {
             let first_row = long(before.sides[number].rows);
             let first_source = long(before.sides[number].sources);
-            let or_none = |value: u32| if value == NONE { -1 } else { i64::from(value) };
             let (mut next_row, mut offsets) = (first_row, found.offsets.iter().enumerate());
             for piece in &found.pieces {
                 next_row += long(piece.lead[number]);
@@ -148,7 +147,7 @@ impl Part<'_> {
                     side.source_offsets[at] = first_source + i64::from(offset.sources_end[number]);
                 }
             }
-            let [flat, id, position, stretch] = &mut side.rows;
+            let [flat, id] = &mut side.rows;
             let mut first = 0;
             for piece in &found.pieces {
                 let rows = &mut flat[first..first + piece.rows[number]];
@@ -157,18 +156,16 @@ impl Part<'_> {
                 }
                 first += piece.rows[number];
             }
-            for (at, row) in found.rows[number].iter().enumerate() {
-                id[at] = or_none(row.id);
-                position[at] = or_none(row.position);
-                stretch[at] = stretches + i64::from(row.stretch);
+            for (id, &taken) in id.iter_mut().zip(&found.rows[number]) {
+                *id = if taken == NONE { -1 } else { i64::from(taken) };
             }
             let [row, start, end, length, exact, suffix] = &mut side.sources;
             for (at, source) in found.sources[number].iter().enumerate() {
                 row[at] = first_row + i64::from(source.row);
-                start[at] = i64::from(source.run.start);
-                end[at] = i64::from(source.run.end);
+                start[at] = i64::from(source.start);
+                end[at] = i64::from(source.end);
                 length[at] = i64::from(source.length);
-                exact[at] = i64::from(source.run.exact);
+                exact[at] = i64::from(source.exact);
                 suffix[at] = i64::from(source.suffix);
             }
         }

@@ -68,8 +68,8 @@ pub struct TreeSide {
     pub(crate) parts: Arc<SideParts>,
     /// Id -> what a realized token must know.
     tokens: Vec<TextToken>,
-    /// Lengths in bytes by position, 255 for all that are longer.
-    lengths: Vec<u8>,
+    /// Lengths in bytes by position, 255 for all that are longer; 0 after the last.
+    lengths: Vec<[u8; BLOCK]>,
     samples: Vec<[u32; MAX_REACH + 1]>,
     /// Where the suffixes after `j` bytes begin; the end of the last ones is entry `MAX_REACH + 1`.
     suffix_offsets: [usize; MAX_REACH + 2],
@@ -107,6 +107,8 @@ pub(crate) struct NodeParts {
 
 /// A token of a text, and the tokens that begin with it: `first..end`, of which `exact` are no
 /// longer.
+// Never in two cache lines: texts read them from all over a table of megabytes.
+#[repr(align(32))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TextToken {
     /// In token order; [`NONE`] for what is no text token.
@@ -337,7 +339,7 @@ fn suffix_count(vocabulary: &Vocabulary) -> usize {
 impl TreeSide {
     fn from_parts(vocabulary: &Arc<Vocabulary>, parts: Arc<SideParts>) -> Self {
         let mut tokens = vec![TextToken::NONE; vocabulary.len()];
-        let mut lengths = Vec::with_capacity(parts.ids.len());
+        let mut lengths = vec![[0; BLOCK]; parts.ids.len().div_ceil(BLOCK)];
         let mut samples = Vec::with_capacity(parts.ids.len() / BLOCK + 1);
         let mut longer = [0; MAX_REACH + 1];
         for (node, exact) in (0..).zip(&parts.node_exact) {
@@ -356,7 +358,7 @@ impl TreeSide {
                     set_exact(&mut tokens, &parts.ids, first..position);
                     (first, known) = (position, length);
                 }
-                lengths.push(u8::try_from(length).unwrap_or(u8::MAX));
+                lengths[at / BLOCK][at % BLOCK] = u8::try_from(length).unwrap_or(u8::MAX);
                 tokens[id as usize] = TextToken {
                     position,
                     first,
@@ -436,12 +438,16 @@ impl TreeSide {
 
     /// How many tokens before a position are longer.
     fn rank(&self, position: usize, length: usize) -> usize {
-        let position = position.min(self.lengths.len());
+        let position = position.min(self.parts.ids.len());
         let block = position / BLOCK;
-        let rest = &self.lengths[block * BLOCK..position];
+        // Whole blocks and numbers of 8 bits: the compiler makes a few vector instructions of it.
+        let before = u8::try_from(position % BLOCK).unwrap_or(0);
         let limit = u8::try_from(length).unwrap_or(u8::MAX);
-        let more = rest.iter().filter(|&&length| length > limit).count();
-        self.samples[block][length] as usize + more
+        let lengths = self.lengths.get(block).unwrap_or(&[0; BLOCK]);
+        let more = (0..).zip(lengths).fold(0, |count: u8, (at, &length): (u8, _)| {
+            count + u8::from((at < before) & (length > limit))
+        });
+        self.samples[block][length] as usize + usize::from(more)
     }
 
     /// What a realized token must know; nothing for an id without text.
@@ -462,7 +468,7 @@ impl TreeSide {
     }
 
     pub(crate) fn length(&self, position: u32) -> u32 {
-        match self.lengths.get(position as usize) {
+        match self.lengths.as_flattened().get(position as usize) {
             Some(&u8::MAX) => short(self.bytes(position).len()),
             Some(&length) => u32::from(length),
             None => 0,
@@ -471,8 +477,8 @@ impl TreeSide {
 
     /// The suffixes that will be there after so many bytes: position and rest of every token.
     pub(crate) fn rests(&self, length: usize) -> impl Iterator<Item = &[u8]> {
-        (0..short(self.lengths.len()))
-            .zip(&self.lengths)
+        (0..)
+            .zip(self.lengths.as_flattened())
             .filter(move |(_, long)| usize::from(**long) > length)
             .map(move |(position, _)| self.bytes(position).get(length..).unwrap_or(&[]))
     }

@@ -116,12 +116,8 @@ impl Writer<'_> {
     fn row(&mut self, side: usize, slots: &Slots, slot: usize) -> Option<Text> {
         let name = SIDES[side];
         let id = slots.ids.get(slot).copied();
-        let tree = self.batch.pair.text_tree().unwrap().side(name);
-        let place = |id: u32| tree.ids().iter().position(|&other| other == id).unwrap();
         self.push(format!("{name}_text_row"), slots.flat + long(slot));
         self.push(format!("{name}_text_id"), id.map_or(-1, i64::from));
-        self.push(format!("{name}_text_position"), id.map_or(-1, |id| long(place(id))));
-        self.push(format!("{name}_text_stretch"), self.stretches - 1);
         id.map(|id| vocabulary(&self.batch.pair, name).token_bytes(id).to_vec())
     }
 
