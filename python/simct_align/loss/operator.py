@@ -149,6 +149,7 @@ class OperatorNumbers(Protocol):
         gradient: Whether the gradient is wanted.
         gradient_scale: The largest factor of the gradient until the backward pass: see the function
             of this name.
+        inplace: Whether the gradient takes the place of the student's logits: see `Operator`.
         n_values: How many divergences the loss has.
         n_stats: How many figures it keeps for each of them.
     """
@@ -157,6 +158,7 @@ class OperatorNumbers(Protocol):
     backend: str
     gradient: bool
     gradient_scale: float
+    inplace: bool
     n_values: int
     n_stats: int
 
@@ -277,8 +279,14 @@ class Operator:
         self.op.register_fake(self._fake)
         self.op.register_autograd(self._backward, setup_context=self._setup_context)
 
-    def __call__(self, inputs: Any, tensors: Any, numbers: Any, extra: Any) -> OperatorOutput:
-        """Run the operator."""
+    def __call__(
+        self, inputs: Any, tensors: Any, numbers: Any, extra: Any, *, inplace: bool = False
+    ) -> OperatorOutput:
+        """Run the operator; with `inplace`, the gradient is written over the student's logits."""
+        if inplace and inputs.student_logits.requires_grad and torch.is_grad_enabled():
+            check_inplace(inputs.student_logits, gradient=numbers.gradient)
+            arguments = (inputs, tensors, numbers._replace(inplace=True), extra)
+            return OperatorOutput(*_over_logits(inputs.student_logits, self._compute, arguments))
         keywords = numbers._asdict() | extra._asdict()
         keywords["sizes"] = [keywords.pop(name) for name in _SIZES]
         results = self.op(*inputs, *tensors, **keywords)
@@ -364,6 +372,71 @@ class Operator:
         return results[len(OperatorOutput._fields) :]
 
 
+def check_inplace(logits: Tensor, *, gradient: bool) -> None:
+    """Check that a gradient can be written over logits.
+
+    Args:
+        logits: The student's logits.
+        gradient: Whether the forward pass computes the gradient.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    found = None
+    if not gradient:
+        found = "a reduction whose forward pass computes it, 'none' does not"
+    elif logits.is_leaf:
+        found = "logits that a model computed, got a leaf, whose values an optimizer needs"
+    elif not logits.is_contiguous():
+        found = f"contiguous logits, got strides {tuple(logits.stride())}"
+    if found is not None:
+        raise ValueError(
+            f"student_logits: inplace=True writes the gradient over them: expected {found}; "
+            "use inplace=False"
+        )
+
+
+class _OverLogits(torch.autograd.Function):
+    """A loss whose forward pass replaces the student's logits by their gradient.
+
+    An operator of PyTorch must not return what it was given, so this is none, and `torch.compile`
+    breaks its graph here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, compute: Any, arguments: tuple[Any, ...]) -> Any:
+        """Compute the loss from the arguments of an operator's function."""
+        _, tensors, numbers, _ = arguments
+        *results, gradient = compute(*arguments)
+        own = logits.detach()
+        if gradient.data_ptr() != own.data_ptr():
+            own.copy_(gradient)
+        # Whoever saved the logits for a backward pass of their own must not find the gradient.
+        torch.autograd.graph.increment_version(logits)
+        result = OperatorOutput(*results)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(result.per_unit, result.stats)
+        ctx.gradient = own
+        ctx.scale = gradient_scale(tensors.weight, numbers.gradient_scale)
+        return tuple(result)
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        """Scale the gradient."""
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError(
+                "inplace=True: the gradient stood in place of the logits, and the first backward "
+                "pass took it: use inplace=False for a second one"
+            )
+        if d_loss is None:
+            return None, None, None
+        return scale_gradient(gradient, d_loss / ctx.scale), None, None
+
+
+_over_logits = torch.compiler.disable(_OverLogits.apply)  # type: ignore[no-untyped-call]
+
+
 def loss_operators(
     logits_name: str, linear_name: str, *, tensors: type[Any], numbers: type[Any], compute: Any
 ) -> tuple[Operator, Operator]:
@@ -382,7 +455,8 @@ def loss_operators(
     def from_logits(
         inputs: LogitsTensors, others: Any, settings: Any, teacher: TeacherNumbers
     ) -> tuple[Tensor, ...]:
-        source, student = teacher_source(inputs, teacher), Logits(inputs.student_logits)
+        source = teacher_source(inputs, teacher)
+        student = Logits(inputs.student_logits, inplace=settings.inplace)
         output, gradients = compute(source, student, others, settings)
         return (*output, *(gradients or [inputs.student_logits.new_empty(0)]))
 

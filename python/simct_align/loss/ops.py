@@ -93,6 +93,7 @@ class Numbers(NamedTuple):
     temperature: float
     min_teacher_mass: float
     gradient_scale: float
+    inplace: bool
 
     @property
     def sizes(self) -> IndexSizes:

@@ -155,6 +155,7 @@ class SimCTBase(OperatorLoss):
             temperature=self.temperature,
             min_teacher_mass=self.min_teacher_mass,
             gradient_scale=FLOAT16_GRADIENT_SCALE if is_half else 1.0,
+            inplace=False,
         )
 
     def _tensors(self, index: AlignedIndex, weight: Tensor) -> PairTensors:
@@ -267,6 +268,7 @@ class SimCTLoss(SimCTBase):
         student_logits: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
+        inplace: bool = False,
         teacher_logits: Tensor | TopKLogprobs | None = None,
         teacher_hidden: Tensor | None = None,
         teacher_weight: Tensor | None = None,
@@ -283,6 +285,13 @@ class SimCTLoss(SimCTBase):
             normalizer: The number to divide the sum by, such as the sum of
                 `index.normalizer(...)` over micro-batches or ranks. None takes the number of
                 this index.
+            inplace: Whether the gradient may be written over `student_logits`, which saves its
+                memory, as large as the logits. They must be contiguous and no leaf, and must
+                not be read any more, by this or another loss. `per_unit` is then not
+                differentiable, there is one backward pass, and `torch.compile` breaks its graph
+                here. Without a gradient nothing is written. With kernels of the back end
+                "triton" no second copy is ever made; elsewhere it is dropped after the forward
+                pass.
             teacher_logits: The same as `student_logits` for the teacher; every size may differ.
                 Or a `TopKLogprobs`, of a teacher that is served (`docs/served.md`).
             teacher_hidden: In place of `teacher_logits`: hidden states `[tokens, width]` or
@@ -302,8 +311,8 @@ class SimCTLoss(SimCTBase):
                 `index` is neither an index nor a batch.
             ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
                 the index, a soft-cap is not positive, a normalizer came with a reduction that does
-                not divide, or the loss cannot use lists: `candidates="on_path"` and
-                `score="mean_logit"`.
+                not divide, the gradient cannot be written over the logits, or the loss cannot use
+                lists: `candidates="on_path"` and `score="mean_logit"`.
         """
         teacher = teacher_inputs(
             self,
@@ -328,6 +337,7 @@ class SimCTLoss(SimCTBase):
             self._tensors(index, self.weight(index, normalizer, student_logits)),
             self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
             teacher.numbers,
+            inplace=inplace,
         )
         return self._simct_output(result, index)
 

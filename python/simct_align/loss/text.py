@@ -106,6 +106,7 @@ class TextBase(OperatorLoss):
             floor=self.floor,
             straddled=self.straddled,
             gradient_scale=FLOAT16_GRADIENT_SCALE if is_half else 1.0,
+            inplace=False,
         )
 
     def _tensors(self, index: AlignedIndex, weight: Tensor) -> TextTensors:
@@ -194,6 +195,7 @@ class TextLoss(TextBase):
         student_logits: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
+        inplace: bool = False,
         teacher_logits: Tensor | TopKLogprobs | None = None,
         teacher_hidden: Tensor | None = None,
         teacher_weight: Tensor | None = None,
@@ -208,6 +210,9 @@ class TextLoss(TextBase):
             student_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
             index: An `AlignedIndex` made with `text_events=True`, or an `AlignedBatch`.
             normalizer: What to divide the sum by instead of this index's own number.
+            inplace: Whether the gradient may be written over `student_logits`; see `SimCTLoss`.
+                Rows are read for several offsets, so there is a second copy until the end of the
+                forward pass.
             teacher_logits: The same as `student_logits` for the teacher, or a `TopKLogprobs`.
             teacher_hidden: In place of `teacher_logits`; see `SimCTLoss`, also for all others.
             teacher_weight: The teacher's output embedding.
@@ -245,6 +250,7 @@ class TextLoss(TextBase):
             self._tensors(index, self.weight(index, normalizer, student_logits)),
             self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
             teacher.numbers,
+            inplace=inplace,
         )
         return self._text_output(result, index)
 

@@ -105,6 +105,7 @@ class TextNumbers(NamedTuple):
     floor: float
     straddled: str
     gradient_scale: float
+    inplace: bool
 
     @property
     def sizes(self) -> IndexSizes:

@@ -67,9 +67,16 @@ class Settings(RowSettings):
 
 @dataclass(frozen=True)
 class Logits:
-    """Ready-made logits, `[tokens, columns]` or `[batch, length, columns]`."""
+    """Ready-made logits.
+
+    Attributes:
+        logits: `[tokens, columns]` or `[batch, length, columns]`.
+        inplace: Whether a back end may write the gradient over the logits. It then returns them as
+            the gradient.
+    """
 
     logits: Tensor
+    inplace: bool = False
 
     @property
     def columns(self) -> int:

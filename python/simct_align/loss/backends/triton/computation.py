@@ -89,12 +89,16 @@ class SlotScores:
     Attributes:
         z: `[c, slots]` scores in nats, relative to the shifts.
         ids: `[c, tokens]` int32 ids of the first slots, which are tokens; -1 where there is none.
+        picked: `[c, tokens]` their logits in nats, relative to the shifts.
+        first: `[c]` the same of the first tokens of paths; None at SHARED and SPECIAL units.
         stops: The object that merged the stops.
         realized: The object that inserted the realized units; None at SHARED and SPECIAL units.
     """
 
     z: Tensor
     ids: Tensor
+    picked: Tensor
+    first: Tensor | None
     stops: MergedStops
     realized: RealizedScores | None
 
@@ -248,7 +252,7 @@ class TritonSide:
         stops = MergedStops(0, n_skips, columns.n_extra)
         stops.merge(z)
         if chunk.multi is None or first is None:
-            return SlotScores(z, ids, stops, None)
+            return SlotScores(z, ids, picked, None, stops, None)
         score, paths = problem.settings.score, self.model.units.paths
         length = paths.length[chunk.multi]
         realized = RealizedScores(
@@ -264,7 +268,7 @@ class TritonSide:
             shift = chunk.shift(self.name) / self.rows.temperature
             rest = self._rest_logits[chunk.multi] + (1 - length) * shift
         realized.insert(z, first, chunk.row_norms.get(self.name), rest)
-        return SlotScores(z, ids, stops, realized)
+        return SlotScores(z, ids, picked, first, stops, realized)
 
 
 class TritonStudentSide(TritonSide):
@@ -275,7 +279,9 @@ class TritonStudentSide(TritonSide):
         logits = self.rows.logits
         self._gradient: Tensor | None = None
         if computation.problem.settings.gradient:
-            self._gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+            # Whatever a kernel needs of a row is read before another one writes it.
+            inplace = isinstance(side.source, Logits) and side.source.inplace
+            self._gradient = logits if inplace else logits.new_empty(logits.shape)
             self._is_written = torch.zeros(
                 logits.shape[:-1].numel(), dtype=torch.int8, device=logits.device
             )
@@ -304,11 +310,12 @@ class TritonStudentSide(TritonSide):
             if with_norm:
                 by_norm, norms = by_path.log_norm, chunk.row_norms["student"] / LN2
         slots.stops.backward(by_slot)
-        by_id = by_slot[:, : ids.shape[1]]
-        if slots.realized is not None:
+        by_id, picked = by_slot[:, : ids.shape[1]], slots.picked
+        if slots.first is not None:
             first_id = self.model.units.paths.first_id[chunk.multi]
             ids = torch.cat([ids, first_id.int().unsqueeze(1)], 1)
             by_id = torch.cat([by_id, by_path.first.unsqueeze(1)], 1)
+            picked = torch.cat([picked, slots.first.unsqueeze(1)], 1)
         inverse = 1.0 / problem.settings.temperature
         split, groups = computation.split(chunk, self.rows.width)
         starts, gradient_starts = self.rows.starts(rows), rows * self.rows.width
@@ -323,8 +330,7 @@ class TritonStudentSide(TritonSide):
         )  # fmt: skip
         units = 32
         kernels.write_slots[(-(-rows.shape[0] // units),)](
-            self.rows.logits, starts, rows.shape[0], self.rows.stride, self.rows.scale,
-            chunk.norms, by_norm, norms, ids, (by_id * inverse).contiguous(),
+            picked, rows.shape[0], by_norm, norms, ids, (by_id * inverse).contiguous(),
             self._gradient, gradient_starts, WITH_NORM=with_norm, N_SLOTS=ids.shape[1],
             UNITS=units, num_warps=1,
         )  # fmt: skip

@@ -402,13 +402,16 @@ def write_gradient(z, starts, n_units, stride, column_of_id, width, tiles, n_col
 
 
 @triton.jit
-def write_slots(z, starts, n_units, stride, scale, norms, by_norm, row_norms, ids, by_id, gradient,
-                gradient_starts, WITH_NORM: tl.constexpr, N_SLOTS: tl.constexpr,
+def write_slots(picked, n_units, by_norm, row_norms, ids, by_id, gradient, gradient_starts,
+                WITH_NORM: tl.constexpr, N_SLOTS: tl.constexpr,
                 UNITS: tl.constexpr):  # fmt: skip
-    """Write the gradient at the slots: sums of `by_id[unit, slot]` over slots of the same id."""
+    """Write the gradient at the slots: sums of `by_id[unit, slot]` over slots of the same id.
+
+    `picked[unit, slot]` are their logits in nats, relative to the shifts: the rows of logits may be
+    those of the gradient.
+    """
     unit = tl.program_id(0).to(tl.int64) * UNITS + tl.arange(0, UNITS)
     is_unit = unit < n_units
-    start = tl.load(starts + unit, mask=is_unit, other=0)
     out = tl.load(gradient_starts + unit, mask=is_unit, other=0)
     for slot in range(N_SLOTS):
         number = tl.load(ids + unit * N_SLOTS + slot, mask=is_unit, other=-1)
@@ -419,11 +422,10 @@ def write_slots(z, starts, n_units, stride, scale, norms, by_norm, row_norms, id
             is_same = tl.load(ids + at, mask=is_slot, other=-1) == number
             value += tl.load(by_id + at, mask=is_slot & is_same, other=0.0)
         if WITH_NORM:
-            x = tl.load(z + start + number.to(tl.int64) * stride, mask=is_slot, other=0.0)
-            shift = tl.load(norms + 2 * n_units + unit, mask=is_slot, other=0.0)
+            x = tl.load(picked + unit * N_SLOTS + slot, mask=is_slot, other=0.0)
             norm = tl.load(row_norms + unit, mask=is_slot, other=0.0)
             by = tl.load(by_norm + unit, mask=is_slot, other=0.0)
-            value += by * tl.exp2((x.to(tl.float32) - shift) * scale - norm)
+            value += by * tl.exp2(x * LOG2E - norm)
         place = gradient + out + number
         tl.store(place, value.to(gradient.dtype.element_ty), mask=is_slot)
 
