@@ -15,7 +15,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_decoders readers_encoding \
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
-.PHONY: help demo check test example lint rust-test core-test python-test report-test trainer-test \
+.PHONY: help demo check test example lint rust-test core-test python-test full-test report-test trainer-test \
 	bench-quick docs wheel fuzz soak clean
 
 help: ## List the targets
@@ -48,10 +48,15 @@ rust-test: ## The tests of the Rust crates
 core-test: $(VENV)/.developed ## The core Python tests
 	$(BIN)/python -m pytest -q -n 2 $(CORE)
 
+# Each process begins with one half of the tests, so that those of a file share what they build. One
+# that has finished takes over tests of the other.
 python-test: $(VENV)/.developed ## All Python tests, and the examples of the docstrings
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/python -m pytest -q --doctest-modules python/simct_align \
 		$(patsubst %,--ignore=python/simct_align/integrations/%.py,verl ms_swift)
+
+full-test: export SIMCT_FULL := 1
+full-test: python-test ## All Python tests with all pairs of tokenizers and more random inputs
 
 # Trainers that need other versions of common packages than the other tests.
 trainer-test: ## The adapters for verl and ms-swift, each in an environment of its own

@@ -13,6 +13,7 @@ import pytest
 
 from simct_align import Aligner
 from simct_align.cli import main
+from simct_align.commands.completion import SHELLS
 from simct_align.demo import demo_passage, demo_tokenizers
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def test_bench_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 # --- completion ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", SHELLS)
 def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
@@ -182,6 +183,28 @@ def test_bash_completes(tmp_path: Path) -> None:
     """
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["inspect"], done.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(run("completion", "fish").stdout)
+    (tmp_path / "texts.jsonl").touch()
+
+    def offered(line: str) -> list[str]:
+        code = f"source {script}; complete -C '{line}'"
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", code],
+            capture_output=True, text=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.stderr == ""
+        return [found.split("\t")[0] for found in done.stdout.splitlines()]
+
+    assert offered("simct-align in") == ["inspect"]
+    assert offered("simct-align report --fi") == ["--field", "--file"]
+    assert offered("simct-align report --file tex") == ["texts.jsonl"]
+    assert offered("simct-align report tex") == ["texts.jsonl"]
+    assert offered("simct-align completion ") == list(SHELLS)
 
 
 def test_completion_without_its_library(
@@ -246,7 +269,7 @@ def test_a_wrong_path(command: tuple[str, ...], capsys: pytest.CaptureFixture[st
     [
         ("report", ["--output", "--json", "--field", "--progress", "examples:", "[report]"]),
         ("bench", ["--data", "--field", "--limit", "--threads", "examples:"]),
-        ("completion", ["bash", "zsh", "[completion]"]),
+        ("completion", [*SHELLS, "[completion]"]),
     ],
 )
 def test_help_teaches(

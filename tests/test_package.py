@@ -42,6 +42,10 @@ def test_public_names_are_there() -> None:
 def test_one_source_of_version() -> None:
     versions = re.findall(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
     assert versions == [simct_align.__version__]
+    cited = re.findall(r"^version: (.*)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == versions
+    changes = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert changes[:1] == versions
 
 
 def _stub_signatures() -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ as they lie under the logits, and turned into bytes on both sides.
 
 from __future__ import annotations
 
+import functools
 import random
 import warnings
 
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 
 from simct_align import Aligner, UnitClass, UnitKind, UnmatchedReason, Vocabulary
+from support.lengths import full
 from support.rollouts import KINDS, LAYOUTS, SIDES, Rollouts, random_rows, rollouts
 from support.slow_alignment import assert_every_token_once
 from support.slow_text_events import listed, text_events
 from support.texts import answers
-from support.vocabularies import ALL_NAMES, BUNDLED, vocabulary
+from support.vocabularies import ALL_NAMES, BUNDLED, aligner_of, token_bytes, vocabulary
 
 PAIRS = [
     BUNDLED,
@@ -32,18 +34,15 @@ PAIRS = [
 assert {name for pair in PAIRS for name in pair} <= set(ALL_NAMES)
 
 
-def aligner_of(names: tuple[str, str]) -> Aligner:
-    return Aligner(*map(vocabulary, names))
-
-
 class Decoded:
     """The bytes of ids, and of runs of ids as they lie under the logits."""
 
-    def __init__(self, aligner: Aligner, made: Rollouts) -> None:
-        self.aligner, self.made = aligner, made
+    def __init__(self, names: tuple[str, str], made: Rollouts) -> None:
+        self.made = made
+        self._bytes = {side: token_bytes(name) for side, name in zip(SIDES, names, strict=True)}
 
     def token(self, side: str, token: int) -> bytes:
-        return getattr(self.aligner, side).token_bytes(int(token))
+        return self._bytes[side][token]
 
     def after(self, side: str, row: int, tokens: int) -> list[int]:
         """The ids that `tokens` rows of logits from `row` on predict, all of which take part."""
@@ -57,16 +56,23 @@ class Decoded:
         return b"".join(self.token(side, token) for token in ids)
 
 
-def check_units(aligner: Aligner, made: Rollouts) -> None:
-    """Every unit is the same text on both sides; what its sections say of it is true."""
-    index, decoded = made.index, Decoded(aligner, made)
-    shared = aligner.shared
-    column_of = {}
+@functools.lru_cache(maxsize=2)
+def columns_of(names: tuple[str, str]) -> dict[bytes, set[int]]:
+    """The shared columns of every text: one vocabulary on both sides has one for every id of it."""
+    shared, found = aligner_of(*names).shared, dict[bytes, set[int]]()
+    teacher, student = map(token_bytes, names)
     for column, (t, s) in enumerate(zip(shared.teacher_ids, shared.student_ids, strict=True)):
-        if text := decoded.token("teacher", t):
-            assert text == decoded.token("student", s)
-            # One vocabulary on both sides has a column for every id of a text.
-            column_of.setdefault(text, set()).add(column)
+        if text := teacher[t]:
+            assert text == student[s]
+            found.setdefault(text, set()).add(column)
+    return found
+
+
+def check_units(names: tuple[str, str], made: Rollouts) -> None:
+    """Every unit is the same text on both sides; what its sections say of it is true."""
+    index, decoded, column_of = made.index, Decoded(names, made), columns_of(names)
+    aligner = aligner_of(*names)
+    shared = aligner.shared
     specials = set(zip(shared.teacher_ids.tolist(), shared.student_ids.tolist(), strict=True))
     specials |= {(t, s) for t in shared.teacher_stop_ids for s in shared.student_stop_ids}
     steps = {side: np.diff(getattr(index, f"{side}_offsets")) for side in SIDES}
@@ -171,12 +177,12 @@ def check_text_events(aligner: Aligner, made: Rollouts, names: tuple[str, str]) 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 def test_rollouts_read_back(names: tuple[str, str], layout: str) -> None:
-    aligner = aligner_of(names)
+    aligner = aligner_of(*names)
     rng = random.Random(f"{names} {layout}")
     found: dict[str, int] = {}
-    for _ in range(3):
+    for _ in range(full(3, 2)):
         made = rollouts(rng, aligner, layout=layout)
-        check_units(aligner, made)
+        check_units(names, made)
         check_counts(made)
         check_text_events(aligner, made, names)
         for what in ("n_shared", "n_multi", "n_text_offsets", "n_teacher_sources"):
@@ -189,11 +195,11 @@ def test_rollouts_read_back(names: tuple[str, str], layout: str) -> None:
 def test_rollouts_of_one_kind_read_back(kind: str) -> None:
     """What the teacher's ids are made of has its bytes, so all of it is in units."""
     for names in (BUNDLED, ("deepseek", "mistral_v3")):
-        aligner = aligner_of(names)
+        aligner = aligner_of(*names)
         rng = random.Random(kind)
-        for _ in range(4):
+        for _ in range(full(4, 2)):
             made = rollouts(rng, aligner, kinds=(kind,))
-            check_units(aligner, made)
+            check_units(names, made)
             check_counts(made)
             if kind in ("canonical", "another cut", "cut off"):
                 lost = made.batch.coverage().student_unmatched
@@ -205,7 +211,7 @@ def test_rollouts_of_one_kind_read_back(kind: str) -> None:
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 def test_exchanged_sides_mirror_the_alignment(names: tuple[str, str]) -> None:
-    forth, back = aligner_of(names), aligner_of(names[::-1])
+    forth, back = aligner_of(*names), aligner_of(*names[::-1])
     ids, masks = random_rows(random.Random(str(names)), forth, KINDS, 30)
     one = forth.align_batch(
         ids["teacher"],
@@ -242,6 +248,11 @@ def test_exchanged_sides_mirror_the_alignment(names: tuple[str, str]) -> None:
 # --- pairs that look alike and are not ----------------------------------------------------------
 
 
+def new_aligner(teacher: str, student: str) -> Aligner:
+    """An aligner of its own: it warns once."""
+    return Aligner(vocabulary(teacher), vocabulary(student))
+
+
 def revised(names: tuple[str, str]) -> Aligner:
     """The same vocabularies in another revision of the student: a token was added in front."""
     student = vocabulary(names[1])
@@ -256,16 +267,16 @@ def revised(names: tuple[str, str]) -> Aligner:
 
 @pytest.mark.parametrize("names", [BUNDLED, ("deepseek", "mistral_v3")], ids="-".join)
 def test_ids_of_another_tokenizer_raise_or_warn(names: tuple[str, str]) -> None:
-    aligner = aligner_of(names)
+    aligner = new_aligner(*names)
     teacher, student = (vocabulary(name).encode_batch(answers(8)) for name in names)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         aligner.align_batch(teacher, student)
     wrong = {
         "exchanged": (aligner, student, teacher),
-        "the student's ids as the teacher's": (aligner_of(names), student, student),
+        "the student's ids as the teacher's": (new_aligner(*names), student, student),
         "another revision": (revised(names), teacher, student),
-        "other rows": (aligner_of(names), teacher[::-1], student),
+        "other rows": (new_aligner(*names), teacher[::-1], student),
     }
     for what, (other, *ids) in wrong.items():
         with warnings.catch_warnings(record=True) as caught:
@@ -285,7 +296,7 @@ def test_ids_of_another_tokenizer_raise_or_warn(names: tuple[str, str]) -> None:
 
 
 def test_a_few_other_texts_are_no_reason_to_warn() -> None:
-    aligner = aligner_of(BUNDLED)
+    aligner = new_aligner(*BUNDLED)
     teacher, student = (vocabulary(name).encode_batch(answers(8)) for name in BUNDLED)
     teacher[0], teacher[1] = teacher[1], teacher[0]
     with warnings.catch_warnings():

@@ -12,7 +12,7 @@ import pytest
 from simct_align import Aligner, Vocabulary
 from support.slow_text_events import BOTH, listed, text_events
 from support.texts import answers, hard_texts
-from support.vocabularies import ALL_NAMES, BUNDLED, vocabulary
+from support.vocabularies import ALL_NAMES, BUNDLED, aligner_of, vocabulary
 
 CODE = "def f(x):\n    return [i ** 2 for i in range(10_000)  # naïve\n            if i % 3 == 0]\n"
 PAIRS = [(name, ALL_NAMES[(place + 1) % len(ALL_NAMES)]) for place, name in enumerate(ALL_NAMES)]
@@ -26,7 +26,7 @@ def corpus() -> tuple[str, ...]:
 
 def aligned(teacher: str, student: str, *, mask: bool = False) -> tuple[Aligner, Any]:
     """With a mask, the first token of a row is a prompt and the last takes no part."""
-    aligner = Aligner(vocabulary(teacher), vocabulary(student))
+    aligner = aligner_of(teacher, student)
     ids = [vocabulary(name).encode_batch(corpus()) for name in (teacher, student)]
     if not mask:
         return aligner, aligner.align_batch(*ids)

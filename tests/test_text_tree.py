@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
 import random
 from collections import Counter
@@ -14,7 +13,7 @@ import pytest
 from simct_align import Aligner, Vocabulary
 from simct_align.text_tree import MAX_REACH
 from support.slow_text_events import BOTH, beginning_with, same, text_tokens
-from support.vocabularies import ALL_NAMES, token_bytes, vocabulary
+from support.vocabularies import ALL_NAMES, aligner_of, token_bytes, vocabulary
 
 #: All nodes are looked at here; elsewhere a sample.
 EXHAUSTIVE = (
@@ -26,9 +25,8 @@ PAIRS = [(name, ALL_NAMES[(place + 1) % len(ALL_NAMES)]) for place, name in enum
 ARRAYS = ("token_ids", "node_tokens", "node_exact", "suffixes", "suffix_offsets")
 
 
-@functools.lru_cache(maxsize=2)
 def tree_of(teacher: str, student: str) -> Any:
-    return Aligner(vocabulary(teacher), vocabulary(student)).text_tree
+    return aligner_of(teacher, student).text_tree
 
 
 def strings(tree: Any, name: str) -> list[bytes]:

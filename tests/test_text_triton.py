@@ -16,6 +16,7 @@ from simct_align import Aligner, TextLoss, Vocabulary
 from simct_align.divergence import JSD, SkewedForwardKL, SkewedReverseKL
 from simct_align.loss import TextMetrics, text_blocks
 from simct_align.loss.backends.triton import launch, text_computation, text_side
+from support.lengths import full
 from support.text_cases import SIDES, TextCase, random_case
 from test_loss_triton import DEVICE, TOLERANCES, captured
 from test_loss_triton import pytestmark as pytestmark
@@ -138,8 +139,13 @@ def test_small_pairs(seed):
     )
 
 
-@pytest.mark.parametrize("boost", [0.0, 6.0, 12.0])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("seed", "boost"),
+    full(
+        [(seed, boost) for seed in (0, 1) for boost in (0.0, 6.0, 12.0)],
+        [(0, 0.0), (1, 6.0), (0, 12.0)],
+    ),
+)
 def test_trees_of_many_blocks(seed, boost):
     out = compare(wide_case(seed, boost=boost), epsilon=(0.02, 0.2)[seed])
     assert out.metrics.offsets_tree + out.metrics.offsets_next_byte > 0

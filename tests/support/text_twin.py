@@ -7,6 +7,7 @@ student's logits.
 
 from __future__ import annotations
 
+import bisect
 import functools
 from dataclasses import dataclass, field
 
@@ -38,6 +39,7 @@ class Side:
             text = self.vocabulary.token_bytes(token)
             if kinds[token] in (0, 1) and text:
                 self.strings.setdefault(text, []).append(token)
+        self.ordered = sorted(self.strings)
         self.beginnings = {text[:n] for text in self.strings for n in range(len(text) + 1)}
         self.padding = torch.ones(self.logits.shape[-1], dtype=torch.bool)
         self.padding[: len(kinds)] = torch.from_numpy(np.asarray(kinds) == 3)
@@ -45,7 +47,10 @@ class Side:
     @functools.cache  # noqa: B019
     def below(self, beginning):
         """The set of token strings that begin with a string."""
-        return frozenset(text for text in self.strings if text.startswith(beginning))
+        start = end = bisect.bisect_left(self.ordered, beginning)
+        while end < len(self.ordered) and self.ordered[end].startswith(beginning):
+            end += 1
+        return frozenset(self.ordered[start:end])
 
     @functools.cache  # noqa: B019
     def probs(self, row, position):

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simct_align import Vocabulary
+from simct_align import Aligner, Vocabulary
 from simct_align.demo import demo_tokenizers
 from support.paths import TOKENIZER_NAMES, tokenizer_dir
 
@@ -51,6 +51,12 @@ SOURCES: dict[str, Callable[[], Any]] = {
 @functools.cache
 def vocabulary(name: str) -> Vocabulary:
     return Vocabulary.from_tokenizer(SOURCES[name]())
+
+
+@functools.lru_cache(maxsize=4)
+def aligner_of(teacher: str, student: str) -> Aligner:
+    """An aligner of two of these, with what its earlier users had it make: spellings and a tree."""
+    return Aligner(vocabulary(teacher), vocabulary(student))
 
 
 @functools.cache

@@ -10,14 +10,15 @@ from simct_align.text_input import DataError
 if TYPE_CHECKING:
     import argparse
 
-SHELLS = ("bash", "zsh")
+SHELLS = ("bash", "zsh", "fish")
 
 EPILOG = """\
 Needs: pip install 'simct-align[completion]'
 
 examples:
   simct-align completion bash > ~/.local/share/bash-completion/completions/simct-align
-  simct-align completion zsh > ~/.zfunc/_simct-align"""
+  simct-align completion zsh > ~/.zfunc/_simct-align
+  simct-align completion fish > ~/.config/fish/completions/simct-align.fish"""
 
 #: Arguments that are paths.
 _PATHS = ("teacher", "student", "file", "output")

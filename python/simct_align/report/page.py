@@ -114,9 +114,14 @@ def _sampled(facts: dict[str, Any]) -> str:
     if len(shown) == texts:
         said = f"All {texts:,} texts." if texts != 1 else "The only text."
     else:
+        coverage = facts["coverage"]
+        unmatched = any(
+            any(coverage[f"{side}_unmatched"].values()) for side in ("teacher", "student")
+        )
+        more = ", with some more of those that have unmatched tokens" if unmatched else ""
         said = (
-            f"A random sample: {len(shown):,} of {texts:,} texts, with some more of those that "
-            "have unmatched tokens. The numbers above are of all texts."
+            f"A random sample: {len(shown):,} of {texts:,} texts{more}. The numbers above are of "
+            "all texts."
         )
     return said + (f" {cut:,} long ones are cut." if cut else "")
 
