@@ -2,7 +2,8 @@
 
 The answers in tests/data/served_answers.json are written by hand after the formats of vLLM (its
 OpenAI-compatible server and `vllm.logprobs`, version 0.11), SGLang (`/generate`, version 0.5) and
-OpenAI's completions API. All of them are about the same two texts.
+OpenAI's completions API. All of them are about the same two texts. Those in
+tests/data/vllm_answers.json were recorded; the file tells of what.
 """
 
 from __future__ import annotations
@@ -481,6 +482,64 @@ def test_wrong_arguments() -> None:
         for mask in (None, np.ones(3, bool)) if offsets else (None,):
             with pytest.raises(ValueError, match="teacher_ids: offsets must start at 0"):
                 from_vllm([], (np.array([9, 4, 7]), np.array(offsets)), attention_mask=mask)
+
+
+# Answers of a real server
+
+
+REAL = json.loads((Path(__file__).parent / "data" / "vllm_answers.json").read_text("utf-8"))
+
+
+def test_every_format_of_vllm_has_the_same_numbers() -> None:
+    ids = REAL["ids"]
+    served = from_vllm(REAL["prompt_logprobs"], ids, vocab_size=49152)
+    assert served.without == len(ids)
+    # bfloat16 in the server, float32 here.
+    expected = [NAN, *REAL["forward_pass"][0], NAN, *REAL["forward_pass"][1]]
+    np.testing.assert_allclose(served.logprobs, expected, atol=0.2)
+    echoed = from_openai(REAL["echo"], ids, vocab_size=49152)
+    np.testing.assert_array_equal(echoed.logprobs, served.logprobs)
+    assert lists(echoed.top) == lists(served.top)
+    by_ids = from_openai(REAL["echo_ids"], ids, top_k=0)
+    np.testing.assert_array_equal(by_ids.logprobs, served.logprobs)
+    # With `return_token_ids` the echoed lists name tokens by their text; those beside them do not.
+    both = from_vllm(REAL["echo_ids"], ids)
+    assert lists(both.top) == lists(served.top)
+    assert lists(from_vllm(objects(REAL["prompt_logprobs"]), ids).top) == lists(served.top)
+
+
+def test_lists_of_vllm_have_the_token_of_the_text_in_addition() -> None:
+    ids = REAL["ids"]
+    every, likeliest = (from_vllm(REAL["prompt_logprobs"], ids, top_k=k).top for k in (None, 2))
+    assert {len(row) for row in lists(every)} == {0, 2, 3}
+    assert {len(row) for row in lists(likeliest)} == {0, 2}
+    assert list(lists(every)[1])[-1] == ids[0][1]
+    full = lists(from_vllm(REAL["prompt_logprobs"], ids, top_k=1).lists)
+    for row, token in zip(full, [*ids[0], *ids[1]], strict=True):
+        assert not row or token in row
+
+
+def test_a_chat_of_vllm() -> None:
+    ids = REAL["chat"]["prompt_token_ids"]
+    served = from_vllm(REAL["chat"], [ids], vocab_size=49152)
+    assert np.isfinite(served.logprobs[1:]).all()
+    assert served.logprobs.max(initial=-INF, where=~np.isnan(served.logprobs)) <= 0.0
+
+
+@pytest.mark.parametrize("read", [from_vllm, from_openai, from_sglang])
+def test_errors_in_place_of_answers(read: Callable[..., ServedLogprobs]) -> None:
+    """vLLM's and SGLang's forms of an error, and exceptions that a client gathered."""
+    found = "expected an answer of the server, got an error: .*"
+    vocabulary = found + "Token id 49160 is out of vocabulary"
+    ids, error = [[9, 4, 7]], REAL["error"]
+    flat = {"object": "error", **error["error"]}
+    for answer in (error, flat, objects(error)):
+        with pytest.raises(ValueError, match="answers: " + vocabulary):
+            read(answer, ids)
+        with pytest.raises(ValueError, match="row 0: " + vocabulary):
+            read([answer], ids)
+    with pytest.raises(ValueError, match=f"row 0: {found}TimeoutError.*60 seconds"):
+        read([TimeoutError("60 seconds")], ids)
 
 
 # The lists

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from simct_align import SimCTLoss
+from simct_align.loss.baselines import ALMLoss, BPMLoss, ESCDLoss, GOLDLoss, StrictLoss, ULDLoss
 from simct_align.served import TopKLogprobs
+from support import loss_twins
 from support.index_twin import case, random_pair
 from support.list_twin import simct_list_twin, unlisted
 from support.text_cases import DIVERGENCES, compare, random_case
@@ -348,3 +350,83 @@ def test_simct_loss_refuses_what_lists_do_not_define(keywords, message):
     aligner = random_case(0).aligner
     with pytest.raises(ValueError, match=message):
         SimCTLoss(aligner, **keywords).check_lists(TopKLogprobs([[1]], [[-0.5]]))
+
+
+@pytest.mark.parametrize("tau", [3.0, math.inf])
+@pytest.mark.parametrize(("k", "own"), [(0, ALWAYS), (1, 0.5), (3, NEVER), (3, ALWAYS)])
+def test_alm_reads_the_listed_tokens_of_the_text_alone(tau, k, own):
+    """Exact where the text's tokens are listed; all other units are left out and counted."""
+    for seed in range(4):
+        c = case(seed, pair=random_pair(seed, duplicates=6, size=8), padded=bool(seed % 2))
+        teacher, lists = simct_lists(c, k, seed=seed, own=own, temperature=1.4)
+        known = [
+            all(v in lists[unit.teacher_row + j] for j, v in enumerate(unit.teacher_path))
+            for unit in c.units
+        ]
+        assert all(known) or own != ALWAYS
+        loss_fn = ALMLoss(c.pair, tau=tau, temperature=1.4, chunk_bytes=1 if seed % 3 else None)
+        compare_with_rows(loss_fn, c, teacher, lists, known, loss_twins.alm_twin, tau=tau)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 50])
+@pytest.mark.parametrize("k", [3, 50])
+def test_uld_reads_lists_of_top_k_tokens(top_k, k):
+    for seed in range(4):
+        c = case(seed, padded=bool(seed % 2))
+        teacher, lists = simct_lists(c, k, seed=seed, temperature=1.4)
+        vocabulary = sum(kind != 3 for kind in c.pair.teacher_side.kinds)
+        known = [
+            unit.kind != 1 and len(lists[unit.teacher_row]) >= min(top_k, vocabulary)
+            for unit in c.units
+        ]
+        loss_fn = ULDLoss(c.pair, top_k=top_k, temperature=1.4)
+        compare_with_rows(loss_fn, c, teacher, lists, known, loss_twins.uld_twin, top_k=top_k)
+
+
+def compare_with_rows(loss_fn, c, teacher, lists, known, twin, **keywords):
+    """The values are those of whole rows for known units, and 0 for the others."""
+    s1, s2 = (c.student.clone().requires_grad_() for _ in range(2))
+    out = loss_fn(teacher_logits=teacher, student_logits=s1, index=c.index)
+    unused = torch.from_numpy(c.pair.teacher_side.kinds == 3)
+    unused = torch.nn.functional.pad(unused, (0, c.teacher.shape[-1] - len(unused)), value=True)
+    rows = c.teacher.masked_fill(unused, -torch.inf)
+    flat = [x.reshape(-1, x.shape[-1]) for x in (s2, rows)]
+    expected = twin(*flat, c.pair, c.units, temperature=1.4, **keywords)
+    expected = torch.where(torch.tensor(known[: len(expected)]), expected, 0.0)
+    torch.testing.assert_close(out.per_unit[: len(expected)], expected, rtol=1e-8, atol=1e-10)
+    assert not out.per_unit[len(expected) :].any()
+    units = [unit for unit in c.units if unit.kind != 1] if not loss_fn.uses_multi else c.units
+    assert out.metrics.left_out_unlisted == len(units) - sum(known)
+    mean = np.mean([unlisted(lists[unit.teacher_row], c.pair.teacher_side) for unit in units])
+    assert float(out.metrics.teacher_mass_unlisted) == pytest.approx(mean)
+    out.loss.backward()
+    (expected.sum() / len(units)).backward()
+    torch.testing.assert_close(s1.grad, s2.grad, rtol=1e-7, atol=1e-10)
+
+
+def test_an_impossible_token_that_is_listed_takes_part():
+    c = case(3)
+    teacher, _ = simct_lists(c, 3)
+    logprobs = teacher.logprobs.clone()
+    unit = c.units[0]
+    logprobs[unit.teacher_row][teacher.ids[unit.teacher_row] == unit.teacher_path[0]] = -math.inf
+    lists = TopKLogprobs(teacher.ids, logprobs)
+    student = c.student.clone().requires_grad_()
+    out = ALMLoss(c.pair)(teacher_logits=lists, student_logits=student, index=c.index)
+    assert out.metrics.left_out_unlisted == 0
+    assert torch.isfinite(out.per_unit).all()
+    assert out.per_unit[0] > 0
+    # NaN spoils the units that read it, and no others.
+    logprobs[unit.teacher_row] = math.nan
+    out = ALMLoss(c.pair)(teacher_logits=lists, student_logits=student, index=c.index)
+    assert out.metrics.units_spoiled == out.per_unit.isnan().sum() >= 1
+    assert out.per_unit.isnan().sum() < len(out.per_unit)
+
+
+@pytest.mark.parametrize("kind", [GOLDLoss, BPMLoss, StrictLoss, ESCDLoss, ULDLoss])
+def test_baselines_of_whole_rows_refuse_lists(kind):
+    c = case(3)
+    with pytest.raises(TypeError, match=f"{kind.__name__}.* whole rows.*got TopKLogprobs"):
+        kind(c.pair)(
+            teacher_logits=TopKLogprobs([[1]], [[-0.5]]), student_logits=c.student, index=c.index
+        )

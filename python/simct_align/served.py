@@ -108,11 +108,11 @@ def from_vllm(
 
     Raises:
         TypeError: An argument or a part of an answer has another type.
-        ValueError: The number of answers is not that of the rows; an answer has no
-            `prompt_logprobs` or another number of positions than its row; a position other than the
-            first has no log-probability of its token; a log-probability is NaN or above 0; a list
-            is shorter than `top_k`; or an id is out of range. The message names row and position,
-            counted over the positions that were sent.
+        ValueError: The number of answers is not that of the rows; an answer is an error of the
+            server; an answer has no `prompt_logprobs` or another number of positions than its row;
+            a position other than the first has no log-probability of its token; a log-probability
+            is NaN or above 0; a list is shorter than `top_k`; or an id is out of range. The message
+            names row and position, counted over the positions that were sent.
 
     Complexity:
         O(entries of the answers), in Rust. The GIL is held, because the answers are Python objects.
@@ -279,6 +279,7 @@ class _Asked:
 
     def rows(self, answers: object) -> list[object]:
         """Return one answer per row."""
+        _refuse_error("answers", answers)
         choices = _field(answers, "choices")
         if choices is not None:
             # The text of a chat has its log-probabilities beside the choices.
@@ -295,6 +296,8 @@ class _Asked:
                 f"answers has {len(rows)} entries, expected {self._rows}, one for every row of "
                 "teacher_ids"
             )
+        for row, answer in enumerate(rows):
+            _refuse_error(f"row {row}", answer)
         return rows
 
     def layout(
@@ -354,6 +357,16 @@ def _value(row: int, answer: object, name: str) -> object:
     if value is None:
         raise ValueError(f"row {row}: the answer has no {name}")
     return value
+
+
+def _refuse_error(where: str, answer: object) -> None:
+    """Raise an error if a server answered with one, or a client returned an exception."""
+    error = answer if _field(answer, "object") == "error" else _field(answer, "error")
+    if isinstance(answer, BaseException):
+        error = repr(answer)
+    if error is not None:
+        said = _field(error, "message") or error
+        raise ValueError(f"{where}: expected an answer of the server, got an error: {said}")
 
 
 def _only_choice(row: int, answer: object) -> object:

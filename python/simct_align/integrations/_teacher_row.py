@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simct_align.aligner import Aligner
 from simct_align.chat import prompt_ids
 from simct_align.completions import ChatSide
 from simct_align.divergence import LOG_FLOOR
+from simct_align.prepare import IGNORED_LABEL
 from simct_align.token_kind import TokenKind
+from simct_align.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-    from simct_align.aligner import Aligner
     from simct_align.batch import AlignedBatch
     from simct_align.conversation import ChatTokenizer, Message
 
@@ -53,6 +55,24 @@ class TeacherRow:
             )
         # With −inf a trainer would compute NaN.
         return self._whole(self.aligned.student_logprobs(np.maximum(of_ids, LOG_FLOOR)[None]))
+
+    def even_next(self, next_logprobs: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return `even` and the units in the order of rows of logits: entry i is about token i + 1.
+
+        Args:
+            next_logprobs: For every token of `ids` the log-probability of the token after it. The
+                last entry is not used.
+
+        Returns:
+            `(logprobs, units)`, for every token of the student's row those of the token after it:
+            0 and −1 if the teacher has no number for it, and for the last entry.
+        """
+        of_ids = np.roll(np.asarray(next_logprobs, np.float64), 1)
+        of_ids[:1] = np.nan
+        found = np.roll(self.even(of_ids), -1)
+        found[-1:] = np.nan
+        units = np.where(np.isnan(found), -1, np.roll(self.units(), -1))
+        return np.nan_to_num(found, nan=0.0), units
 
     def beside(self, teacher_logprobs: ArrayLike, own: ArrayLike) -> NDArray[np.float64]:
         """Return log-probabilities for a trainer that subtracts the student's own per token.
@@ -133,21 +153,44 @@ class TeacherRows:
             token_ids: The student's row: prompts and what was sampled.
             sampled: Which tokens were sampled, in the length of `token_ids`. Every run is one turn.
             messages: The conversation.
-            turns: Positions of the sampled messages; None for one answer after all messages.
+            turns: Positions of the sampled messages; None for one answer after all messages, or
+                none if nothing was sampled.
             tools: The argument `tools` of `apply_chat_template`.
 
         Raises:
             ValueError: The number of turns is not that of the runs in `sampled`, or as for
                 `prompt_ids`.
         """
+        if turns is None:
+            turns = [len(messages)] if np.any(sampled) else []
         prompts = prompt_ids(
             self.teacher_tokenizer,
             messages,
-            [len(messages)] if turns is None else turns,
+            turns,
             tools=tools,
             template_options=self.template_options,
         )
         return self._row(token_ids, sampled, prompts)
+
+    def of_labels(
+        self, token_ids: Sequence[int], labels: ArrayLike, messages: Sequence[Message]
+    ) -> TeacherRow:
+        """Return the teacher's row of a conversation of which some answers have labels.
+
+        Args:
+            token_ids: The student's row.
+            labels: −100 on tokens that are not trained, in the length of `token_ids`. The runs of
+                other labels are the last answers of the conversation.
+            messages: The conversation, with its answers.
+
+        Raises:
+            ValueError: As for `of_messages`.
+        """
+        trained = np.asarray(labels) != IGNORED_LABEL
+        answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        runs = len(_edges(trained)) // 2
+        turns = answers[max(0, len(answers) - runs) :]
+        return self.of_messages(token_ids, trained, messages, turns=turns)
 
     def of_text(self, token_ids: Sequence[int], sampled: ArrayLike, prompt: str) -> TeacherRow:
         """Return the teacher's row of a prompt without a chat template, and one answer.
@@ -178,7 +221,7 @@ class TeacherRows:
             raise ValueError(
                 f"sampled: expected {len(ids)} entries, one per token, got shape {taken.shape}"
             )
-        edges = np.flatnonzero(np.diff(taken, prepend=False, append=False))
+        edges = _edges(taken)
         if len(edges) != 2 * len(prompts):
             raise ValueError(
                 f"the student's row has {len(edges) // 2} runs of sampled tokens, expected "
@@ -211,3 +254,25 @@ class TeacherRows:
         without = np.isnan(row.even(np.zeros(len(row.ids))))
         self.counts["tokens_without_teacher"] += int((taken & without).sum())
         return row
+
+
+def _edges(taken: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the first and the end position of every run, in turn."""
+    return np.flatnonzero(np.diff(taken, prepend=False, append=False))
+
+
+def model_aligner(teacher_tokenizer: Any, student_tokenizer: Any, student_config: Any) -> Aligner:
+    """Return the pair of two tokenizers, with all ids that the student's model can sample.
+
+    Args:
+        teacher_tokenizer: The teacher's tokenizer.
+        student_tokenizer: The student's tokenizer.
+        student_config: The configuration of the student's model. If it has a `vocab_size` beyond
+            the tokenizer's, the ids between are unused ones.
+    """
+    text_config = getattr(student_config, "get_text_config", lambda: student_config)()
+    size = getattr(text_config, "vocab_size", None) or 0
+    student = Vocabulary.from_tokenizer(
+        student_tokenizer, vocab_size=size if size > len(student_tokenizer) else None
+    )
+    return Aligner(teacher_tokenizer, student)

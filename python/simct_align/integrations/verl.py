@@ -8,10 +8,9 @@ process: `VERL_USE_EXTERNAL_MODULES=simct_align.integrations.verl`.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 import torch
 from transformers import AutoTokenizer
@@ -21,9 +20,11 @@ from verl.trainer.ppo.core_algos import kl_penalty
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils.padding import no_padding_2_padding
 
-from simct_align.aligner import Aligner
-from simct_align.integrations._teacher_row import TeacherRows
-from simct_align.vocabulary import Vocabulary
+from simct_align.integrations._teacher_row import TeacherRows, model_aligner
+from simct_align.integrations._tensors import spread_estimates
+
+if TYPE_CHECKING:
+    from simct_align.aligner import Aligner
 
 __all__ = ["SimCTAgentLoopManager", "SimCTAgentLoopWorker", "unit_loss"]
 
@@ -41,50 +42,36 @@ class SimCTAgentLoopWorker(AgentLoopWorker):  # type: ignore[misc]
 
     def make_aligner(self, teacher_tokenizer: Any) -> Aligner:
         """Return the pair of vocabularies; override it to name stops or control tokens."""
-        # A student can sample an id of its embedding that no token has.
-        size = getattr(self.model_config.hf_config, "vocab_size", None) or 0
-        student = Vocabulary.from_tokenizer(
-            self.tokenizer, vocab_size=size if size > len(self.tokenizer) else None
-        )
-        return Aligner(teacher_tokenizer, student)
+        return model_aligner(teacher_tokenizer, self.tokenizer, self.model_config.hf_config)
 
     @cached_property
     def teacher_rows(self) -> TeacherRows:
         """The maker of the teacher's rows."""
         teachers = list(self.teacher_server_manager.teacher_model_configs.values())
-        if (
-            len(teachers) != 1
-            or self.config.distillation.distillation_loss.loss_mode not in _LOSSES
-        ):
+        mode = self.config.distillation.distillation_loss.loss_mode
+        if len(teachers) != 1 or mode not in _LOSSES:
             raise ValueError(
                 f"distillation: expected one teacher and a loss_mode of {sorted(_LOSSES)}, got "
-                f"{len(teachers)} and {self.config.distillation.distillation_loss.loss_mode!r}"
+                f"{len(teachers)} and {mode!r}"
             )
         tokenizer = AutoTokenizer.from_pretrained(teachers[0].model_path)
         return TeacherRows(self.make_aligner(tokenizer), tokenizer)
 
     async def _compute_teacher_logprobs(
-        self,
-        output: Any,
-        prompt_ids: list[int],
-        response_ids: list[int],
-        validate: bool,
-        sample_kwargs: Any = None,
+        self, output: Any, prompt_ids: Any, response_ids: Any, validate: Any, sample_kwargs: Any
     ) -> None:
         if not self.distillation_enabled or validate:
             return
-        sampled = [0] * len(prompt_ids) + list(output.response_mask)
-        found, units = np.full(len(sampled), np.nan), np.full(len(sampled), -1)
-        if any(sampled):
-            messages = list(sample_kwargs["raw_prompt"])
-            row = self.teacher_rows.of_messages([*prompt_ids, *response_ids], sampled, messages)
-            ask = self.teacher_server_manager.compute_teacher_logprobs_single
-            _, logprobs = await ask(sequence_ids=row.ids)
-            found = row.even([np.nan, *logprobs[:-1, 0].tolist()])
-            units = np.where(np.isnan(found), -1, row.units())
-        shifted = np.append(np.nan_to_num(found[1:], nan=0.0), 0.0), np.append(units[1:], -1)
-        output.extra_fields["teacher_logprobs"] = torch.tensor(shifted[0]).float()[:, None]
-        output.extra_fields["teacher_ids"] = torch.tensor(shifted[1]).int()[:, None]
+        row = self.teacher_rows.of_messages(
+            [*prompt_ids, *response_ids],
+            [0] * len(prompt_ids) + list(output.response_mask),
+            list(sample_kwargs["raw_prompt"]),
+        )
+        ask = self.teacher_server_manager.compute_teacher_logprobs_single
+        answer = (await ask(sequence_ids=row.ids))[1][:, 0].tolist() if row.ids else []
+        logprobs, units = row.even_next(answer)
+        output.extra_fields["teacher_logprobs"] = torch.tensor(logprobs).float()[:, None]
+        output.extra_fields["teacher_ids"] = torch.tensor(units).int()[:, None]
 
 
 class SimCTAgentLoopManager(AgentLoopManager):  # type: ignore[misc]
@@ -117,24 +104,12 @@ def unit_loss(
     mode = _LOSSES[settings.loss_mode]
     if mode == "k1" and not settings.use_policy_gradient:
         raise ValueError("loss_mode 'simct_k1': expected use_policy_gradient=True, as for 'k1'")
-    own = no_padding_2_padding(model_output["log_probs"], data)
-    teacher = no_padding_2_padding(data["teacher_logprobs"], data).squeeze(-1).to(own)
-    units = no_padding_2_padding(data["teacher_ids"], data).squeeze(-1).long()
-    rows, width = own.shape
-    answered = data["response_mask"]
-    answered = (answered.to_padded_tensor(False) if answered.is_nested else answered).bool()
-    inside = (units >= 0) & answered
-    # Units are numbered within a row, from 0; the last bucket takes what is in none.
-    first = torch.arange(rows, device=own.device)[:, None] * width
-    bucket = torch.where(inside, units + first, rows * width).flatten()
-    sums = [
-        torch.zeros(rows * width + 1, dtype=own.dtype, device=own.device).index_add(
-            0, bucket, values.flatten()
-        )
-        for values in (own, teacher, torch.ones_like(own))
-    ]
-    student, reference, count = (each[bucket].view(rows, width) for each in sums)
-    losses = kl_penalty(logprob=student, ref_logprob=reference, kl_penalty=mode) / count
-    losses = torch.where(inside, losses, torch.zeros_like(losses))
-    share = inside.sum() / answered.sum().clamp(min=1)
+    own, teacher, units = (
+        no_padding_2_padding(values, data)
+        for values in (model_output["log_probs"], data["teacher_logprobs"], data["teacher_ids"])
+    )
+    mask = data["response_mask"]
+    mask = mask.to_padded_tensor(0) if mask.is_nested else mask
+    estimate = partial(kl_penalty, kl_penalty=mode)
+    losses, share = spread_estimates(estimate, own, teacher[..., 0], units=units[..., 0], mask=mask)
     return losses, {"distillation/tokens_in_units": Metric(AggregationType.MEAN, share)}

@@ -216,7 +216,8 @@ class Loss(torch.nn.Module):
         """
         del lists
         raise TypeError(
-            f"teacher_logits: {type(self).__name__} needs whole rows of logits, got TopKLogprobs"
+            f"teacher_logits: {type(self).__name__} needs whole rows of logits, got TopKLogprobs; "
+            "TextLoss, SimCTLoss, ALMLoss and ULDLoss with top_k= take lists"
         )
 
     def check_device(self, name: str, tensor: Tensor) -> None:

@@ -23,6 +23,8 @@ from .common import Baseline
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from simct_align.top_k import TopKLogprobs
+
     from .common import UnitRows
 
 _SURE = -1.0e-6  # log-probabilities of certain units stay below this, where log(1 - p) is finite
@@ -32,7 +34,8 @@ class ALMLoss(Baseline):
     """Approximate Likelihood Matching: a binary divergence of the units' own probabilities.
 
     Use this baseline to compare with an objective that reads the realized units only. The loss
-    needs an index made with `first_ids=True`.
+    needs an index made with `first_ids=True`. Of a teacher that is served, the log-probabilities of
+    the text's own tokens are enough: a `TopKLogprobs` that lists them.
 
     Args:
         aligner: The pair of vocabularies.
@@ -61,6 +64,13 @@ class ALMLoss(Baseline):
         if not tau > 0.0:
             raise ValueError(f"tau: expected a positive number, got {tau}")
         self.tau = tau
+
+    def check_lists(self, lists: TopKLogprobs) -> None:
+        """Take any lists: see `Loss`."""
+
+    def lacks(self, teacher: UnitRows) -> Tensor:
+        """Return the units of which a teacher token is not listed: see `Baseline`."""
+        return teacher.realized() == -math.inf
 
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
         """Return the values of a chunk: see `Baseline`."""

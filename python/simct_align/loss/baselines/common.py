@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ..backends.protocol import RowSettings
+from ..backends.protocol import Lists, RowSettings
+from ..backends.torch.list_rows import ListRows
 from ..backends.torch.readers import teacher_rows
 from ..backends.torch.rows import StudentLogitsRows, Workspace
 from ..contract import Loss
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from simct_align.batch import AlignedBatch
     from simct_align.index import AlignedIndex
+    from simct_align.top_k import TopKLogprobs
 
     from ..backends.protocol import Head, Logits
     from ..backends.torch.rows import Rows
@@ -44,7 +46,7 @@ class UnitRows:
 
     Attributes:
         log_probs: `[c, columns]` log-probabilities at the prefixes, at the loss's temperature;
-            padding columns are -inf.
+            padding columns are -inf, and so are the tokens that a teacher's list lacks.
         rest: `[c]` sum of the log-probabilities of the path's tokens after the first.
         first_id: `[c]` first token of the path; None without `reads_first_ids`.
         shared_ids: `[shared]` logit columns of the shared vocabulary.
@@ -95,12 +97,17 @@ class _Side:
     columns: SideColumns
     units: SideUnits
 
+    def log_probs(self, rows: Tensor) -> Tensor:
+        """Return `[n, columns]` log-probabilities; those of lists are -inf where none is listed."""
+        z = self.rows.full(rows)
+        return z if isinstance(self.rows, ListRows) else z.log_softmax(1)
+
     def rest(self, n_shared: int, size: int, dtype: torch.dtype) -> Tensor:
         """Sum the log-probabilities of the steps after the first, for all units."""
         total = torch.zeros(self.units.row.shape, dtype=dtype, device=self.units.row.device)
         paths = self.units.paths
         for steps in chunks(paths.rest_row.shape[0], size):
-            log_probs = self.rows.full(paths.rest_row[steps]).log_softmax(1)
+            log_probs = self.log_probs(paths.rest_row[steps])
             picked = log_probs.gather(1, paths.rest_id[steps].unsqueeze(1)).squeeze(1)
             total.index_add_(0, paths.rest_unit[steps] + n_shared, picked)
         return total
@@ -117,10 +124,30 @@ class _Side:
 
 
 class Computed(NamedTuple):
-    """The values of all units, and the gradient by the student's logits if it is wanted."""
+    """What a job computes of all units.
+
+    Attributes:
+        per_unit: `[units]` values.
+        gradient: The gradient by the student's logits, if it is wanted.
+        left_out: `[units]` whether the teacher's lists lack what a unit needs; None for no unit.
+        unlisted: `[units]` probability of all tokens that the list at the prefix lacks; None for 0.
+    """
 
     per_unit: Tensor
     gradient: Tensor | None
+    left_out: Tensor | None = None
+    unlisted: Tensor | None = None
+
+    def stats(self) -> Tensor:
+        """Return the statistics `[len(UnitStat), units]`, without those of SPECIAL units."""
+        stats = self.per_unit.new_zeros((len(UnitStat), *self.per_unit.shape))
+        stats[UnitStat.KEPT] = 1.0
+        if self.left_out is not None:
+            stats[UnitStat.LACKS] = self.left_out
+            stats[UnitStat.KEPT] -= stats[UnitStat.LACKS]
+        if self.unlisted is not None:
+            stats[UnitStat.TEACHER_UNLISTED] = self.unlisted
+        return stats
 
 
 @dataclass(frozen=True)
@@ -136,7 +163,7 @@ class Job(ABC):
     """
 
     columns: PairColumns
-    teacher: Logits | Head
+    teacher: Logits | Head | Lists
     student_logits: Tensor
     index: IndexView
     settings: RowSettings
@@ -159,7 +186,11 @@ class Job(ABC):
 
     def chunk_size(self) -> int:
         """Return the number of rows whose autograd graph fits into the workspace."""
-        widest = max(self.teacher.columns, self.student_logits.shape[-1])
+        teacher = self.teacher
+        of_teacher = (
+            self.columns.side("teacher").needed if isinstance(teacher, Lists) else teacher.columns
+        )
+        widest = max(of_teacher, self.student_logits.shape[-1])
         itemsize = torch.finfo(self.settings.dtype).bits // 8
         return max(1, self.settings.chunk_bytes // (itemsize * _ARRAYS * widest))
 
@@ -188,15 +219,21 @@ class _UnitJob(Job):
         weight = weight.expand(n_units)
         per_unit = torch.zeros(n_units, dtype=dtype, device=weight.device)
         d_rest = torch.zeros_like(student_rest)
+        left_out = torch.zeros(n_units, dtype=torch.bool, device=weight.device)
+        unlisted = torch.zeros_like(per_unit)
         for units in chunks(n_units, size):
-            log_teacher = teacher.rows.full(index.teacher.row[units]).log_softmax(1)
+            at = index.teacher.row[units]
+            of_teacher = teacher.chunk(units, teacher.log_probs(at), teacher_rest[units])
+            if isinstance(teacher_rows, ListRows):
+                left_out[units] = self.baseline.lacks(of_teacher)
+                unlisted[units] = teacher_rows.unlisted(at)
             with torch.set_grad_enabled(gradient):
                 z = rows.full(index.student.row[units]).detach().requires_grad_(gradient)
                 rest = student_rest[units].detach().requires_grad_(gradient)
                 value = self.baseline.per_unit(
-                    teacher=teacher.chunk(units, log_teacher, teacher_rest[units]),
-                    student=student.chunk(units, z.log_softmax(1), rest),
+                    teacher=of_teacher, student=student.chunk(units, z.log_softmax(1), rest)
                 )
+                value = value.masked_fill(left_out[units], 0.0)
             per_unit[units] = value.detach()
             if gradient:
                 by_z, by_rest = torch.autograd.grad(
@@ -205,10 +242,10 @@ class _UnitJob(Job):
                 rows.write_full(index.student.row[units], by_z)
                 d_rest[units] = by_rest
         if not gradient:
-            return Computed(per_unit, None)
+            return Computed(per_unit, None, left_out, unlisted)
         if n_multi:
             self._write_rest(rows, d_rest[index.n_shared :], size)
-        return Computed(per_unit, rows.gradients()[0])
+        return Computed(per_unit, rows.gradients()[0], left_out, unlisted)
 
     def _write_rest(self, rows: StudentLogitsRows, d_rest: Tensor, size: int) -> None:
         paths = self.index.student.paths
@@ -222,23 +259,26 @@ class _UnitJob(Job):
 
 
 class _ChunkedSum(torch.autograd.Function):
-    """`sum(weight * per_unit)` and its gradient, a chunk of units at a time."""
+    """`sum(weight * per_unit)`, its gradient and statistics, a chunk of units at a time."""
 
     @staticmethod
     def forward(
         ctx: Any, student_logits: Tensor, weight: Tensor, job: Job
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         del student_logits  # the job has it
         computed = job.run(weight)
+        stats = computed.stats()
+        ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         ctx.job, ctx.weight, ctx.gradient = job, weight, computed.gradient
-        return (computed.per_unit * weight).sum(), computed.per_unit
+        return (computed.per_unit * weight).sum(), computed.per_unit, stats
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, d_loss: Tensor | None, d_per_unit: Tensor | None
+        ctx: Any, d_loss: Tensor | None, d_per_unit: Tensor | None, d_stats: None
     ) -> tuple[Tensor | None, None, None]:
+        del d_stats
         gradient, ctx.gradient = ctx.gradient, None
         if d_loss is None and d_per_unit is None:
             return None, None, None
@@ -305,7 +345,7 @@ class ChunkedLoss(Loss, ABC):
         student_logits: Tensor,
         index: AlignedIndex | AlignedBatch,
         normalizer: Tensor | float | None = None,
-        teacher_logits: Tensor | None = None,
+        teacher_logits: Tensor | TopKLogprobs | None = None,
         teacher_hidden: Tensor | None = None,
         teacher_weight: Tensor | None = None,
         teacher_bias: Tensor | None = None,
@@ -322,6 +362,7 @@ class ChunkedLoss(Loss, ABC):
                 `index.normalizer(...)` over micro-batches or ranks. None takes the number of
                 this index.
             teacher_logits: The same as `student_logits` for the teacher; every size may differ.
+                `ALMLoss`, and `ULDLoss` with `top_k`, also take a `TopKLogprobs`.
             teacher_hidden: In place of `teacher_logits`; see `SimCTLoss`, also for all others.
             teacher_weight: The teacher's output embedding.
             teacher_bias: The teacher's bias.
@@ -333,7 +374,7 @@ class ChunkedLoss(Loss, ABC):
 
         Raises:
             TypeError: There are positional arguments, the teacher is missing, given twice or a
-                `TopKLogprobs`, or `index` is neither an index nor a batch.
+                `TopKLogprobs` that the loss cannot use, or `index` is neither an index nor a batch.
             ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
                 the index, or a normalizer came with a reduction that does not divide.
         """
@@ -371,9 +412,7 @@ class ChunkedLoss(Loss, ABC):
                 dtype=weight.dtype,
             ),
         )
-        loss, per_unit = _ChunkedSum.apply(student_logits, weight, job)
-        stats = per_unit.new_zeros((len(UnitStat), *per_unit.shape))
-        stats[UnitStat.KEPT] = 1.0
+        loss, per_unit, stats = _ChunkedSum.apply(student_logits, weight, job)
         count_special(stats, job.index.kind)
         return self.output(loss, per_unit, stats, index)
 
@@ -428,6 +467,20 @@ class Baseline(ChunkedLoss):
         Returns:
             `[c]` values.
         """
+
+    def lacks(self, teacher: UnitRows) -> Tensor:
+        """Return the units for which the lists of a teacher lack what `per_unit` reads.
+
+        These units are left out and counted. A baseline that takes lists implements this method,
+        and `check_lists`, which refuses lists otherwise.
+
+        Args:
+            teacher: The teacher's side.
+
+        Returns:
+            `[c]` bool.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not take lists")
 
     def make_job(self, **inputs: Any) -> Job:
         """Return the job of a call: see `ChunkedLoss`."""

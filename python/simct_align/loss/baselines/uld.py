@@ -17,13 +17,16 @@ from .common import TopKBaseline, sorted_distance
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from simct_align.top_k import TopKLogprobs
+
     from .common import UnitRows
 
 
 class ULDLoss(TopKBaseline):
     """Universal Logit Distillation: L1 distance of sorted probabilities, without MULTI units.
 
-    Use this baseline to compare with an objective that does not match tokens.
+    Use this baseline to compare with an objective that does not match tokens. With `top_k`, the
+    likeliest tokens of a served teacher are enough: a `TopKLogprobs` of at least `top_k` tokens.
 
     Args:
         aligner: The pair of vocabularies.
@@ -45,6 +48,22 @@ class ULDLoss(TopKBaseline):
         >>> ULDLoss(aligner, top_k=10).top_k
         10
     """
+
+    def check_lists(self, lists: TopKLogprobs) -> None:
+        """Take lists for the top-k form: see `Loss`."""
+        del lists
+        if self.top_k is None:
+            raise TypeError(
+                "teacher_logits: ULDLoss without top_k sorts whole rows, got TopKLogprobs: give "
+                "top_k=, at most the length of the lists"
+            )
+
+    def lacks(self, teacher: UnitRows) -> Tensor:
+        """Return the units whose lists are shorter than `top_k`: see `Baseline`."""
+        assert self.top_k is not None  # `check_lists`
+        side = self.columns.side("teacher")
+        tokens = side.needed - side.unused.shape[0]
+        return (teacher.log_probs > -torch.inf).sum(1) < min(self.top_k, tokens)
 
     def per_unit(self, *, teacher: UnitRows, student: UnitRows) -> Tensor:
         """Return the values of a chunk: see `Baseline`."""
