@@ -41,11 +41,13 @@ for side in (aligner.teacher, aligner.student):
     (row,) = side.encode_batch([text])
     rows = int(sys.argv[2])
     sides.append((np.tile(np.int32(row), rows), np.arange(rows + 1, dtype=np.int64) * len(row)))
-batch = aligner.align_batch(*sides) if sys.argv[1] != "align" else None
+batch = aligner.align_batch(*sides) if sys.argv[1] in ("index", "text") else None
 _ = aligner.text_tree, aligner.spellings
 works = {
     "align": lambda: aligner.align_batch(*sides, threads=int(sys.argv[3])),
     "index": lambda: batch.index(max_path=8, threads=int(sys.argv[3])),
+    "retokenize": lambda: aligner.retokenize(sides[1], threads=int(sys.argv[3])),
+    "align_texts": lambda: aligner.align_texts([text] * rows, threads=int(sys.argv[3])),
     "text": lambda: batch.index(text_events=True, threads=int(sys.argv[3])),
 }
 before = set(threading.enumerate())
@@ -71,10 +73,10 @@ aligner.align_batch(*((values[: offsets[9]], offsets[:10]) for values, offsets i
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("work", ["align", "index", "text"])
+@pytest.mark.parametrize("work", ["align", "index", "text", "retokenize", "align_texts"])
 def test_signals_stop_long_work(work: str, threads: int) -> None:
     """0.2 s on an idle machine; here others may have the cores."""
-    rows = {"align": 1_000_000, "index": 300_000, "text": 100_000}[work]
+    rows = {"align": 1_000_000, "index": 300_000, "text": 100_000}.get(work, 50_000)
     found = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, work, str(rows), str(threads)],
         capture_output=True, text=True, check=True,

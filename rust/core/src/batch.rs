@@ -180,9 +180,7 @@ pub fn align_batch<T: TokenId, S: TokenId>(
     if workers <= 1 {
         let stop = Stop::new();
         for rows in chunks {
-            if stop.requested() {
-                return Err(Error::Interrupted);
-            }
+            stop.check()?;
             job.align_rows(rows, &mut aligned)?;
         }
         return Ok(aligned);

@@ -21,7 +21,7 @@ use crate::index_continuations::Reached;
 use crate::index_side::{SideWriter, long};
 use crate::pair::Pair;
 use crate::sections::{Counts, Group, SECTIONS, Section, Sections, ranges};
-use crate::threads::Threads;
+use crate::threads::{Stop, Threads};
 use crate::vocabulary::Vocabulary;
 use crate::{text_events, text_sections};
 
@@ -137,7 +137,9 @@ fn build_in_order<I: TokenId>(
     let mut student_out = SideWriter::new(&mut sections, Side::Student, student);
 
     let (mut next_shared, mut next_multi) = (0, counts.shared);
+    let stop = Stop::new();
     for row in 0..rows {
+        stop.check()?;
         let lengths = (teacher_out.begin_row(row), student_out.begin_row(row));
         for unit in units.of_row(row) {
             let at = match units.place(unit) {
