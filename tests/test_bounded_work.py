@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,3 +175,44 @@ def test_hostile_texts_take_linear_time(aligner: Aligner) -> None:
 
     for name, rows in inputs[0].items():
         assert seconds(inputs[1][name]) < 10 * max(seconds(rows), 1e-3), name
+
+
+#: Takes all but some of the address space away, and aligns a batch that needs more.
+LITTLE_MEMORY = """
+import resource
+import numpy as np
+from simct_align import Aligner
+from simct_align.demo import demo_tokenizers
+
+aligner = Aligner(*demo_tokenizers())
+sides = []
+for side in (aligner.teacher, aligner.student):
+    (row,) = side.encode_batch(["The answer is 12345. " * 50])
+    rows = 100_000
+    sides.append((np.tile(np.int32(row), rows), np.arange(rows + 1, dtype=np.int64) * len(row)))
+small = [(values[: offsets[9]], offsets[:10]) for values, offsets in sides]
+aligner.align_batch(*small, threads=1)
+pages = int(open("/proc/self/statm").read().split()[0])
+room = pages * resource.getpagesize() + (40 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+try:
+    aligner.align_batch(*sides, threads=1)
+except MemoryError as error:
+    print(error)
+print(aligner.align_batch(*small, threads=1).n_units > 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_memory_that_is_not_there_is_an_error() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY],
+        # Otherwise the allocator of the extension holds a gigabyte of addresses from the start.
+        env=os.environ | {"MIMALLOC_ARENA_RESERVE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    message, usable = found.stdout.splitlines()
+    assert re.fullmatch(r"units: the system does not give \d+ bytes of memory; .*", message)
+    assert usable == "True"
