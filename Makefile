@@ -111,7 +111,7 @@ fuzz-rust: ## Random inputs to the Rust core under AddressSanitizer, SECONDS=60 
 		cargo +nightly fuzz run $$target -- -max_total_time=$(SECONDS) -max_len=600 -len_control=0 || exit 1; done
 
 # The core has no unsafe code, but its libraries have. AddressSanitizer finds reads and writes out of
-# bounds and after a free, in all tests of the core. A doctest cannot be linked with it.
+# bounds and after a free. The examples of the documentation are left out.
 asan: ## The tests of the Rust core under AddressSanitizer; needs a nightly Rust
 	ASAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p simct-align --locked --lib --tests \
 		--target x86_64-unknown-linux-gnu --target-dir target/asan

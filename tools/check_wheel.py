@@ -95,8 +95,8 @@ def only(folder: Path, pattern: str) -> Path:
 def build(place: Path, results: Path) -> tuple[Path, Path]:
     """Build both distributions in an empty folder; return the source distribution and the wheel.
 
-    Cargo keeps its results in the other folder. Neither folder, nor the time or the builder's home,
-    has a trace in what is built.
+    Cargo keeps its results in the other folder. The names of both folders and of Cargo's home, and
+    the time, are replaced by fixed ones in what is built.
     """
     cargo_home = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
     flags = [
