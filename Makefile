@@ -16,10 +16,10 @@ CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_de
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
 .PHONY: help demo check test example lint rust-test core-test python-test full-test report-test trainer-test \
-	bench-quick docs wheel fuzz soak clean
+	bench-quick docs wheel wheel-reproducible supply-chain fuzz fuzz-rust asan soak clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.installed ## Align a passage with two small tokenizers, and show the units
 	$(BIN)/simct-align demo
@@ -86,6 +86,15 @@ dist/.checked: $(TOOLS)/.installed $(SOURCES) README.md LICENSE-MIT LICENSE-APAC
 	$(TOOLS)/bin/python tools/check_wheel.py dist
 	touch $@
 
+wheel-reproducible: $(TOOLS)/.installed ## Two builds in different folders are equal byte by byte
+	$(TOOLS)/bin/python tools/check_wheel.py --reproducible
+
+# cargo-deny is no part of Rust: cargo install cargo-deny --locked. Advisories need its database,
+# which is fetched from GitHub; without it, CHECKS="licenses bans sources" checks the rest.
+CHECKS ?= advisories licenses bans sources
+supply-chain: ## Licences, origins, versions and advisories of all crates in Cargo.lock
+	cargo deny --locked check $(CHECKS)
+
 # Tools that neither the package nor its tests need, in an environment of their own.
 $(TOOLS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TOOLS)
@@ -96,6 +105,21 @@ $(TOOLS)/.installed: pyproject.toml
 SECONDS ?= 60
 fuzz: $(VENV)/.developed ## Random hostile inputs, SECONDS=60 for each kind
 	PYTHONPATH=tests:benches:examples $(BIN)/python tools/fuzz.py --seconds $(SECONDS)
+
+# Needs a nightly Rust and cargo-fuzz: cargo install cargo-fuzz --locked. The targets run under
+# AddressSanitizer, with checks of overflows. A new corpus is kept in fuzz/corpus, a failing input in
+# fuzz/artifacts. The lock file of fuzz/ is held by --locked in the first line.
+FUZZ_TARGETS := vocabulary common_boundaries alignment saved_file
+fuzz-rust: ## Random inputs to the Rust core under AddressSanitizer, SECONDS=60 for each target
+	cargo metadata --manifest-path fuzz/Cargo.toml --format-version 1 --locked >/dev/null
+	for target in $(FUZZ_TARGETS); do echo "== $$target"; \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(SECONDS) -max_len=600 -len_control=0 || exit 1; done
+
+# The core has no unsafe code, but its libraries have. AddressSanitizer finds reads and writes out of
+# bounds and after a free. The examples of the documentation are left out.
+asan: ## The tests of the Rust core under AddressSanitizer; needs a nightly Rust
+	ASAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p simct-align --locked --lib --tests \
+		--target x86_64-unknown-linux-gnu --target-dir target/asan
 
 MINUTES ?= 5
 soak: $(VENV)/.developed ## Alignment, index and losses for MINUTES=5: memory and speed stay as they are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,11 +42,13 @@ for side in (aligner.teacher, aligner.student):
     (row,) = side.encode_batch([text])
     rows = int(sys.argv[2])
     sides.append((np.tile(np.int32(row), rows), np.arange(rows + 1, dtype=np.int64) * len(row)))
-batch = aligner.align_batch(*sides) if sys.argv[1] != "align" else None
+batch = aligner.align_batch(*sides) if sys.argv[1] in ("index", "text") else None
 _ = aligner.text_tree, aligner.spellings
 works = {
     "align": lambda: aligner.align_batch(*sides, threads=int(sys.argv[3])),
     "index": lambda: batch.index(max_path=8, threads=int(sys.argv[3])),
+    "retokenize": lambda: aligner.retokenize(sides[1], threads=int(sys.argv[3])),
+    "align_texts": lambda: aligner.align_texts([text] * rows, threads=int(sys.argv[3])),
     "text": lambda: batch.index(text_events=True, threads=int(sys.argv[3])),
 }
 before = set(threading.enumerate())
@@ -71,10 +74,10 @@ aligner.align_batch(*((values[: offsets[9]], offsets[:10]) for values, offsets i
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("work", ["align", "index", "text"])
+@pytest.mark.parametrize("work", ["align", "index", "text", "retokenize", "align_texts"])
 def test_signals_stop_long_work(work: str, threads: int) -> None:
     """0.2 s on an idle machine; here others may have the cores."""
-    rows = {"align": 1_000_000, "index": 300_000, "text": 100_000}[work]
+    rows = {"align": 1_000_000, "index": 300_000, "text": 100_000}.get(work, 50_000)
     found = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, work, str(rows), str(threads)],
         capture_output=True, text=True, check=True,
@@ -172,3 +175,44 @@ def test_hostile_texts_take_linear_time(aligner: Aligner) -> None:
 
     for name, rows in inputs[0].items():
         assert seconds(inputs[1][name]) < 10 * max(seconds(rows), 1e-3), name
+
+
+#: Takes all but some of the address space away, and aligns a batch that needs more.
+LITTLE_MEMORY = """
+import resource
+import numpy as np
+from simct_align import Aligner
+from simct_align.demo import demo_tokenizers
+
+aligner = Aligner(*demo_tokenizers())
+sides = []
+for side in (aligner.teacher, aligner.student):
+    (row,) = side.encode_batch(["The answer is 12345. " * 50])
+    rows = 100_000
+    sides.append((np.tile(np.int32(row), rows), np.arange(rows + 1, dtype=np.int64) * len(row)))
+small = [(values[: offsets[9]], offsets[:10]) for values, offsets in sides]
+aligner.align_batch(*small, threads=1)
+pages = int(open("/proc/self/statm").read().split()[0])
+room = pages * resource.getpagesize() + (40 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+try:
+    aligner.align_batch(*sides, threads=1)
+except MemoryError as error:
+    print(error)
+print(aligner.align_batch(*small, threads=1).n_units > 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_memory_that_is_not_there_is_an_error() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY],
+        # Otherwise the allocator of the extension holds a gigabyte of addresses from the start.
+        env=os.environ | {"MIMALLOC_ARENA_RESERVE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    message, usable = found.stdout.splitlines()
+    assert re.fullmatch(r"units: the system does not give \d+ bytes of memory; .*", message)
+    assert usable == "True"

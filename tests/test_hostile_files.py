@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import random
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import tiktoken
 import torch
 
 from simct_align import Aligner, Vocabulary
+from simct_align.limits import library_errors
 from simct_align.loss import SimCTLoss, TextLoss
 from support.saved_files import mutated, saved_pair, signed
 
@@ -433,3 +435,20 @@ def test_a_saved_file_in_another_byte_order(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match="format version 67108864, this release reads version 4"):
         Aligner.load(path)
+
+
+def test_what_a_handler_of_signals_raises_is_no_error_of_a_library() -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(StoppedError), library_errors("the tokenizer cannot encode a text"):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pytest.raises(ValueError, match="cannot encode"), library_errors("cannot encode"):
+        raise RuntimeError

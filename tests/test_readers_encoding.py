@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from simct_align.readers import open_tokenizer
+from simct_align.readers import base, open_tokenizer
+from support.texts import answers
 
 SPACE = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
 
@@ -143,8 +144,8 @@ def test_declared_tokens_without_another_spelling_are_an_error():
     reader = open_tokenizer(characters())
     reader.table(special=["!"])
     assert reader.encode_batch(["a"]) == [[65]]
-    with pytest.raises(ValueError, match=r"token 1 \('!'\)"):
-        reader.encode_batch(["a", "a!"])
+    with pytest.raises(ValueError, match=r"texts\[2\] is encoded with token 1 \('!'\)"):
+        reader.encode_batch(["a", "b", "a!"])
 
 
 def test_dropout_does_not_reach_the_encoder():
@@ -189,3 +190,22 @@ def test_token_id():
     tokenizer.add_special_tokens(["<eos>"])
     reader = open_tokenizer(tokenizer)
     assert (reader.token_id("<eos>"), reader.token_id("a"), reader.token_id("no")) == (95, 65, None)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 7])
+def test_slices_have_a_text_for_every_core_and_the_ids_of_one_call(monkeypatch, cores):
+    monkeypatch.setattr(base.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(base, "_SLICE_CHARACTERS", 100)
+    texts = ["", *answers(40)]
+    calls = []
+
+    def encode(part):
+        calls.append(len(part))
+        return [list(text.encode()) for text in part]
+
+    assert base.encode_in_slices(encode, texts) == [list(text.encode()) for text in texts]
+    assert sum(calls) == len(texts)
+    assert len(calls) > 1
+    assert min(calls[:-1]) >= cores
+    reader = open_tokenizer(characters())
+    assert reader.encode_batch(texts) == [reader.encode_batch([text])[0] for text in texts]

@@ -1,11 +1,13 @@
 """Build the source distribution and from it the wheel, check both, and use the wheel.
 
     python tools/check_wheel.py FOLDER [--wheel WHEEL]
+    python tools/check_wheel.py --reproducible
 
 FOLDER gets `simct_align-*.tar.gz` and one wheel; older ones are removed. The wheel is built from
 the unpacked source distribution, so that it also shows whether the source distribution is complete.
 On Linux, auditwheel gives it the oldest manylinux tag that its symbols allow. With --wheel, that
-wheel is checked and nothing is built.
+wheel is checked and nothing is built. With --reproducible, both distributions are built twice, in
+folders of different names and without results of earlier builds, and have to be equal byte by byte.
 
 A wheel is installed into an environment with the run-time dependencies only, outside of the source
 tree, so the check also shows what works without PyTorch.
@@ -21,10 +23,13 @@ import sys
 import tarfile
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 5 * 2**20
+#: The time that files of the wheel have, unless SOURCE_DATE_EPOCH is set: the start of 2020.
+BUILD_TIME = "1577836800"
 
 #: The first steps of a user.
 FIRST_USE = """
@@ -72,11 +77,11 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> None:
         raise SystemExit(f"failed: {' '.join(parts)}")
 
 
-def tool(name: str, *arguments: str | Path, cwd: Path) -> None:
+def tool(name: str, *arguments: str | Path, cwd: Path, **environment: str) -> None:
     """Run a command-line tool of this environment, with the programs beside it on the path."""
     programs = Path(sys.executable).parent
     path = os.pathsep.join([str(programs), os.environ.get("PATH", "")])
-    run(sys.executable, "-m", name, *arguments, cwd=cwd, PATH=path)
+    run(sys.executable, "-m", name, *arguments, cwd=cwd, PATH=path, **environment)
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -87,9 +92,23 @@ def only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def build(place: Path) -> tuple[Path, Path]:
-    """Build both distributions in an empty folder; return the source distribution and the wheel."""
-    tool("maturin", "sdist", "--out", place, cwd=ROOT)
+def build(place: Path, results: Path) -> tuple[Path, Path]:
+    """Build both distributions in an empty folder; return the source distribution and the wheel.
+
+    Cargo keeps its results in the other folder. The names of both folders and of Cargo's home, and
+    the time, are replaced by fixed ones in what is built.
+    """
+    cargo_home = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
+    flags = [
+        f"--remap-path-prefix={folder}={name}"
+        for folder, name in ((cargo_home, "/cargo"), (results, "/target"), (place, "/build"))
+    ]
+    settings = {
+        "CARGO_TARGET_DIR": str(results),
+        "CARGO_ENCODED_RUSTFLAGS": "\x1f".join(flags),
+        "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", BUILD_TIME),
+    }
+    tool("maturin", "sdist", "--out", place, cwd=ROOT, **settings)
     source = only(place, "*.tar.gz")
     with tarfile.open(source) as archive:
         archive.extractall(place / "unpacked", filter="data")
@@ -97,12 +116,11 @@ def build(place: Path) -> tuple[Path, Path]:
     # The archive has times of long ago. Cargo would take old results of these sources for new ones.
     for path in tree.rglob("*"):
         os.utime(path)
-    target = {"CARGO_TARGET_DIR": str(ROOT / "target")}
     command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", place / "built", tree)
-    run(sys.executable, *command, cwd=place, **target)
+    run(sys.executable, *command, cwd=place, **settings)
     wheel = only(place / "built", "*.whl")
     if sys.platform == "linux":
-        tool("auditwheel", "repair", "--wheel-dir", place / "tagged", wheel, cwd=place)
+        tool("auditwheel", "repair", "--wheel-dir", place / "tagged", wheel, cwd=place, **settings)
         wheel = only(place / "tagged", "*.whl")
     return source, wheel
 
@@ -130,14 +148,44 @@ def check_wheel(wheel: Path, place: Path) -> None:
     print(f"{wheel.name}: {size / 2**20:.1f} MiB, works in a clean environment")
 
 
+def check_reproducible(place: Path) -> None:
+    """Build both distributions in two folders; exit if they differ."""
+    made = []
+    for name in ("one", "the other folder"):
+        folder = place / name
+        (folder / "dist").mkdir(parents=True)
+        made.append(build(folder / "dist", folder / "results"))
+    for first, second in zip(*made, strict=True):
+        if first.read_bytes() != second.read_bytes():
+            raise SystemExit(f"{first.name}: two builds differ: {differences(first, second)}")
+        print(f"{first.name}: two builds are equal, {first.stat().st_size:,} bytes")
+
+
+def differences(first: Path, second: Path) -> str:
+    """Return which files of two wheels differ."""
+    if first.suffix != ".whl":
+        return "compare their members"
+    with zipfile.ZipFile(first) as one, zipfile.ZipFile(second) as other:
+        names = sorted({*one.namelist(), *other.namelist()})
+        known = set(one.namelist()) & set(other.namelist())
+        differ = [name for name in names if name not in known or one.read(name) != other.read(name)]
+    return ", ".join(differ) or "only times or the order of files"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the distributions are, or will be")
+    parser.add_argument("folder", type=Path, nargs="?", help="where the distributions will be")
     parser.add_argument("--wheel", type=Path, help="check this wheel; build nothing")
+    parser.add_argument("--reproducible", action="store_true", help="build twice and compare")
     options = parser.parse_args()
+    if options.folder is None and not options.reproducible:
+        parser.error("FOLDER is missing")
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        built = [options.wheel.resolve()] if options.wheel else [*build(place)]
+        if options.reproducible:
+            check_reproducible(place)
+            return
+        built = [options.wheel.resolve()] if options.wheel else [*build(place, ROOT / "target")]
         tool("twine", "check", "--strict", *built, cwd=place)
         check_wheel(built[-1], place)
         if not options.wheel:

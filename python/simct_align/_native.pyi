@@ -176,7 +176,7 @@ class Retokenizer:
         draft: RetokenizedIds,
         values: NDArray[Any],
         offsets: NDArray[np.int64],
-        stretches: list[tuple[int, int, int, int, int]],
+        stretches: NDArray[np.int64],
     ) -> RetokenizedIds: ...
 
 @final

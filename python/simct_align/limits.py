@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -95,11 +97,18 @@ def checked_size(largest_id: int) -> int:
     return largest_id + 1
 
 
+def _raised_by_signal_handler(error: BaseException) -> bool:
+    handlers = map(signal.getsignal, signal.valid_signals())
+    codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 @contextmanager
 def library_errors(doing: str) -> Iterator[None]:
     """Raise what a tokenizer's library raises as a `ValueError`, its panics included.
 
-    A panic of a library in Rust is no `Exception`, so that nothing would catch it.
+    A panic of a library in Rust is no `Exception`, so that nothing would catch it. What a handler
+    of signals raises in the meantime stays as it is.
 
     Args:
         doing: What the library does, for the message: `"cannot ..."`.
@@ -115,6 +124,8 @@ def library_errors(doing: str) -> Iterator[None]:
     except (ValueError, OSError, ImportError, MemoryError):
         raise
     except BaseException as error:
+        if _raised_by_signal_handler(error):
+            raise
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(f"{doing}: {error}") from error
         raise

@@ -216,19 +216,22 @@ def _cross(pair: VocabularyPair, regions: RaggedIds, threads: int | None) -> _na
     draft = retokenizer.assemble(plan, *encoded)
     aligned = align_batch(pair, draft.arrays(), regions, threads=threads)
     stretches = _differing_stretches(aligned)
-    if not stretches:
+    if stretches is None:
         return draft
     return retokenizer.repair(draft, regions.values, regions.offsets, stretches)
 
 
-def _differing_stretches(aligned: AlignedBatch) -> list[tuple[int, int, int, int, int]]:
-    """Return where the tokenizer changed the text: (region, teacher range, student range) each."""
+def _differing_stretches(aligned: AlignedBatch) -> NDArray[np.int64] | None:
+    """Return where the tokenizer changed the text: (region, teacher range, student range) each.
+
+    The array is flat, five entries for every stretch.
+    """
     spans = aligned.unmatched
     trimmed = np.flatnonzero(aligned.unit_class & UnitClass.TRIMMED)
     # If the draft is exact, only special and empty tokens of the student are unmatched.
     exact = (spans.reason == UnmatchedReason.SPECIAL) & (spans.teacher_start == spans.teacher_end)
     if exact.all() and not len(trimmed):
-        return []
+        return None
 
     def rows(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(aligned)), np.diff(offsets))
@@ -246,7 +249,8 @@ def _differing_stretches(aligned: AlignedBatch) -> list[tuple[int, int, int, int
         ]
     )
     order = np.lexsort((columns[3], columns[1], columns[0]))
-    return [tuple(stretch) for stretch in columns[:, order].T.tolist()]
+    stretches: NDArray[np.int64] = columns[:, order].T.astype(np.int64).ravel()
+    return stretches
 
 
 def _same_vocabulary(

@@ -9,7 +9,13 @@ import numpy as np
 
 from simct_align.errors import UnsupportedTokenizerError
 from simct_align.limits import checked_size, library_errors
-from simct_align.readers.base import TokenTable, build_table, refuse_control_tokens, resolve_special
+from simct_align.readers.base import (
+    TokenTable,
+    build_table,
+    encode_in_slices,
+    refuse_control_tokens,
+    resolve_special,
+)
 from simct_align.readers.facts import EndOfTurn, TokenizerFacts, resolve_stops
 from simct_align.token_kind import TokenKind
 
@@ -101,7 +107,7 @@ class TiktokenTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `TextTokenizer.encode_batch`."""
         with library_errors("the tokenizer cannot encode a text"):
-            rows: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts))
+            rows = encode_in_slices(self._encoding.encode_ordinary_batch, texts)
         refuse_control_tokens(rows, self._declared, texts)
         return rows
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simct_align.errors import UnsupportedTokenizerError
 from simct_align.limits import MAX_TOKENS, checked_size, library_errors
-from simct_align.readers.base import TokenTable, build_table, refuse_control_tokens, resolve_special
+from simct_align.readers.base import (
+    TokenTable,
+    build_table,
+    encode_in_slices,
+    refuse_control_tokens,
+    resolve_special,
+)
 from simct_align.readers.decoders import (
     ByteLevelReader,
     ReplacingReader,
@@ -193,22 +200,26 @@ class _Encoder:
         self._hardened: Tokenizer | None = None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        rows = [row.ids for row in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
+        rows = encode_in_slices(partial(_encode, self._encoder), texts)
         again = [number for number, row in enumerate(rows) if self._is_control(row, texts[number])]
         if again:
             if self._hardened is None:
                 self._hardened = _hardened_copy(self._encoder, self._special)
             repeated = [texts[number] for number in again]
-            encoded = self._hardened.encode_batch_fast(repeated, add_special_tokens=False)
+            encoded = encode_in_slices(partial(_encode, self._hardened), repeated)
             for number, row in zip(again, encoded, strict=True):
-                rows[number] = row.ids
-            refuse_control_tokens([rows[number] for number in again], self._names, repeated)
+                rows[number] = row
+            refuse_control_tokens(rows, self._names, texts)
         return rows
 
     def _is_control(self, row: list[int], text: str) -> bool:
         if not self._names.keys().isdisjoint(row):
             return True
         return self._unknown is not None and self._unknown[0] in row and self._unknown[1] in text
+
+
+def _encode(encoder: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [row.ids for row in encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _private_copy(tokenizer: Tokenizer, special: set[int]) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from simct_align.readers.base import (
     META_SPACE,
     TokenTable,
     build_table,
+    encode_in_slices,
     refuse_control_tokens,
     resolve_special,
 )
@@ -109,7 +111,7 @@ class SentencePieceTokenizer:
             # A new processor: that of the caller may add BOS or EOS, or sample.
             proto = self._processor.serialized_model_proto()
             self._encoder = type_of_processor()(model_proto=_with_controls(proto, self._declared))
-        rows: list[list[int]] = self._encoder.encode(list(texts), out_type=int)
+        rows = encode_in_slices(partial(self._encoder.encode, out_type=int), texts)
         names = {token: self._processor.id_to_piece(token) for token in self._declared}
         refuse_control_tokens(rows, names, texts)
         return rows

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::columns::Segments;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 use crate::ids::{RaggedIds, Side, TokenId};
 use crate::pair::Pair;
 use crate::resync::RESYNC_WINDOW;
@@ -107,14 +107,16 @@ pub struct AlignedRows {
 }
 
 impl AlignedRows {
-    fn with_capacity(rows: usize, units: usize) -> Self {
-        let mut aligned = Self::default();
-        aligned.segments.reserve_units(units);
-        aligned.unit_offsets.reserve(rows + 1);
-        aligned.unmatched_offsets.reserve(rows + 1);
-        aligned.unit_offsets.push(0);
-        aligned.unmatched_offsets.push(0);
-        aligned
+    fn empty() -> Self {
+        Self { segments: Segments::default(), unit_offsets: vec![0], unmatched_offsets: vec![0] }
+    }
+
+    fn with_room(rows: usize, units: usize) -> Result<Self> {
+        let mut aligned = Self::empty();
+        aligned.segments.reserve_units(units)?;
+        reserve("offsets of rows", &mut aligned.unit_offsets, rows)?;
+        reserve("offsets of rows", &mut aligned.unmatched_offsets, rows)?;
+        Ok(aligned)
     }
 
     fn clear(&mut self) {
@@ -175,14 +177,12 @@ pub fn align_batch<T: TokenId, S: TokenId>(
     let job = Job { pair, teacher, student, policy: options.mismatch };
     let chunks = chunks(student.ids.offsets());
     let units = teacher.ids.values().len().min(student.ids.values().len());
-    let mut aligned = AlignedRows::with_capacity(rows, units);
+    let mut aligned = AlignedRows::with_room(rows, units)?;
     let workers = options.threads.count().min(chunks.len());
     if workers <= 1 {
         let stop = Stop::new();
         for rows in chunks {
-            if stop.requested() {
-                return Err(Error::Interrupted);
-            }
+            stop.check()?;
             job.align_rows(rows, &mut aligned)?;
         }
         return Ok(aligned);
@@ -226,7 +226,10 @@ pub fn segment_numbers(
             why: "one entry for every start",
         });
     }
-    let mut numbers = vec![-1; segments.rows() * width];
+    let cells = segments.rows().saturating_mul(width);
+    let mut numbers = Vec::new();
+    reserve("numbers of segments", &mut numbers, cells)?;
+    numbers.resize(cells, -1);
     for row in 0..segments.rows() {
         let cells = &mut numbers[row * width..][..width];
         for (number, segment) in (0i64..).zip(segments.range(row)) {
@@ -337,7 +340,7 @@ impl InOrder {
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
         (ticket < chunks).then(|| {
             let spare = self.lock().spare.pop();
-            (ticket, spare.unwrap_or_else(|| AlignedRows::with_capacity(0, 0)))
+            (ticket, spare.unwrap_or_else(AlignedRows::empty))
         })
     }
 
@@ -377,6 +380,46 @@ impl InOrder {
             let room = MAX_SPARE.saturating_sub(kept.len());
             kept.extend(state.spare.drain(..).take(room));
         }
-        state.whole.unwrap_or_else(|| Ok(AlignedRows::with_capacity(0, 0)))
+        state.whole.unwrap_or_else(|| Ok(AlignedRows::empty()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_the_system_does_not_give_is_an_error() {
+        let units = usize::MAX / 16;
+        let bytes = units * size_of::<i32>();
+        let error = AlignedRows::with_room(1, units).unwrap_err();
+        assert_eq!(error, Error::OutOfMemory { what: "units", bytes });
+        let error = segment_numbers(&[0, 0, 0, 0], &[], &[], usize::MAX).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { what: "numbers of segments", .. }));
+    }
+
+    #[test]
+    fn rows_of_more_tokens_than_positions_number_are_refused() {
+        // Values without a size: a row of 2^31 of them takes no memory.
+        #[derive(Clone, Copy)]
+        struct Nothing;
+        impl TokenId for Nothing {
+            fn index(self) -> usize {
+                0
+            }
+            fn value(self) -> i64 {
+                0
+            }
+        }
+        let values = [Nothing; MAX_ROW + 1];
+        let check = |offsets: [i64; 3]| {
+            let ids = RaggedIds::new(Side::Teacher, &values, &offsets)?;
+            BatchSide::whole_rows(ids).check_row_lengths(Side::Teacher)
+        };
+        let end = i64::from(i32::MAX) + 1;
+        assert_eq!(check([0, 1, end]), Ok(()));
+        let error = check([0, 0, end]).unwrap_err();
+        let tokens = MAX_ROW + 1;
+        assert_eq!(error, Error::RowTooLong { row: 1, side: Side::Teacher, tokens });
     }
 }

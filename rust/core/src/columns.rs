@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 use crate::ids::{RaggedIds, check_offsets, range_of_row};
 
 /// The kind of a unit.
@@ -59,10 +59,8 @@ impl Ranges {
         self.teacher_start.is_empty()
     }
 
-    pub(crate) fn reserve(&mut self, additional: usize) {
-        for column in self.columns() {
-            column.reserve(additional);
-        }
+    fn reserve(&mut self, additional: usize) -> Result<()> {
+        self.columns().into_iter().try_for_each(|column| reserve("units", column, additional))
     }
 
     pub(crate) fn clear(&mut self) {
@@ -111,10 +109,10 @@ pub struct Segments {
 }
 
 impl Segments {
-    pub(crate) fn reserve_units(&mut self, additional: usize) {
-        self.units.reserve(additional);
-        self.kind.reserve(additional);
-        self.unit_class.reserve(additional);
+    pub(crate) fn reserve_units(&mut self, additional: usize) -> Result<()> {
+        self.units.reserve(additional)?;
+        reserve("units", &mut self.kind, additional)?;
+        reserve("units", &mut self.unit_class, additional)
     }
 
     pub(crate) fn clear(&mut self) {

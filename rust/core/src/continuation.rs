@@ -36,7 +36,7 @@ use crate::ids::{RaggedIds, Side, TokenId};
 use crate::pair::Pair;
 use crate::path_trie::Step;
 use crate::spelling::{MAX_PATH, SpellingTable};
-use crate::threads::{self, Threads};
+use crate::threads::{self, Stop, Threads};
 
 /// The approximate number of units that a worker takes at once.
 const CHUNK_UNITS: i64 = 16 * 1024;
@@ -162,7 +162,11 @@ pub fn on_path<I: TokenId>(
         // Rarely more than one entry per unit; what stays free is never touched.
         found.teacher.reserve(units.kind.len());
         found.student.reserve(units.kind.len());
-        job.rows(0..teacher.rows(), &mut found)?;
+        let stop = Stop::new();
+        for rows in chunks {
+            stop.check()?;
+            job.rows(rows, &mut found)?;
+        }
         return Ok(found);
     }
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(chunks.len())));

@@ -263,6 +263,14 @@ pub enum Error {
         /// What is allowed.
         expected: &'static str,
     },
+    /// Memory that the system does not give.
+    #[error("{what}: the system does not give {bytes} bytes of memory; use smaller batches")]
+    OutOfMemory {
+        /// What it is for.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
     /// Worker threads that the system refused to start.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {
@@ -295,3 +303,15 @@ pub enum Error {
 
 /// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Makes room in a vector that grows with the batch.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`], where an allocation that fails otherwise ends the process.
+pub(crate) fn reserve<T>(what: &'static str, values: &mut Vec<T>, additional: usize) -> Result<()> {
+    values.try_reserve(additional).map_err(|_| {
+        let bytes = values.len().saturating_add(additional).saturating_mul(size_of::<T>());
+        Error::OutOfMemory { what, bytes }
+    })
+}

@@ -15,13 +15,13 @@ use std::ops::Range;
 use crate::class::TRIMMED;
 use crate::columns::{UnitColumns, UnitKind, check_lengths};
 use crate::continuation::PathOptions;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 use crate::ids::{NONE, RaggedIds, Side, TokenId};
 use crate::index_continuations::Reached;
 use crate::index_side::{SideWriter, long};
 use crate::pair::Pair;
 use crate::sections::{Counts, Group, SECTIONS, Section, Sections, ranges};
-use crate::threads::Threads;
+use crate::threads::{Stop, Threads};
 use crate::vocabulary::Vocabulary;
 use crate::{text_events, text_sections};
 
@@ -128,7 +128,11 @@ fn build_in_order<I: TokenId>(
         None => None,
     };
     let ranges = ranges(table, &options.groups(), &counts);
-    let mut packed = vec![0; ranges.last().map_or(0, |(_, range)| range.end)];
+    let length = ranges.last().map_or(0, |(_, range)| range.end);
+    // The room is asked for first and given back: pages of `vec![0; _]` are zero already, and what
+    // is not written is never touched.
+    reserve::<i64>("sections of the index", &mut Vec::new(), length)?;
+    let mut packed = vec![0; length];
     let mut sections = Sections::cut(&mut packed, &ranges);
     let [unit_of, kind, tokens, column] =
         ["unit", "kind", "student_tokens", "realized_shared_column"]
@@ -137,7 +141,9 @@ fn build_in_order<I: TokenId>(
     let mut student_out = SideWriter::new(&mut sections, Side::Student, student);
 
     let (mut next_shared, mut next_multi) = (0, counts.shared);
+    let stop = Stop::new();
     for row in 0..rows {
+        stop.check()?;
         let lengths = (teacher_out.begin_row(row), student_out.begin_row(row));
         for unit in units.of_row(row) {
             let at = match units.place(unit) {

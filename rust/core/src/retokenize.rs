@@ -24,6 +24,7 @@ use crate::ids::{NONE, RaggedIds, Side, TokenId};
 use crate::pair::Pair;
 pub use crate::retokenize_repair::Stretch;
 use crate::speller::Speller;
+use crate::threads::Stop;
 use crate::vocabulary::Vocabulary;
 
 /// A sentinel before every text that a tokenizer with a dummy prefix encodes. The sentinel takes
@@ -133,11 +134,14 @@ impl Retokenizer {
     ///
     /// # Errors
     ///
-    /// An id that is not in the student's vocabulary.
+    /// An id that is not in the student's vocabulary. [`Error::Interrupted`], as from the other
+    /// functions: see [`set_interrupt`](crate::threads::set_interrupt).
     pub fn split<I: TokenId>(&self, student: RaggedIds<'_, I>) -> Result<Plan> {
         let mut plan = Plan::default();
         let mut pending = Vec::new();
+        let stop = Stop::new();
         for region in 0..student.rows() {
+            stop.check()?;
             for (position, &id) in student.row(region).iter().enumerate() {
                 let token = known_id(self.pair.student(), Side::Student, region, position, id)?;
                 match self.pair.student().token_bytes(token) {
@@ -181,7 +185,9 @@ impl Retokenizer {
             self.append_text(encoded, plan.texts.len() - 1, &[], &mut out.replacement)?;
         }
         let (mut text, mut start) = (0, 0);
+        let stop = Stop::new();
         for &end in &plan.ends {
+            stop.check()?;
             for part in &plan.parts[start..end] {
                 out.counts.replaced_bytes += match part {
                     Part::Text => {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::ids::{NONE, RaggedIds, Side, TokenId};
 use crate::retokenize::{Counts, Retokenized, Retokenizer};
+use crate::threads::Stop;
 
 /// A stretch of a region whose bytes are not the same on both sides, as positions in the region.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,41 @@ pub struct Stretch {
     pub teacher: Range<usize>,
     /// The student's tokens of the stretch, which have the right bytes.
     pub student: Range<usize>,
+}
+
+impl Stretch {
+    /// Reads stretches of five entries: region, teacher start, teacher end, student start, student
+    /// end.
+    ///
+    /// # Errors
+    ///
+    /// A negative entry, or entries that are left over.
+    pub fn from_flat(entries: &[i64]) -> Result<Vec<Self>> {
+        let (stretches, []) = entries.as_chunks::<5>() else {
+            return Err(Error::LengthMismatch {
+                name: "stretches",
+                found: entries.len(),
+                expected: entries.len().next_multiple_of(5),
+                why: "five entries for every stretch",
+            });
+        };
+        let read = |entry| {
+            usize::try_from(entry).map_err(|_| Error::BadOption {
+                name: "entry of a stretch",
+                found: usize::MAX,
+                expected: "0 or more",
+            })
+        };
+        let stretch =
+            |&[region, teacher_start, teacher_end, student_start, student_end]: &[i64; 5]| {
+                Ok(Self {
+                    region: read(region)?,
+                    teacher: read(teacher_start)?..read(teacher_end)?,
+                    student: read(student_start)?..read(student_end)?,
+                })
+            };
+        stretches.iter().map(stretch).collect()
+    }
 }
 
 impl Retokenizer {
@@ -45,7 +81,9 @@ impl Retokenizer {
         let teacher = RaggedIds::new(Side::Teacher, &draft.values, &draft.offsets)?;
         let mut stretches = stretches.iter().peekable();
         let mut bytes = Vec::new();
+        let stop = Stop::new();
         for region in 0..student.rows() {
+            stop.check()?;
             let (teacher, student) = (teacher.row(region), student.row(region));
             let mut at = 0;
             while let Some(stretch) = stretches.next_if(|stretch| stretch.region == region) {
@@ -136,6 +174,15 @@ mod tests {
         }
         let elsewhere = Stretch { region: 3, teacher: 0..0, student: 0..0 };
         assert!(retokenizer.repair(draft, rows(&student, &[0, 6])?, &[elsewhere]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn stretches_have_five_entries() -> Result<()> {
+        let stretch = Stretch { region: 1, teacher: 2..3, student: 4..6 };
+        assert_eq!(Stretch::from_flat(&[1, 2, 3, 4, 6])?, [stretch]);
+        assert!(matches!(Stretch::from_flat(&[1, 2]), Err(Error::LengthMismatch { found: 2, .. })));
+        assert!(Stretch::from_flat(&[1, 2, -3, 4, 6]).is_err());
         Ok(())
     }
 }

@@ -93,7 +93,7 @@ pub fn align_region<T: TokenId, S: TokenId>(
     policy: MismatchPolicy,
     out: &mut Segments,
 ) -> Result<()> {
-    out.reserve_units(teacher.len().min(student.len()));
+    out.reserve_units(teacher.len().min(student.len()))?;
     Cursor {
         pair,
         policy,

@@ -82,6 +82,11 @@ impl Stop {
         requested
     }
 
+    /// The same as an error, for work on one thread.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.requested() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
     /// The error of work that was stopped.
     pub(crate) fn outcome(&self) -> Result<()> {
         if self.requested.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }

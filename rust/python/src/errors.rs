@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::{PyErr, Python};
 use simct_align::error::Error;
 
@@ -35,6 +35,7 @@ pub(crate) fn to_py_err(error: Error) -> PyErr {
         Error::Interrupted => {
             RAISED.take().unwrap_or_else(|| PyKeyboardInterrupt::new_err(message))
         }
+        Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
         Error::Threads { .. } => PyRuntimeError::new_err(message),
         _ => PyValueError::new_err(message),
     }

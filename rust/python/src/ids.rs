@@ -7,6 +7,9 @@ use pyo3::types::{PyBool, PyList, PySequence, PyTuple};
 
 type Longs<'py> = Bound<'py, PyArray1<i64>>;
 
+/// A look for signals such as Ctrl-C comes before this many rows.
+const ROWS_PER_LOOK: usize = 1024;
+
 /// Converts a list of lists of integers to (values, offsets); a mask may have booleans too.
 #[pyfunction]
 #[pyo3(signature = (name, rows, *, booleans = false))]
@@ -20,6 +23,9 @@ pub(crate) fn ids_from_lists<'py>(
     let (mut values, mut offsets) = (Vec::new(), Vec::with_capacity(rows.len() + 1));
     offsets.push(0i64);
     for (number, row) in rows.iter().enumerate() {
+        if number % ROWS_PER_LOOK == 0 {
+            py.check_signals()?;
+        }
         if let Ok(row) = row.cast::<PyList>() {
             push_row((name, number), row.len(), row.iter(), booleans, &mut values)?;
         } else if let Ok(row) = row.cast::<PyTuple>() {

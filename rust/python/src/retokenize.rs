@@ -70,28 +70,20 @@ impl Retokenizer {
         Ok(RetokenizedIds { core: made.map_err(to_py_err)? })
     }
 
-    /// Gives stretches, as (region, teacher start, teacher end, student start, student end),
-    /// exactly the student's bytes.
+    /// Gives stretches exactly the student's bytes. A stretch is five entries: region, teacher
+    /// start, teacher end, student start, student end.
     fn repair(
         &self,
         py: Python<'_>,
         draft: &RetokenizedIds,
         values: IdArray<'_>,
         offsets: Longs<'_>,
-        stretches: Vec<(usize, usize, usize, usize, usize)>,
+        stretches: Longs<'_>,
     ) -> PyResult<RetokenizedIds> {
-        let offsets = offsets.as_slice()?;
-        let stretches: Vec<Stretch> = stretches
-            .into_iter()
-            .map(|(region, teacher_start, teacher_end, student_start, student_end)| Stretch {
-                region,
-                teacher: teacher_start..teacher_end,
-                student: student_start..student_end,
-            })
-            .collect();
+        let (offsets, stretches) = (offsets.as_slice()?, stretches.as_slice()?);
         let made = with_ids!(&values, |values| py.detach(|| {
             let student = RaggedIds::new(Side::Student, values, offsets)?;
-            self.core.repair(draft.core.clone(), student, &stretches)
+            self.core.repair(draft.core.clone(), student, &Stretch::from_flat(stretches)?)
         }));
         Ok(RetokenizedIds { core: made.map_err(to_py_err)? })
     }
