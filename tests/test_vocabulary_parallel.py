@@ -42,7 +42,7 @@ def test_group(found, name, n_ranks):
 
 
 def test_shards_need_a_process_group():
-    with pytest.raises(RuntimeError, match="torch.distributed is not initialized"):
+    with pytest.raises(RuntimeError, match=r"torch\.distributed is not initialized"):
         VocabularyShard(None, 0, 5)
 
 

@@ -5,6 +5,7 @@ The processes of a group run all cases one after the other, because starting the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import traceback
@@ -17,9 +18,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from simct_align import LinearSimCTLoss, LinearTextLoss
-from simct_align.loss import VocabularyShard
+from simct_align import LinearSimCTLoss, LinearTextLoss, SimCTLoss
+from simct_align.loss import MultiTeacherLoss, VocabularyShard
+from simct_align.loss.baselines import ULDLoss
 from simct_align.loss.exchange import Exchange
+from simct_align.served import TopKLogprobs
 from support.text_cases import SIDES, random_case
 from test_loss import DIVERGENCES
 from test_loss_linear import OPTIONS, linear_case
@@ -307,8 +310,6 @@ def narrow_dtypes(peer):
 
 @shard_case
 def logits_and_lists_of_the_teacher(peer):
-    from simct_align.served import TopKLogprobs
-
     c = linear_case(6, extra_columns=2)
     for score in ("mean", "event"):
         check(peer, c, sides=("student",), score=score, metrics="full",
@@ -318,18 +319,14 @@ def logits_and_lists_of_the_teacher(peer):
     t = text_case(6)
     logits = t.teacher_hidden @ t.teacher_weight.T
     check(peer, t, LinearTextLoss, sides=("student",), options={"teacher_logits": logits})
-    lists = TopKLogprobs.from_logits(logits, 3) if hasattr(TopKLogprobs, "from_logits") else None
-    if lists is None:
-        listed, ids = logits[:, : needed(t, "teacher")].log_softmax(1).topk(3)
-        lists = TopKLogprobs(ids=ids, logprobs=listed)
+    listed, ids = logits[:, : needed(t, "teacher")].log_softmax(1).topk(3)
+    lists = TopKLogprobs(ids=ids, logprobs=listed)
     check(peer, t, LinearTextLoss, sides=("student",), options={"teacher_logits": lists})
-    shard = peer.shard("equal", c.student_weight.shape[0], 0)
     with pytest.raises(ValueError, match="TopKLogprobs and student_shard"):
         LinearSimCTLoss(t.pair)(
             teacher_logits=lists, student_hidden=t.student_hidden, index=t.index,
             **sharded(peer, t, "student"),
         )  # fmt: skip
-    del shard
 
 
 def sharded(peer, c, side, layout="equal"):
@@ -355,6 +352,40 @@ def rows_that_hold_nan(peer):
     assert ours.metrics.units_spoiled == expected.metrics.units_spoiled > 0
     torch.testing.assert_close(grads[0].isnan(), whole[0].isnan())
     torch.testing.assert_close(grads[0], whole[0], equal_nan=True)
+
+
+@shard_case
+def logits_of_any_size(peer):
+    """Large ones, whose differences need all digits; float16 and float32 near their truth."""
+    for seed in range(3):
+        c = linear_case(seed, dtype=torch.float32, extra_columns=1)
+        c.student_hidden, c.teacher_hidden = c.student_hidden * 3e3, c.teacher_hidden * 3e3
+        for score in ("mean", "event"):
+            near = functools.partial(torch.testing.assert_close, rtol=2e-4, atol=2e-3)
+            check(peer, c, score=score, metrics="full", near=near)
+
+
+@shard_case
+def two_teachers(peer):
+    c = text_case(5)
+    losses = {"units": LinearSimCTLoss(c.pair), "texts": LinearTextLoss(c.pair)}
+    teacher = {"index": c.index, "teacher_hidden": c.teacher_hidden}
+    results = []
+    for student, own in (
+        ({"student_weight": c.student_weight}, {"teacher_weight": c.teacher_weight}),
+        (sharded(peer, c, "student"), sharded(peer, c, "teacher")),
+    ):
+        leaves = [x.clone().requires_grad_() for x in (c.student_hidden, student["student_weight"])]
+        out = MultiTeacherLoss(losses)(
+            teachers=dict.fromkeys(losses, teacher | own), student_hidden=leaves[0],
+            **student | {"student_weight": leaves[1]},
+        )  # fmt: skip
+        out.loss.backward()
+        results.append((out.loss, *(leaf.grad for leaf in leaves)))
+    (expected, whole), (ours, own) = ((each[:2], each[2]) for each in results)
+    torch.testing.assert_close(ours, expected)
+    shard = sharded(peer, c, "student")["student_shard"]
+    torch.testing.assert_close(own, whole[shard.start : shard.stop])
 
 
 @shard_case
@@ -404,6 +435,13 @@ def dtensors(peer):
         LinearSimCTLoss(c.pair)(
             **teacher, student_hidden=c.student_hidden, student_weight=cut, index=c.index
         )
+    cut = distribute_tensor(c.teacher_weight, mesh, [Shard(0)])
+    for loss in (SimCTLoss, ULDLoss):
+        with pytest.raises(ValueError, match="need the student's hidden states, too"):
+            loss(c.pair)(
+                teacher_hidden=c.teacher_hidden, teacher_weight=cut, student_logits=c.student,
+                index=c.index,
+            )  # fmt: skip
     cut = distribute_tensor(c.student_hidden, mesh, [Shard(0)])
     with pytest.raises(TypeError, match="student_hidden: expected a plain tensor"):
         LinearSimCTLoss(c.pair)(
@@ -443,6 +481,10 @@ def rows_of_the_teacher_are_moved_once(peer):
         weight.mul_(0.5)
         changed = call()
         assert len(moved) == 2
+        call()
+        loss_fn.forget_teacher_rows()
+        torch.testing.assert_close(call(), changed)
+        assert len(moved) == 3
     shared = c.pair.shared
     total = torch.tensor(moved[0])
     dist.all_reduce(total)
@@ -502,7 +544,7 @@ def shards_that_do_not_fit(peer):
             index=c.index,
         )  # fmt: skip
     bad = student | {"student_weight": c.student_weight}
-    with pytest.raises(ValueError, match="student_weight: expected .* rows for student_shard"):
+    with pytest.raises(ValueError, match=r"student_weight: expected .* rows for student_shard"):
         LinearSimCTLoss(c.pair)(**common, teacher_weight=c.teacher_weight, **bad, index=c.index)
     few = c.student_weight[: 2 * n]
     shard = VocabularyShard.of_weight(few[2 * rank : 2 * rank + 2])
@@ -535,7 +577,7 @@ def keywords_that_do_not_fit(peer):
         "teacher_hidden": c.teacher_hidden, "teacher_weight": c.teacher_weight,
         "student_hidden": c.student_hidden, "index": c.index,
     }  # fmt: skip
-    with pytest.raises(TypeError, match="need a TermwiseDivergence.*got Untermed"):
+    with pytest.raises(TypeError, match=r"need a TermwiseDivergence.*got Untermed"):
         LinearSimCTLoss(c.pair, divergence=Untermed())(**common, **student)
     index = c.pair.align_batch([[0]], [[0]]).index(max_path=2)
     with pytest.raises(ValueError, match="candidates='on_path' needs whole rows"):

@@ -37,11 +37,21 @@ class Exchange:
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group)
         return values
 
-    def logsumexp(self, values: Tensor) -> Tensor:
-        """Return the logarithm of the sum of the values' exponentials over all processes."""
+    def log_sum_exp(self, top: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logarithm of a sum of exponentials over all processes, in two parts.
+
+        Both parts are kept apart, so that large logits lose no digits: `(z - top) - log_sum`.
+
+        Args:
+            top: The largest exponent on this process.
+            log_sum: The logarithm of the sum on this process, minus `top`.
+
+        Returns:
+            Both over all processes.
+        """
         # A maximum over NaN may be any of the others; the sum is NaN.
-        top = self.max(values.clone(memory_format=torch.contiguous_format))
-        return self.sum((values - top).exp_()).log_().add_(top)
+        largest = self.max(top.clone(memory_format=torch.contiguous_format))
+        return largest, self.sum((top - largest).add_(log_sum).exp_()).log_()
 
     def gathered(self, rows: Tensor, counts: list[int]) -> Tensor:
         """Return the rows of all processes, in the order of their ranks.

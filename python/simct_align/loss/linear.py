@@ -52,6 +52,16 @@ class LinearSimCTLoss(SimCTBase):
         torch.Size([4, 8])
     """
 
+    def forget_teacher_rows(self) -> None:
+        """Move the teacher's rows again in the next call with `teacher_shard=`.
+
+        The rows of the shared tokens are moved to the process that compares them, and kept for
+        calls with the same `teacher_weight`. A change of the weight that PyTorch counts, such as
+        `copy_` or `load_state_dict`, is noticed. Call this method on all processes after a change
+        that it does not count, through `.data`.
+        """
+        self.shards.forget()
+
     default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
 
     def forward(

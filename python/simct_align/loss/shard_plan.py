@@ -339,6 +339,10 @@ class ShardKeeper:
             self._handle = SHARDS.handle(Shards(self._plan, rows[0], rows[1], partial))
         return self._handle
 
+    def forget(self) -> None:
+        """Move the teacher's rows again in the next call."""
+        self._moved, self._handle = (), None
+
     def _is_moved(self, teacher: tuple[Tensor, ...], arguments: tuple[Tensor, ...]) -> bool:
         if len(self._moved) != len(teacher):
             return False

@@ -107,15 +107,18 @@ class ShardRows:
         return total.log_().add_(top)
 
 
-def log_sum_exp_(z: Tensor) -> Tensor:
+def log_sum_exp_(z: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithm of the sum of exponentials of every row, and overwrite the rows.
 
     Args:
         z: `[c, columns]`; a row may be -inf throughout.
+
+    Returns:
+        `[c]` the largest values, and `[c]` what to add to them; see `Exchange.log_sum_exp`.
     """
     top = z.amax(1)
-    top = top.masked_fill(top == -torch.inf, 0.0)
-    return z.sub_(top.unsqueeze(1)).exp_().sum(1).log_().add_(top)
+    z.sub_(top.masked_fill(top == -torch.inf, 0.0).unsqueeze(1))
+    return top, z.exp_().sum(1).log_()
 
 
 class SummedRows(StudentLinearRows):

@@ -101,10 +101,11 @@ class ShardScores:
 
 
 class _Rest:
-    """Sums over the later steps (all but the first) of one side's realized paths; see `_Rest`.
+    """Sums over the later steps (all but the first) of one side's realized paths.
 
     Attributes:
-        log_norm: `[steps]` log-normalizers of the steps' rows.
+        top: `[steps]` the largest logits of the steps' rows.
+        log_sum: `[steps]` their log-normalizers minus `top`.
         logits: `[n_multi]` sums of logits.
         log_probs: `[n_multi]` sums of log-probabilities.
         grad: `[n_multi]`; receives the derivatives by the sums.
@@ -113,14 +114,14 @@ class _Rest:
     def __init__(self, side: ShardSide) -> None:
         paths, dtype = side.model.units.paths, side.settings.dtype
         picked = side.shard.pick(paths.rest_row, paths.rest_id)
-        log_norm = torch.empty_like(picked)
-        rows = side.shard.rows
+        top, log_sum, rows = torch.empty_like(picked), torch.empty_like(picked), side.shard.rows
         for steps in chunks(len(picked), rows_per_chunk(side.settings, rows.row_values(True))):
-            log_norm[steps] = log_sum_exp_(rows.full(paths.rest_row[steps]))
-        self.log_norm = side.exchange.logsumexp(log_norm)
+            top[steps], log_sum[steps] = log_sum_exp_(rows.full(paths.rest_row[steps]))
+        self.top, self.log_sum = side.exchange.log_sum_exp(top, log_sum)
         self.logits = torch.zeros(paths.length.shape, dtype=dtype, device=paths.length.device)
         self.logits.index_add_(0, paths.rest_unit, picked)
-        self.log_probs = self.logits.index_add(0, paths.rest_unit, self.log_norm, alpha=-1)
+        log_probs = (picked - self.top).sub_(self.log_sum)
+        self.log_probs = torch.zeros_like(self.logits).index_add_(0, paths.rest_unit, log_probs)
         self.grad = torch.zeros_like(self.logits)
 
 
@@ -325,7 +326,8 @@ class StudentShardSide(ShardSide):
             if self.settings.score == "mean_logit":
                 z.zero_()
             else:
-                z.sub_(rest.log_norm[steps].unsqueeze(1)).exp_().mul_(-grad.unsqueeze(1))
+                z.sub_(rest.top[steps].unsqueeze(1)).sub_(rest.log_sum[steps].unsqueeze(1))
+                z.exp_().mul_(-grad.unsqueeze(1))
             self._add_at(z, paths.rest_id[steps], grad)
             rows.write_full(paths.rest_row[steps], z)
 
@@ -379,22 +381,22 @@ class ShardedComputation:
         # A quarter of the workspace holds the elementwise arrays.
         itemsize = torch.finfo(dtype).bits // 8
         size = max(1, self.settings.chunk_bytes // (4 * itemsize * 2 * columns))
-        log_norm = z_student.new_empty(2, rows)
+        top, log_sum = z_student.new_empty(2, rows), z_student.new_empty(2, rows)
         for part in chunks(rows, size):
             for i, z in enumerate((z_teacher, z_student)):
                 block = self.work.take("log_student", part.stop - part.start, columns, dtype)
-                log_norm[i, part] = log_sum_exp_(block.copy_(z[part]))
-        log_norm = exchange.logsumexp(log_norm)
+                top[i, part], log_sum[i, part] = log_sum_exp_(block.copy_(z[part]))
+        top, log_sum = exchange.log_sum_exp(top, log_sum)
         #: The divergence, and the sum of `q_S e`.
-        sums = torch.empty_like(log_norm)
+        sums = torch.empty_like(top)
         for part in chunks(rows, size):
             log_student = self.work.take("log_student", part.stop - part.start, columns, dtype)
             log_teacher = self.work.take("log_teacher", part.stop - part.start, columns, dtype)
-            torch.sub(z_teacher[part], log_norm[0, part].unsqueeze(1), out=log_teacher)
-            torch.sub(z_student[part], log_norm[1, part].unsqueeze(1), out=log_student)
+            torch.sub(z_teacher[part], top[0, part].unsqueeze(1), out=log_teacher)
+            torch.sub(z_student[part], top[1, part].unsqueeze(1), out=log_student)
             sums[0, part] = divergence.terms(
-                log_teacher=log_teacher.clamp_(min=LOG_FLOOR),
-                log_student=log_student.clamp_(min=LOG_FLOOR),
+                log_teacher=log_teacher.sub_(log_sum[0, part].unsqueeze(1)).clamp_(min=LOG_FLOOR),
+                log_student=log_student.sub_(log_sum[1, part].unsqueeze(1)).clamp_(min=LOG_FLOOR),
                 grad=z_student[part],
             )
             sums[1, part] = z_student[part].sum(1)
