@@ -18,8 +18,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from simct_align import LinearSimCTLoss, LinearTextLoss, SimCTLoss
+from simct_align import Aligner, LinearSimCTLoss, LinearTextLoss, SimCTLoss
+from simct_align.demo import demo_tokenizers
 from simct_align.loss import MultiTeacherLoss, VocabularyShard
+from simct_align.loss.backends.torch.rows import Workspace
 from simct_align.loss.baselines import ULDLoss
 from simct_align.loss.exchange import Exchange
 from simct_align.served import TopKLogprobs
@@ -456,6 +458,72 @@ def dtensors(peer):
 
 
 @shard_case
+def groups_of_some_processes(peer):
+    """Processes of other groups have other data and other loops."""
+    n_groups = peer.n_ranks // 2
+    groups = [dist.new_group([first, first + n_groups]) for first in range(n_groups)]
+    number = peer.rank % n_groups
+    c = linear_case(10 + number, rows=2 + number)
+    expected, whole = run(LinearSimCTLoss(c.pair), c)
+    weights, shards = {"teacher_bias": None, "student_bias": None}, {}
+    for side in SIDES:
+        weight = getattr(c, f"{side}_weight")
+        half = len(weight) // 2
+        own = weight[half:] if peer.rank >= n_groups else weight[:half]
+        weights[f"{side}_weight"] = own
+        shards[f"{side}_shard"] = VocabularyShard.of_weight(own, groups[number])
+    for _ in range(1 + number):
+        ours, grads = run(LinearSimCTLoss(c.pair), c, weights=weights, shards=shards)
+    torch.testing.assert_close(ours.per_unit, expected.per_unit)
+    torch.testing.assert_close(grads[0], whole[0])
+    shard = shards["student_shard"]
+    torch.testing.assert_close(grads[1], whole[1][shard.start : shard.stop])
+
+
+@shard_case
+def a_mesh_of_two_dimensions(peer):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2, peer.n_ranks // 2))
+    c = linear_case(9)
+    expected, whole = run(LinearSimCTLoss(c.pair), c)
+    placements = [Shard(0), Replicate()]
+    weights = {"teacher_bias": None, "student_bias": None} | {
+        f"{side}_weight": distribute_tensor(getattr(c, f"{side}_weight"), mesh, placements)
+        for side in SIDES
+    }
+    ours, grads = run(LinearSimCTLoss(c.pair), c, weights=weights)
+    torch.testing.assert_close(ours.per_unit, expected.per_unit)
+    torch.testing.assert_close(grads[1].full_tensor(), whole[1])
+    cut = distribute_tensor(c.student_weight, mesh, [Shard(0), Shard(0)])
+    with pytest.raises(ValueError, match="in one dimension of its mesh"):
+        run(LinearSimCTLoss(c.pair), c, weights=weights | {"student_weight": cut})
+
+
+@shard_case
+def tokenizers_of_the_demo(peer):
+    if peer.n_ranks > 2:
+        return  # the larger group runs the small pairs only
+    aligner = Aligner(*demo_tokenizers())
+    batch = aligner.align_texts(
+        ["Each of 12 boxes weighs 345 kg.", "def f(x):\n    return x + 1\n"]
+    )
+    generator = torch.Generator().manual_seed(0)
+    c = SimpleNamespace(pair=aligner, index=batch.index(text_events=True))
+    for side, width in zip(SIDES, (6, 4), strict=True):
+        n_tokens = getattr(batch, side).values.size
+        n_columns = len(getattr(aligner, side)) + 3
+        for name, shape in (("hidden", (n_tokens, width)), ("weight", (n_columns, width)),
+                            ("bias", (n_columns,))):  # fmt: skip
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+            setattr(c, f"{side}_{name}", drawn)
+    check(peer, c, metrics="full", options={"bias": True})
+    check(peer, c, candidates="shared", divergence="jsd")
+    check(peer, c, LinearTextLoss, options={"bias": True})
+
+
+@shard_case
 def rows_of_the_teacher_are_moved_once(peer):
     c = linear_case(2)
     moved, swapped = [], Exchange.swapped
@@ -511,8 +579,30 @@ def numbers_that_are_exchanged(peer):
         LinearSimCTLoss(c.pair, metrics="full", score="event")(
             teacher_hidden=c.teacher_hidden, student_hidden=hidden, index=c.index, **held
         )
-    steps = c.index.n_teacher_steps + c.index.n_student_steps
-    assert sum(told) <= 24 * len(c.index) + 3 * steps + hidden.numel()
+    steps = c.index.n_teacher_steps + c.index.n_student_steps - 2 * c.index.n_multi
+    stops = len(c.pair.shared.student_stop_ids) + 1
+    multi, shared = c.index.n_multi, c.index.n_shared
+    # What the design page says: masses everywhere are 3 more numbers for a SHARED unit and side.
+    per_unit = (6 + 6 + stops) * shared + (17 + stops) * multi
+    assert sum(told) <= per_unit + 3 * steps + hidden.numel()
+
+
+@shard_case
+def memory_is_that_of_a_chunk(peer):
+    c = linear_case(7, rows=40)
+    taken, take = [], Workspace.take
+
+    def counted(self, name, rows, columns, dtype):
+        taken.append(rows * columns)
+        return take(self, name, rows, columns, dtype)
+
+    held = {**sharded(peer, c, "teacher"), **sharded(peer, c, "student")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workspace, "take", counted)
+        LinearSimCTLoss(c.pair, chunk_bytes=4_000)(
+            teacher_hidden=c.teacher_hidden, student_hidden=c.student_hidden, index=c.index, **held
+        )
+    assert 8 * max(taken) <= 4_000 < 8 * c.student.numel() / peer.n_ranks
 
 
 @shard_case
