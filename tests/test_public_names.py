@@ -59,6 +59,7 @@ PUBLIC = {
         "ReverseKL",
         "SkewedForwardKL",
         "SkewedReverseKL",
+        "TermwiseDivergence",
         "TotalVariation",
         "as_divergence",
     ),
@@ -92,6 +93,7 @@ PUBLIC = {
         "TextLossOutput",
         "TextMetrics",
         "TorchBackend",
+        "VocabularyShard",
         "register_backend",
     ),
     "simct_align.loss.backends": (

@@ -14,6 +14,7 @@ model's probability.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -30,6 +31,7 @@ __all__ = [
     "ReverseKL",
     "SkewedForwardKL",
     "SkewedReverseKL",
+    "TermwiseDivergence",
     "TotalVariation",
     "as_divergence",
 ]
@@ -62,20 +64,67 @@ class Divergence(Protocol):
         ...
 
 
+class TermwiseDivergence(ABC):
+    """The base class of divergences whose candidates can be added up in parts.
+
+    Use this class for a divergence that a loss with shards of the vocabulary can compute: every
+    process has a part of the candidates there (`VocabularyShard`). A subclass is a frozen dataclass
+    with the method `terms`, and is a `Divergence` through it.
+
+    Example:
+        >>> import torch
+        >>> class Squares(TermwiseDivergence):
+        ...     def terms(self, *, log_teacher, log_student, grad):
+        ...         gap = log_student.exp_() - log_teacher.exp()
+        ...         torch.mul(log_student, 2 * gap, out=grad)
+        ...         return gap.square().sum(1)
+        >>> same = torch.tensor([[0.5, 0.5]]).log()
+        >>> Squares()(log_teacher=same, log_student=same.clone(), grad=torch.empty(1, 2)).item()
+        0.0
+    """
+
+    @abstractmethod
+    def terms(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """Return the sum of the terms of every row, and replace `log_student` by `q_S`.
+
+        The candidates may be a part of those of their rows, so that no sum over them is known: with
+        `e` the derivative by `q_S` (any constant may be added to `e`), write `q_S e`.
+
+        Args:
+            log_teacher: `[rows, candidates]` finite log-probabilities; may be overwritten.
+            log_student: The same for the student; receives the probabilities.
+            grad: `[rows, candidates]`; receives `q_S e`.
+
+        Returns:
+            `[rows]` sums of terms, in nats.
+        """
+
+    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """See `Divergence`."""
+        value = self.terms(log_teacher=log_teacher, log_student=log_student, grad=grad)
+        through_softmax(log_student, grad, grad.sum(1))
+        return value
+
+
+def through_softmax(prob: Tensor, grad: Tensor, mean: Tensor) -> None:
+    """Turn `q_S e` into the derivative by the scores, `q_S (e - sum(q_S e))`.
+
+    Args:
+        prob: `[rows, candidates]` `q_S`.
+        grad: `[rows, candidates]` `q_S e`; changed in place.
+        mean: `[rows]` the sum of `q_S e` over all candidates of the row.
+    """
+    grad.addcmul_(prob, mean.unsqueeze(1), value=-1.0)
+
+
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """Return the dot product of every pair of rows."""
     result: Tensor = torch.linalg.vecdot(left, right)
     return result
 
 
-def _through_softmax(prob: Tensor, by_prob: Tensor, out: Tensor) -> None:
-    """Write `prob * (by_prob - sum(prob * by_prob))` to `out`, which may be either argument."""
-    mean = _dot(prob, by_prob).unsqueeze(1)
-    torch.mul(prob, by_prob - mean, out=out)
-
-
 @dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(TermwiseDivergence):
     """The reverse KL, `KL(S || T)`: mode-seeking, the default of the losses.
 
     Example:
@@ -85,43 +134,46 @@ class ReverseKL:
         0.0
     """
 
+    def terms(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """See `TermwiseDivergence`. `e = log q_S - log q_T`, up to a constant."""
+        difference = torch.sub(log_student, log_teacher, out=log_teacher)
+        return torch.mul(log_student.exp_(), difference, out=grad).sum(1)
+
     def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. With `d = log q_S - log q_T`: `dD/da = q_S * (d - D)`."""
-        prob = torch.exp(log_student, out=grad)
-        difference = log_student.sub_(log_teacher)
-        value = _dot(prob, difference)
-        prob.mul_(difference.sub_(value.unsqueeze(1)))
+        """See `Divergence`: the sum of `q_S e` is the divergence, which saves a pass."""
+        value = self.terms(log_teacher=log_teacher, log_student=log_student, grad=grad)
+        through_softmax(log_student, grad, value)
         return value
 
 
 @dataclass(frozen=True)
-class ForwardKL:
+class ForwardKL(TermwiseDivergence):
     """The forward KL, `KL(T || S)`: mass-covering, the divergence of ordinary distillation."""
 
-    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. `dD/da = q_S - q_T`."""
-        torch.exp(log_student, out=grad)
-        teacher = log_teacher.exp()
+    def terms(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """See `TermwiseDivergence`. `q_S e = -q_T`."""
+        teacher = torch.exp(log_teacher, out=grad)
         value = _dot(teacher, log_teacher.sub_(log_student))
-        grad.sub_(teacher)
+        log_student.exp_()
+        teacher.neg_()
         return value
 
 
 @dataclass(frozen=True)
-class TotalVariation:
+class TotalVariation(TermwiseDivergence):
     """The total variation, `sum(|q_S - q_T|) / 2`; the derivative is 0 where `q_S = q_T`."""
 
-    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. `e = sign(q_S - q_T) / 2`."""
+    def terms(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """See `TermwiseDivergence`. `e = sign(q_S - q_T) / 2`."""
         prob = log_student.exp_()
         gap = log_teacher.exp_().neg_().add_(prob)
         value = gap.abs().sum(1).mul_(0.5)
-        _through_softmax(prob, gap.sign_().mul_(0.5), grad)
+        torch.mul(prob, gap.sign_().mul_(0.5), out=grad)
         return value
 
 
 @dataclass(frozen=True)
-class JSD:
+class JSD(TermwiseDivergence):
     """The generalised Jensen-Shannon divergence, `beta KL(T || m) + (1 - beta) KL(S || m)`.
 
     Use this divergence as a compromise between both KLs. The mixture is
@@ -141,25 +193,23 @@ class JSD:
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"JSD: beta: expected a number in [0, 1], got {self.beta}")
 
-    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. `e = (1 - beta) (log q_S - log m)`, up to a constant."""
+    def terms(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """See `TermwiseDivergence`. `e = (1 - beta) (log q_S - log m)`, up to a constant."""
         if self.beta == 0.0:
-            return ForwardKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
+            return ForwardKL().terms(log_teacher=log_teacher, log_student=log_student, grad=grad)
         if self.beta == 1.0:
-            return ReverseKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
+            return ReverseKL().terms(log_teacher=log_teacher, log_student=log_student, grad=grad)
         mixed = torch.logaddexp(
             log_student + math.log1p(-self.beta), log_teacher + math.log(self.beta)
         )
         teacher = _dot(log_teacher.exp(), log_teacher.sub_(mixed))
-        prob = torch.exp(log_student, out=grad)
-        by_prob = log_student.sub_(mixed).mul_(1.0 - self.beta)
-        value = _dot(prob, by_prob).add_(teacher, alpha=self.beta)
-        _through_softmax(prob, by_prob, grad)
-        return value
+        by_prob = torch.sub(log_student, mixed, out=mixed).mul_(1.0 - self.beta)
+        student = torch.mul(log_student.exp_(), by_prob, out=grad).sum(1)
+        return student.add_(teacher, alpha=self.beta)
 
 
 @dataclass(frozen=True)
-class SkewedForwardKL:
+class SkewedForwardKL(TermwiseDivergence):
     """The skewed forward KL, `KL(T || alpha T + (1 - alpha) S)`, which stays bounded.
 
     Args:
@@ -177,22 +227,20 @@ class SkewedForwardKL:
                 f"SkewedForwardKL: alpha: expected a number in [0, 1), got {self.alpha}"
             )
 
-    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. `q_S e = -q_T (1 - alpha) q_S / m`, computed without a division."""
+    def terms(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """See `TermwiseDivergence`. `q_S e = -q_T (1 - alpha) q_S / m`, without a division."""
         if self.alpha == 0.0:
-            return ForwardKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
+            return ForwardKL().terms(log_teacher=log_teacher, log_student=log_student, grad=grad)
         scaled_student = log_student + math.log1p(-self.alpha)
         mixed = torch.logaddexp(log_teacher + math.log(self.alpha), scaled_student)
         teacher = log_teacher.exp()
-        weighted = scaled_student.sub_(mixed).exp_().mul_(teacher)
-        value = _dot(teacher, log_teacher.sub_(mixed))
-        torch.mul(log_student.exp_(), weighted.sum(1, keepdim=True), out=grad)
-        grad.sub_(weighted)
-        return value
+        torch.mul(scaled_student.sub_(mixed).exp_(), teacher, out=grad).neg_()
+        log_student.exp_()
+        return _dot(teacher, log_teacher.sub_(mixed))
 
 
 @dataclass(frozen=True)
-class SkewedReverseKL:
+class SkewedReverseKL(TermwiseDivergence):
     """The skewed reverse KL, `KL(S || alpha S + (1 - alpha) T)`, which stays bounded.
 
     Args:
@@ -210,17 +258,17 @@ class SkewedReverseKL:
                 f"SkewedReverseKL: alpha: expected a number in [0, 1), got {self.alpha}"
             )
 
-    def __call__(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
-        """See `Divergence`. `e = log q_S - log m - alpha q_S / m`, up to a constant."""
+    def terms(self, *, log_teacher: Tensor, log_student: Tensor, grad: Tensor) -> Tensor:
+        """See `TermwiseDivergence`. `e = log q_S - log m - alpha q_S / m`, up to a constant."""
         if self.alpha == 0.0:
-            return ReverseKL()(log_teacher=log_teacher, log_student=log_student, grad=grad)
+            return ReverseKL().terms(log_teacher=log_teacher, log_student=log_student, grad=grad)
         mixed = torch.logaddexp(
             log_student + math.log(self.alpha), log_teacher + math.log1p(-self.alpha)
         )
-        prob = torch.exp(log_student, out=grad)
-        ratio = log_student.sub_(mixed)
+        ratio = torch.sub(log_student, mixed, out=mixed)
+        prob = log_student.exp_()
         value = _dot(prob, ratio)
-        _through_softmax(prob, ratio - ratio.exp().mul_(self.alpha), grad)
+        torch.mul(prob, ratio - ratio.exp().mul_(self.alpha), out=grad)
         return value
 
 

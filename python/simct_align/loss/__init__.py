@@ -9,6 +9,7 @@ from .contract import Loss, LossOutput
 from .linear import LinearSimCTLoss
 from .metrics import LossMetrics
 from .multi_teacher import MultiTeacherLoss, MultiTeacherOutput
+from .shards import VocabularyShard
 from .simct import SimCTLoss
 from .text import LinearTextLoss, TextLoss
 from .text_metrics import TextLossOutput, TextMetrics
@@ -27,5 +28,6 @@ __all__ = [
     "TextLossOutput",
     "TextMetrics",
     "TorchBackend",
+    "VocabularyShard",
     "register_backend",
 ]

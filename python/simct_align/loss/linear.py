@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from simct_align.top_k import TopKLogprobs
 
     from .contract import LossOutput
+    from .shards import VocabularyShard
 
 
 class LinearSimCTLoss(SimCTBase):
@@ -51,6 +52,16 @@ class LinearSimCTLoss(SimCTBase):
         torch.Size([4, 8])
     """
 
+    def forget_teacher_rows(self) -> None:
+        """Move the teacher's rows again in the next call with `teacher_shard=`.
+
+        The rows of the shared tokens are moved to the process that compares them, and kept for
+        calls with the same `teacher_weight`. A change of the weight that PyTorch counts, such as
+        `copy_` or `load_state_dict`, is noticed. Call this method on all processes after a change
+        that it does not count, through `.data`.
+        """
+        self.shards.forget()
+
     default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
 
     def forward(
@@ -69,6 +80,8 @@ class LinearSimCTLoss(SimCTBase):
         student_softcap: float | None = None,
         teacher_scale: float = 1.0,
         student_scale: float = 1.0,
+        teacher_shard: VocabularyShard | None = None,
+        student_shard: VocabularyShard | None = None,
     ) -> LossOutput:
         """Compute the loss with `z = softcap tanh(scale (h W^T + b) / softcap)`.
 
@@ -91,14 +104,24 @@ class LinearSimCTLoss(SimCTBase):
             student_softcap: The same for the student.
             teacher_scale: The factor of the product before the soft-cap.
             student_scale: The same for the student.
+            teacher_shard: Which rows of the teacher's output embedding `teacher_weight` and
+                `teacher_bias` are, with tensor parallelism: see `VocabularyShard`. None for all
+                rows, and where `teacher_weight` is a `DTensor`, which says it itself.
+            student_shard: The same for the student. Every process of the group has the same
+                hidden states and index, and gets the same loss and metrics.
 
         Returns:
             `loss`, `per_unit` and `metrics`. Gradients reach the student's hidden states, weight
-            and bias.
+            and bias. With shards, those of weight and bias are of the rows of this process, and
+            that of the hidden states is the sum over the processes, unless
+            `partial_hidden_gradient`.
 
         Raises:
-            TypeError: As for `SimCTLoss`.
-            ValueError: As for `SimCTLoss`.
+            TypeError: As for `SimCTLoss`; or, with shards, a `DTensor` as hidden states, or a
+                divergence that is not a `TermwiseDivergence`.
+            ValueError: As for `SimCTLoss`; or the rows do not match their shard, the shards of both
+                sides are of different processes, or shards came with `candidates="on_path"` or
+                lists.
         """
         teacher = teacher_inputs(
             self,
@@ -110,6 +133,7 @@ class LinearSimCTLoss(SimCTBase):
             teacher_bias=teacher_bias,
             teacher_softcap=teacher_softcap,
             teacher_scale=teacher_scale,
+            teacher_shard=teacher_shard,
         )
         inputs = linear_inputs(
             self,
@@ -119,6 +143,7 @@ class LinearSimCTLoss(SimCTBase):
             student_bias=student_bias,
             student_softcap=student_softcap,
             student_scale=student_scale,
+            student_shard=student_shard,
         )
         index = self.take_index(
             index,

@@ -24,6 +24,7 @@ from .backends.protocol import Head, Lists, Logits
 from .backends.triton import scale_gradient
 from .handles import Handles
 from .layout import IndexSizes
+from .shard_plan import SHARDS
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -122,7 +123,10 @@ class TeacherNumbers(NamedTuple):
 
 
 class LinearNumbers(NamedTuple):
-    """The numbers of both output embeddings; the first fields are those of `TeacherNumbers`."""
+    """The numbers of both output embeddings; the first fields are those of `TeacherNumbers`.
+
+    `shards` is the key of the shards' handle; empty where both output embeddings are whole.
+    """
 
     teacher_softcap: float
     teacher_scale: float
@@ -130,6 +134,7 @@ class LinearNumbers(NamedTuple):
     student_scale: float
     weight_gradient: bool
     bias_gradient: bool
+    shards: str
 
 
 class OperatorOutput(NamedTuple):
@@ -333,8 +338,13 @@ class Operator:
         ctx.save_for_backward(*inputs)
         ctx.numbers = keyword_only_inputs
         # A second backward pass may happen after the loss that made the handles is gone.
-        _, _, numbers, _ = self._read(inputs, keyword_only_inputs)
-        ctx.handles = (DIVERGENCES[numbers.divergence], BACKENDS[numbers.backend])
+        _, _, numbers, extra = self._read(inputs, keyword_only_inputs)
+        shards = getattr(extra, "shards", "")
+        ctx.handles = (
+            DIVERGENCES[numbers.divergence],
+            BACKENDS[numbers.backend],
+            SHARDS[shards] if shards else None,
+        )
         # Not saved as tensors: the first backward pass scales the gradients in place.
         ctx.gradients = gradients if numbers.gradient else None
 
@@ -448,23 +458,30 @@ def loss_operators(
         tensors: See `Operator`.
         numbers: See `Operator`.
         compute: The function of the teacher's `Logits`, `Head` or `Lists`, the student's `Logits`
-            or `Head`, the tensors and the numbers. It returns an `OperatorOutput` and the list of
-            the student's gradients, which is empty if no gradient is wanted from logits.
+            or `Head`, the tensors, the numbers, and the `Shards` or None. It returns an
+            `OperatorOutput` and the list of the student's gradients, which is empty if no gradient
+            is wanted from logits.
     """
 
     def from_logits(
         inputs: LogitsTensors, others: Any, settings: Any, teacher: TeacherNumbers
     ) -> tuple[Tensor, ...]:
+<<<<<<< HEAD
         source = teacher_source(inputs, teacher)
         student = Logits(inputs.student_logits, inplace=settings.inplace)
         output, gradients = compute(source, student, others, settings)
+=======
+        source, student = teacher_source(inputs, teacher), Logits(inputs.student_logits)
+        output, gradients = compute(source, student, others, settings, None)
+>>>>>>> 6d076f911c0bca05230d0cfeacf34121b0c023a7
         return (*output, *(gradients or [inputs.student_logits.new_empty(0)]))
 
     def from_hidden(
         inputs: LinearTensors, others: Any, settings: Any, linear: LinearNumbers
     ) -> tuple[Tensor, ...]:
         source, student = teacher_source(inputs, linear), student_head(inputs, linear)
-        output, gradients = compute(source, student, others, settings)
+        shards = SHARDS[linear.shards].value if linear.shards else None
+        output, gradients = compute(source, student, others, settings, shards)
         return (*output, *gradients)
 
     return (

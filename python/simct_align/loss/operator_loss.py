@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..divergence import as_divergence
 from .backends import choose_backend
 from .contract import Loss
 from .operator import BACKENDS, DIVERGENCES
+from .shard_plan import ShardKeeper
 
 if TYPE_CHECKING:
     from ..divergence import Divergence
@@ -32,6 +33,9 @@ class OperatorLoss(Loss):
         ValueError: A keyword is out of its range.
     """
 
+    #: Whether the teacher's rows of shared tokens are moved to the process that compares them.
+    moves_teacher_rows: ClassVar[bool] = False
+
     def __init__(
         self,
         aligner: PairOfVocabularies,
@@ -53,6 +57,18 @@ class OperatorLoss(Loss):
         self.divergence = as_divergence(divergence)
         self.backend = choose_backend(backend)
         self._keep_handles()
+        self.shards = ShardKeeper(self.columns)
+
+    def check_shards(self, *, lists: bool) -> None:
+        """Refuse keywords that are not defined for shards of the vocabulary.
+
+        Args:
+            lists: Whether the teacher is known by lists.
+
+        Raises:
+            TypeError: The divergence is not a `TermwiseDivergence`.
+            ValueError: Another keyword does not fit.
+        """
 
     def _keep_handles(self) -> None:
         self._divergence_handle = DIVERGENCES.handle(self.divergence)
@@ -61,10 +77,11 @@ class OperatorLoss(Loss):
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickling and copying; handles are valid in one process only."""
         state = self.__dict__.copy()
-        del state["_divergence_handle"], state["_backend_handle"]
+        del state["_divergence_handle"], state["_backend_handle"], state["shards"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied loss."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._keep_handles()
+        self.shards = ShardKeeper(self.columns)

@@ -10,6 +10,7 @@ from torch import Tensor
 from .backends import AutoBackend, TorchBackend
 from .backends.protocol import Head, Lists, Logits, Problem, Settings, SideProblem
 from .backends.torch.on_path import Continuations, LeafTokens, OnPathEngine
+from .backends.torch.sharded import ShardedComputation
 from .columns import SideColumns
 from .engine import Engine
 from .layout import IndexSizes, view_index
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .backends.protocol import Backend, StudentSide
     from .engine import Result
     from .layout import IndexView
+    from .shard_plan import Shards
 
 
 class PairTensors(NamedTuple):
@@ -171,24 +173,33 @@ def _continuations(pair: PairTensors, numbers: Numbers) -> Continuations:
 
 
 def _compute(
-    teacher: Logits | Head | Lists, student: Logits | Head, pair: PairTensors, numbers: Numbers
+    teacher: Logits | Head | Lists,
+    student: Logits | Head,
+    pair: PairTensors,
+    numbers: Numbers,
+    shards: Shards | None,
 ) -> tuple[OperatorOutput, list[Tensor]]:
     with torch.no_grad(), without_autocast(pair.packed.device.type):
         index = view_index(pair.packed, numbers.sizes)
         problem = _problem(teacher, student, index, pair, numbers)
         weight = pair.weight.to(problem.settings.dtype)
         scale = gradient_scale(weight, numbers.gradient_scale)
-        result, side = _run(problem, pair, numbers, weight * scale)
+        result, side = _run(problem, pair, numbers, shards, weight * scale)
         count_special(result.stats, index.kind)
         loss = (result.per_unit * weight).sum()
         return OperatorOutput(loss, result.per_unit, result.stats), side.gradients()
 
 
 def _run(
-    problem: Problem, pair: PairTensors, numbers: Numbers, weight: Tensor
+    problem: Problem, pair: PairTensors, numbers: Numbers, shards: Shards | None, weight: Tensor
 ) -> tuple[Result, StudentSide[Any]]:
     """Run the engine on a back end, or on the reference if the back end refuses the problem."""
     backend: Backend = BACKENDS[numbers.backend].value
+    if shards is not None:
+        if backend.name not in (AutoBackend.name, TorchBackend.name):
+            log_fallback(backend.name, "shards of the vocabulary are PyTorch operations")
+        sharded = ShardedComputation(problem, shards)
+        return Engine(problem, sharded, weight).run(), sharded.student
     if numbers.on_path:
         if backend.name not in (AutoBackend.name, TorchBackend.name):
             log_fallback(backend.name, "on-path continuations are PyTorch operations")

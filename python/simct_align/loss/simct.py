@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..divergence import TermwiseDivergence
 from .contract import one_of
 from .layout import IndexSizes
 from .model_inputs import teacher_inputs
@@ -52,6 +53,8 @@ class SimCTBase(OperatorLoss):
         ValueError: A keyword is out of its range, or the shared vocabulary of the aligner
             contradicts its stops.
     """
+
+    moves_teacher_rows = True
 
     def __init__(
         self,
@@ -121,6 +124,24 @@ class SimCTBase(OperatorLoss):
             raise ValueError(
                 "teacher_logits: score='mean_logit' is an average of logits, and TopKLogprobs has "
                 "log-probabilities: use score='mean', 'sum' or 'event'"
+            )
+
+    def check_shards(self, *, lists: bool) -> None:
+        """Refuse what needs whole rows, and divergences without terms: see `OperatorLoss`."""
+        if self.candidates == "on_path":
+            raise ValueError(
+                "candidates='on_path' needs whole rows of logits, which no process has with shards "
+                "of the vocabulary: use candidates='realized'"
+            )
+        if lists:
+            raise ValueError(
+                "teacher_logits: TopKLogprobs and student_shard cannot be combined in "
+                "LinearSimCTLoss: use LinearTextLoss, or a student without shards"
+            )
+        if not isinstance(self.divergence, TermwiseDivergence):
+            raise TypeError(
+                "divergence: shards of the vocabulary need a TermwiseDivergence, whose candidates "
+                f"can be added up in parts, got {type(self.divergence).__name__}"
             )
 
     @property

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..divergence import Divergence
     from .backends import Backend
     from .operator import OperatorOutput
+    from .shards import VocabularyShard
 
 MEBIBYTE = 1 << 20
 
@@ -285,6 +286,8 @@ class LinearTextLoss(TextBase):
         student_softcap: float | None = None,
         teacher_scale: float = 1.0,
         student_scale: float = 1.0,
+        teacher_shard: VocabularyShard | None = None,
+        student_shard: VocabularyShard | None = None,
     ) -> TextLossOutput:
         """Compute the loss with `z = softcap tanh(scale (h W^T + b) / softcap)`.
 
@@ -303,6 +306,8 @@ class LinearTextLoss(TextBase):
             student_softcap: The student's soft-cap.
             teacher_scale: The teacher's scale.
             student_scale: The student's scale.
+            teacher_shard: The teacher's shard.
+            student_shard: The student's shard.
 
         Returns:
             As `TextLoss`; gradients reach the student's hidden states, weight and bias.
@@ -321,6 +326,7 @@ class LinearTextLoss(TextBase):
             teacher_bias=teacher_bias,
             teacher_softcap=teacher_softcap,
             teacher_scale=teacher_scale,
+            teacher_shard=teacher_shard,
         )
         inputs = linear_inputs(
             self,
@@ -330,6 +336,7 @@ class LinearTextLoss(TextBase):
             student_bias=student_bias,
             student_softcap=student_softcap,
             student_scale=student_scale,
+            student_shard=student_shard,
         )
         index = self.take_index(
             index,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import TorchBackend
+from .backends import AutoBackend, NativeBackend, TorchBackend
+from .backends.native.text_computation import NativeTextComputation
 from .backends.protocol import (
     Head,
     Lists,
@@ -18,6 +19,8 @@ from .backends.protocol import (
     TextSettings,
     TextSide,
 )
+from .backends.torch.sharded_text import ShardedTextRun
+from .backends.torch.text_computation import TextComputation
 from .columns import SideColumns
 from .layout import IndexSizes
 from .operator import (
@@ -36,6 +39,8 @@ from .text_metrics import N_STATS
 
 if TYPE_CHECKING:
     from simct_align.index import Side
+
+    from .shard_plan import Shards
 
 
 class TextTensors(NamedTuple):
@@ -128,11 +133,12 @@ def _compute(
     student: Logits | Head,
     tensors: TextTensors,
     numbers: TextNumbers,
+    shards: Shards | None,
 ) -> tuple[OperatorOutput, list[Tensor]]:
     with torch.no_grad(), without_autocast(tensors.packed.device.type):
         problem = _problem(teacher, student, tensors, numbers)
         weight = tensors.weight.to(problem.settings.dtype)
-        run = _start(problem, numbers)
+        run = _start(problem, numbers, shards)
         per_offset, stats = run.run(weight * gradient_scale(weight, numbers.gradient_scale))
         # Only back ends that take lists have figures of lists.
         stats = torch.nn.functional.pad(stats, (0, 0, 0, N_STATS - stats.shape[0]))
@@ -177,9 +183,14 @@ def _problem(
     )
 
 
-def _start(problem: TextProblem, numbers: TextNumbers) -> TextRun:
+def _start(problem: TextProblem, numbers: TextNumbers, shards: Shards | None) -> TextRun:
     """Begin on a back end, or on the reference if the back end refuses the problem."""
     backend = BACKENDS[numbers.backend].value
+    if shards is not None:
+        takes_native = backend.name in (AutoBackend.name, NativeBackend.name)
+        is_native = takes_native and NativeBackend().refuses_text(problem) is None
+        computes = NativeTextComputation if is_native else TextComputation
+        return ShardedTextRun(problem, shards, computes)
     if not isinstance(backend, TextBackend):
         log_fallback(backend.name, "it does not compute text events")
     elif (reason := backend.refuses_text(problem)) is not None:

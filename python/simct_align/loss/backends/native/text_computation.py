@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ...text_layout import TextChunk, TreeTensors
     from ..protocol import TextProblem, TextSide
-    from ..torch.rows import Rows
+    from ..torch.rows import StudentWholeRows, WholeRows
 
 
 def _unsigned(values: Tensor) -> NDArray[np.uint32]:
@@ -133,8 +133,10 @@ class NativeTextComputation(TextComputation):
     #: The leaves of an offset, and what is computed of them; half of the nodes are leaves.
     values_per_node = 8
 
-    def __init__(self, problem: TextProblem) -> None:
-        super().__init__(problem)
+    def __init__(
+        self, problem: TextProblem, readers: tuple[WholeRows, StudentWholeRows] | None = None
+    ) -> None:
+        super().__init__(problem, readers)
         self._tree = HostTree(problem.tree)
         self._by_probs = torch.empty(0, dtype=problem.settings.dtype)
         #: Of every row of the logits, whether its gradient has been written.
@@ -142,7 +144,7 @@ class NativeTextComputation(TextComputation):
         if isinstance(problem.student.source, Logits):
             self._written = np.zeros(problem.student.source.logits[..., 0].numel(), bool)
 
-    def _side(self, name: Side, rows: Rows, chunk: TextChunk) -> tuple[TextRows, HostSide]:
+    def _side(self, name: Side, rows: WholeRows, chunk: TextChunk) -> tuple[TextRows, HostSide]:
         side = self.problem.sides[name]
         read = TextRows(rows, side.events, chunk.sides[name], self.problem.settings.dtype)
         return read, HostSide(side, read, chunk, name)
@@ -204,6 +206,7 @@ class NativeTextComputation(TextComputation):
         if again:
             self.student.accumulate_full(rows[:again], gradient[:again])
         if again < count:
+            assert isinstance(self.student, StudentLogitsRows)
             self.student.write_full(rows[again:], gradient[again:])
 
     def _divergences(self, leaves: _native.TextLeaves, value: Tensor, deep: bool) -> Tensor:

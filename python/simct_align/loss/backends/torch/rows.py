@@ -77,14 +77,10 @@ class Workspace:
         self._buffers.clear()
 
 
-class Rows(Protocol):
-    """A side's logits, row by row."""
+class WholeRows(Protocol):
+    """A side's rows as probabilities: what text events read."""
 
     columns: int
-
-    def full(self, rows: Tensor) -> Tensor:
-        """Return `[c, columns]` scaled logits with padding at -inf; may be overwritten."""
-        ...
 
     def softmax(self, rows: Tensor, log_norm: Tensor | None = None) -> Tensor:
         """Return the softmax `[c, columns]` of whole rows; may be overwritten.
@@ -98,14 +94,6 @@ class Rows(Protocol):
         """
         ...
 
-    def normalize(self, z: Tensor) -> Tensor:
-        """Replace the rows that `full` read by their softmax; return their log-normalizers."""
-        ...
-
-    def chosen(self, rows: Tensor, out: Tensor) -> None:
-        """Write the scaled logits of the table's ids to `out`, `[c, len(ids)]`."""
-        ...
-
     def pick(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Return the scaled logits `[n]` of single tokens, one per row."""
         ...
@@ -115,7 +103,35 @@ class Rows(Protocol):
         ...
 
 
-class StudentRows(Rows, Protocol):
+class Rows(WholeRows, Protocol):
+    """A side's logits, row by row."""
+
+    def full(self, rows: Tensor) -> Tensor:
+        """Return `[c, columns]` scaled logits with padding at -inf; may be overwritten."""
+        ...
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """Replace the rows that `full` read by their softmax; return their log-normalizers."""
+        ...
+
+    def chosen(self, rows: Tensor, out: Tensor) -> None:
+        """Write the scaled logits of the table's ids to `out`, `[c, len(ids)]`."""
+        ...
+
+
+class StudentWholeRows(WholeRows, Protocol):
+    """The student's rows, with the gradient by the scaled logits of whole rows."""
+
+    def accumulate_full(self, rows: Tensor, gradient: Tensor) -> None:
+        """Add `[c, columns]` to the distinct rows that `full` read last, and overwrite it."""
+        ...
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of the inputs, in the inputs' dtypes."""
+        ...
+
+
+class StudentRows(Rows, StudentWholeRows, Protocol):
     """The student's rows, with the gradient by the scaled logits.
 
     `write_full` and `write_chosen` write a row at most once in one call of a loss: prefix rows and
@@ -131,16 +147,8 @@ class StudentRows(Rows, Protocol):
         """Write `[c, len(ids)]` to the rows that `chosen` read last; `gradient` is overwritten."""
         ...
 
-    def accumulate_full(self, rows: Tensor, gradient: Tensor) -> None:
-        """Add `[c, columns]` to the distinct rows that `full` read last, and overwrite it."""
-        ...
-
     def accumulate_at(self, rows: Tensor, ids: Tensor, gradient: Tensor) -> None:
         """Add `[n]` to single tokens, one per row; a pair of row and token may repeat."""
-        ...
-
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients of the inputs, in the inputs' dtypes."""
         ...
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...text_layout import SideChunk, TextSideTable, TextSideView, TreeTensors
-    from .rows import Rows
+    from .rows import WholeRows
 
 _NODE = 0x7FFFFFFF
 
@@ -83,7 +83,7 @@ class SideMasses:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: WholeRows,
         table: TextSideTable,
         view: TextSideView,
         tree: TreeTensors,

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
     from ...text_layout import TextChunk
     from ..protocol import TextProblem
-    from .rows import Rows, StudentRows
+    from .rows import StudentWholeRows, WholeRows
+
+
+def text_readers(problem: TextProblem) -> tuple[WholeRows, StudentWholeRows]:
+    """Return readers of the teacher's and the student's rows."""
+    teacher, student, settings = problem.teacher, problem.student, problem.settings
+    device = student.events.row.device
+    # A workspace for each side: probabilities of both are needed at once.
+    return (
+        teacher_rows(teacher.source, teacher.columns, Workspace(device), settings),
+        student_rows(student.source, student.columns, Workspace(device), settings),
+    )
 
 
 #: Numbers per node, in addition, that the counts of listed tokens take.
@@ -33,29 +44,25 @@ class TextComputation:
 
     Args:
         problem: The problem.
+        readers: Readers of the teacher's and the student's rows; None takes those of `readers`.
     """
 
     #: Numbers per node of the tree that an offset takes, about.
     values_per_node = 24
 
-    def __init__(self, problem: TextProblem) -> None:
+    def __init__(
+        self, problem: TextProblem, readers: tuple[WholeRows, StudentWholeRows] | None = None
+    ) -> None:
         self.problem, settings = problem, problem.settings
-        teacher, student = problem.teacher, problem.student
-        device = student.events.row.device
-        # A workspace for each side: probabilities of both are needed at once.
-        self.teacher: Rows = teacher_rows(
-            teacher.source, teacher.columns, Workspace(device), settings
-        )
-        self.student: StudentRows = student_rows(
-            student.source, student.columns, Workspace(device), settings
-        )
+        teacher = problem.teacher
+        self.teacher, self.student = readers or text_readers(problem)
         itemsize = torch.finfo(settings.dtype).bits // 8
         widest = max(self.teacher.row_values(full=True), self.student.row_values(full=True))
         per_node = self.values_per_node + LIST_VALUES_PER_NODE * isinstance(teacher.source, Lists)
         values = per_node * len(problem.tree) + 3 * widest
         size = max(1, settings.chunk_bytes // (itemsize * values))
         entries = max(1, settings.chunk_bytes // (64 * itemsize))
-        self._chunks = plan_chunks(problem.host, problem.sizes, size, entries)
+        self.chunks = plan_chunks(problem.host, problem.sizes, size, entries)
 
     def run(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Compute everything; the student's rows keep the gradient.
@@ -71,12 +78,12 @@ class TextComputation:
         weight = weight.to(dtype).expand(n_offsets)
         per_offset = torch.zeros(n_offsets, dtype=dtype, device=device)
         stats = torch.zeros((N_STATS, n_offsets), dtype=dtype, device=device)
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             at = chunk.offsets
             per_offset[at] = self.compare(chunk, weight[at], stats[:, at])
         return per_offset, stats
 
-    def _masses(self, side: Side, rows: Rows, chunk: TextChunk) -> SideMasses:
+    def _masses(self, side: Side, rows: WholeRows, chunk: TextChunk) -> SideMasses:
         of_side = self.problem.sides[side]
         return SideMasses(
             rows,

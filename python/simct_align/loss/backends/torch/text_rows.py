@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ...text_layout import SideChunk, TextSideView
     from .list_rows import ListedRows
-    from .rows import Rows
+    from .rows import WholeRows
 
 
 class TextRows:
@@ -40,7 +40,7 @@ class TextRows:
     lists: ListedRows | None = None
 
     def __init__(
-        self, rows: Rows, events: TextSideView, chunk: SideChunk, dtype: torch.dtype
+        self, rows: WholeRows, events: TextSideView, chunk: SideChunk, dtype: torch.dtype
     ) -> None:
         self.flat = events.row[chunk.rows]
         token = events.token[chunk.rows]
@@ -50,7 +50,7 @@ class TextRows:
         log_prob = log_prob.clamp_(min=LOG_FLOOR).masked_fill_(~self.has_token, 0.0)
         self.log_weight = log_prob.cumsum(0).sub_(log_prob)
 
-    def _read(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+    def _read(self, rows: WholeRows, dtype: torch.dtype) -> Tensor:
         """Read the probabilities; return the float64 log-probabilities of the realized tokens."""
         if isinstance(rows, ListRows):
             self.lists = rows.read(self.flat)

@@ -74,8 +74,11 @@ class Formula(NamedTuple):
             logs = math.log2(weight), math.log2(1.0 - weight)
             return cls(kinds.index(type(divergence)), weight, *logs)
         # At the ends of their range these are plain divergences.
-        ends = {JSD: ReverseKL if weight else ForwardKL, SkewedForwardKL: ForwardKL,
-                SkewedReverseKL: ReverseKL}  # fmt: skip
+        ends: dict[type[Divergence], type[Divergence]] = {
+            JSD: ReverseKL if weight else ForwardKL,
+            SkewedForwardKL: ForwardKL,
+            SkewedReverseKL: ReverseKL,
+        }
         return cls(kinds.index(ends.get(type(divergence), type(divergence))))
 
 
