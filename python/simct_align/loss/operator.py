@@ -466,14 +466,9 @@ def loss_operators(
     def from_logits(
         inputs: LogitsTensors, others: Any, settings: Any, teacher: TeacherNumbers
     ) -> tuple[Tensor, ...]:
-<<<<<<< HEAD
         source = teacher_source(inputs, teacher)
         student = Logits(inputs.student_logits, inplace=settings.inplace)
-        output, gradients = compute(source, student, others, settings)
-=======
-        source, student = teacher_source(inputs, teacher), Logits(inputs.student_logits)
         output, gradients = compute(source, student, others, settings, None)
->>>>>>> 6d076f911c0bca05230d0cfeacf34121b0c023a7
         return (*output, *(gradients or [inputs.student_logits.new_empty(0)]))
 
     def from_hidden(
