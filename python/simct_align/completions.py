@@ -86,10 +86,10 @@ class ChatSide:
                 f"{self.name}_tokenizer: expected a tokenizer of transformers, got "
                 f"{type(self.tokenizer).__name__}"
             )
-        tokenizer: Any = self.tokenizer
-        ids = list(tokenizer([_PROBE], add_special_tokens=False)["input_ids"][0])
-        if tokenizer.decode(ids).strip() != _PROBE:
-            return  # a tokenizer of few texts
+        ids = list(self.tokenizer([_PROBE], add_special_tokens=False)["input_ids"][0])
+        decode = getattr(self.tokenizer, "decode", None)
+        if decode is None or decode(ids).strip() != _PROBE:
+            return  # nothing to compare with, or a tokenizer of few texts
         known = max(ids) < len(self.vocabulary)
         spelled = self.vocabulary.decode_bytes(np.array(ids)) if known else b""
         # Tokenizers may put a space before a text.
