@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from simct_align.conversation import (
@@ -11,9 +12,11 @@ from simct_align.conversation import (
     Template,
     answer_like,
     around_text,
+    read_messages,
     text_of,
 )
 from simct_align.history import SampledHistory
+from simct_align.inputs import integer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,18 +54,42 @@ def prompt_ids(
         One list of ids per turn.
 
     Raises:
-        ValueError: The template refuses the conversation up to a turn, or it does not write the
-            content of a past turn exactly once, unchanged.
+        TypeError: The tokenizer has no chat templates, `messages` is not a list of messages, or
+            `turns` are not integers.
+        ValueError: `turns` are not ascending positions of assistant's messages, the template
+            refuses the conversation up to a turn, or it does not write the content of a past turn
+            exactly once, unchanged.
 
     Complexity:
         Two renderings of the conversation per turn, a few more for a turn with tool calls or
         reasoning, and one call of the tokenizer.
     """
+    messages = read_messages("messages", messages)
+    turns = _read_turns(turns, messages)
     if not turns:
         return []
     template = Template(tokenizer, tools, template_options or {})
     history = SampledHistory(template, messages, turns)
     return template.ids(history.around([""] * len(turns), sampled=True).prompts)
+
+
+def _read_turns(turns: Sequence[int], messages: Sequence[Message]) -> list[int]:
+    if isinstance(turns, (str, bytes)) or not hasattr(turns, "__iter__"):
+        raise TypeError(f"turns: expected a list of positions, got {type(turns).__name__}")
+    found = [
+        integer(f"turns[{number}]", turn, at_least=0, at_most=len(messages))
+        for number, turn in enumerate(turns)
+    ]
+    for number, (turn, after) in enumerate(pairwise([*found, len(messages) + 1])):
+        if turn >= after:
+            raise ValueError(f"turns[{number + 1}] is {after}, expected a position after {turn}")
+        role = messages[turn]["role"] if turn < len(messages) else "assistant"
+        if role != "assistant":
+            raise ValueError(
+                f"turns[{number}] is {turn}, a message with the role {role!r}; expected one of the "
+                "role 'assistant'"
+            )
+    return found
 
 
 def check_end_of_turn(

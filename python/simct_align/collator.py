@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from simct_align.chat import check_end_of_turn
 from simct_align.completions import ChatSide, CompletionReader
 from simct_align.history import SampledHistory
-from simct_align.rows import ParsedRow, Row, parse_row
+from simct_align.rows import ParsedRow, Row, parse_row, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,7 +134,7 @@ class SimCTCollator:
         self.teacher_max_length = teacher_max_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_path = max_path
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.chat_template_kwargs = read_options("chat_template_kwargs", chat_template_kwargs)
         self.threads = threads
         if max_path:
             # Computed once, here: workers inherit or unpickle the spellings, so that their indexes
@@ -144,6 +144,8 @@ class SimCTCollator:
             ChatSide("teacher", teacher_tokenizer, aligner),
             ChatSide("student", student_tokenizer, aligner),
         )
+        for side in self._sides:
+            side.check()
         self._reader = CompletionReader(*self._sides, history)
         for side in self._sides:
             if getattr(side.tokenizer, "chat_template", None) is not None:

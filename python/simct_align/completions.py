@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from simct_align.aligner import Aligner
 from simct_align.conversation import Template, difference, says_text_only, special_pattern, text_of
 from simct_align.history import SampledHistory, TemplateHistory
 from simct_align.retokenize import TextEncoder
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from simct_align.aligner import Aligner
     from simct_align.conversation import ChatTokenizer
     from simct_align.history import Around, HistoryName
     from simct_align.rows import ParsedRow
     from simct_align.vocabulary import Vocabulary
 
+#: A text that every tokenizer of a language model can write.
+_PROBE = "the 12 answers"
 #: A completion as texts, and special tokens of the student between them.
 _Segments = list["str | int"]
 
@@ -69,6 +71,34 @@ class ChatSide:
         shared = self.aligner.shared
         is_teacher = self.name == "teacher"
         return tuple((shared.teacher_stop_ids if is_teacher else shared.student_stop_ids).tolist())
+
+    def check(self) -> None:
+        """Refuse a tokenizer whose ids mean other texts in the aligner's vocabulary.
+
+        Raises:
+            TypeError: The aligner or the tokenizer is an object of another type.
+            ValueError: The ids of a short text spell another text.
+        """
+        if not isinstance(self.aligner, Aligner):
+            raise TypeError(f"aligner: expected an Aligner, got {type(self.aligner).__name__}")
+        if not callable(self.tokenizer):
+            raise TypeError(
+                f"{self.name}_tokenizer: expected a tokenizer of transformers, got "
+                f"{type(self.tokenizer).__name__}"
+            )
+        ids = list(self.tokenizer([_PROBE], add_special_tokens=False)["input_ids"][0])
+        decode = getattr(self.tokenizer, "decode", None)
+        if decode is None or decode(ids).strip() != _PROBE:
+            return  # nothing to compare with, or a tokenizer of few texts
+        known = max(ids) < len(self.vocabulary)
+        spelled = self.vocabulary.decode_bytes(np.array(ids)) if known else b""
+        # Tokenizers may put a space before a text.
+        if spelled.strip() != _PROBE.encode():
+            raise ValueError(
+                f"{self.name}_tokenizer: its ids of {_PROBE!r} are {ids}, which the aligner's "
+                f"{self.name} vocabulary reads as {spelled!r}: expected the tokenizer of this "
+                "vocabulary; the teacher's comes first"
+            )
 
     def template(self, row: ParsedRow) -> Template:
         """Return the chat template, with the arguments of a row."""

@@ -9,13 +9,14 @@ what the template writes of the message.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from simct_align.vocabulary import common_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 #: A message of a conversation: `role`, `content`, and whatever else a chat template reads.
 Message = dict[str, Any]
@@ -79,6 +80,13 @@ class Template:
     tools: Sequence[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     place: str = "the chat template"
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.tokenizer, "apply_chat_template", None)):
+            raise TypeError(
+                f"{self.place}: expected a tokenizer of transformers, which has "
+                f"apply_chat_template, got {type(self.tokenizer).__name__}"
+            )
 
     def render(
         self, messages: Sequence[Message], turns: Sequence[int] = (), *, generate: bool = False
@@ -146,6 +154,36 @@ class Template:
             return ""
         number = next((number for number, turn in enumerate(turns) if turn >= first), None)
         return f" at {what}" + ("" if number is None else f", turn {number}")
+
+
+def read_messages(name: str, messages: Any, place: str = "") -> list[Message]:
+    """Return a conversation as a list of messages.
+
+    Args:
+        name: The name of the argument or column, for errors.
+        messages: The conversation.
+        place: What stands before the name in errors.
+
+    Raises:
+        TypeError: `messages` is not a list of dictionaries that have a role.
+    """
+    if isinstance(messages, (str, Mapping)) or not hasattr(messages, "__iter__"):
+        raise TypeError(
+            f"{place}{name} is of type {type(messages).__name__}; expected a list of messages"
+        )
+    checked = list(messages)
+    for position, message in enumerate(checked):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            what = (
+                f"has the keys {sorted(map(str, message))}"
+                if isinstance(message, dict)
+                else f"is of type {type(message).__name__}"
+            )
+            raise TypeError(
+                f"{place}message {position} of {name} {what}; expected a dictionary with the text "
+                "'role'"
+            )
+    return checked
 
 
 def text_of(message: Message) -> str | None:

@@ -51,6 +51,22 @@ def integer(name: str, value: object, *, at_least: int, at_most: int | None = No
     return number
 
 
+def flag(name: str, value: object) -> bool:
+    """Return True or False from a flag of Python, NumPy or PyTorch, or an integer.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The flag.
+
+    Raises:
+        TypeError: `value` is something else, such as the text "no".
+    """
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "biu":
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(array)
+
+
 def check_text(place: str, text: object) -> None:
     """Check a text.
 

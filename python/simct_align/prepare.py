@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simct_align.align import align_batch
-from simct_align.inputs import RaggedIds, integer, read_side
+from simct_align.inputs import RaggedIds, flag, integer, read_side
 from simct_align.retokenize import PaddingSide, RetokenizeCounts, pad_rows, retokenize
 from simct_align.token_kind import TokenKind
 
@@ -308,17 +308,18 @@ def _read_truncated(truncated: Any, starts: list[int]) -> list[bool]:
         raise TypeError(f"truncated: expected one flag per row ({rows} rows), got {truncated!r}")
     if len(truncated) != rows:
         raise ValueError(f"truncated has {len(truncated)} entries, expected one per row: {rows}")
-    for row, flag in enumerate(truncated):
+    for row, of_row in enumerate(truncated):
         start, end = starts[row], starts[row + 1]
-        if np.ndim(flag) == 0:
+        if np.ndim(of_row) == 0:
+            is_cut = flag(f"row {row}: truncated", of_row)
             if end > start:
-                flags[end - 1] = bool(flag)
-        elif len(flag) == end - start:
-            flags[start:end] = map(bool, flag)
+                flags[end - 1] = is_cut
+        elif len(of_row) == end - start:
+            flags[start:end] = [flag(f"row {row}: truncated", each) for each in of_row]
         else:
             raise ValueError(
-                f"row {row}: truncated has {len(flag)} entries, expected one flag or one per turn: "
-                f"{end - start}"
+                f"row {row}: truncated has {len(of_row)} entries, expected one flag or one per "
+                f"turn: {end - start}"
             )
     return flags
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simct_align.chat import content_text
-from simct_align.conversation import says_text_only
+from simct_align.conversation import read_messages, says_text_only
+from simct_align.inputs import flag
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -45,7 +47,7 @@ class ParsedRow:
     options: dict[str, Any]
 
 
-def parse_row(number: int, row: Row, *, last_only: bool, options: Mapping[str, Any]) -> ParsedRow:
+def parse_row(number: int, row: Row, *, last_only: bool, options: dict[str, Any]) -> ParsedRow:
     """Read a row.
 
     Args:
@@ -58,11 +60,13 @@ def parse_row(number: int, row: Row, *, last_only: bool, options: Mapping[str, A
         TypeError: A column has another type.
         ValueError: The row has none of the forms.
     """
+    if not isinstance(row, dict):
+        raise TypeError(f"row {number}: expected a dictionary, got {type(row).__name__}")
     sampled = row.get("completion_ids")
     completion = None
     messages: str | list[Message]
     if "messages" in row:
-        messages = read_messages(number, "messages", row["messages"])
+        messages = read_messages("'messages'", row["messages"], f"row {number}: ")
         turns = _assistant_turns(messages, 0)
         if sampled is not None and (not turns or turns[-1] != len(messages) - 1):
             turns.append(len(messages))
@@ -84,9 +88,11 @@ def parse_row(number: int, row: Row, *, last_only: bool, options: Mapping[str, A
         for turn in turns:
             if says_text_only(messages[turn]):
                 content_text(messages[turn], f"row {number}, message {turn}")
-    truncated = row.get("truncated", False)
+    truncated: Any = row.get("truncated")
+    if truncated is None:
+        truncated = False
     if np.ndim(truncated) == 0:
-        truncated = [False] * (len(turns) - 1) + [bool(truncated)]
+        truncated = [False] * (len(turns) - 1) + [flag(f"row {number}: 'truncated'", truncated)]
     return ParsedRow(
         number,
         messages,
@@ -95,39 +101,24 @@ def parse_row(number: int, row: Row, *, last_only: bool, options: Mapping[str, A
         ids,
         list(truncated),
         row.get("tools"),
-        {**options, **(row.get("chat_template_kwargs") or {})},
+        options
+        | read_options(f"row {number}: 'chat_template_kwargs'", row.get("chat_template_kwargs")),
     )
 
 
-def read_messages(number: int, column: str, messages: Any) -> list[Message]:
-    """Return a column as a list of messages.
+def read_options(name: str, options: Any) -> dict[str, Any]:
+    """Return keyword arguments of `apply_chat_template`; None for none.
 
     Args:
-        number: The number of the row, for errors.
-        column: The name of the column, for errors.
-        messages: The column's value.
+        name: The name of the argument or column, for the error.
+        options: The keyword arguments.
 
     Raises:
-        TypeError: The value is not a list of dictionaries that have a role.
+        TypeError: `options` is not a mapping.
     """
-    if isinstance(messages, str) or not hasattr(messages, "__iter__"):
-        raise TypeError(
-            f"row {number}: {column!r} is of type {type(messages).__name__}; expected a list of "
-            "messages"
-        )
-    checked = list(messages)
-    for position, message in enumerate(checked):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            what = (
-                f"has the keys {sorted(map(str, message))}"
-                if isinstance(message, dict)
-                else f"is of type {type(message).__name__}"
-            )
-            raise TypeError(
-                f"row {number}: message {position} of {column!r} {what}; expected a dictionary "
-                "with the text 'role'"
-            )
-    return checked
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"{name}: expected a dictionary, got {type(options).__name__}")
+    return dict(options or {})
 
 
 def _assistant_turns(messages: Sequence[Message], start: int) -> list[int]:
@@ -145,7 +136,7 @@ def _prompt_and_completion(
     if row.get("completion_ids") is not None:
         if isinstance(prompt, str):
             return prompt, [1], None
-        messages = read_messages(number, "prompt", prompt)
+        messages = read_messages("'prompt'", prompt, f"row {number}: ")
         return messages, [len(messages)], None
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt, [1], completion
@@ -154,12 +145,17 @@ def _prompt_and_completion(
             f"row {number}: 'prompt' is of type {type(prompt).__name__} and 'completion' of type "
             f"{type(completion).__name__}; expected two texts or two lists of messages"
         )
-    before = read_messages(number, "prompt", prompt)
-    messages = [*before, *read_messages(number, "completion", completion)]
+    before = read_messages("'prompt'", prompt, f"row {number}: ")
+    messages = [*before, *read_messages("'completion'", completion, f"row {number}: ")]
     return messages, _assistant_turns(messages, len(before)), None
 
 
 def _turn_ids(number: int, sampled: Any, turns: Sequence[int]) -> list[NDArray[np.int64]]:
+    if isinstance(sampled, str) or not hasattr(sampled, "__len__"):
+        raise ValueError(
+            f"row {number}: 'completion_ids': expected a list of integers or one list per turn, "
+            f"got {type(sampled).__name__}"
+        )
     nested = len(sampled) > 0 and np.ndim(sampled[0]) > 0
     ids = []
     for turn in sampled if nested else [sampled]:

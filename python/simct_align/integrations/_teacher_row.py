@@ -10,7 +10,10 @@ import numpy as np
 from simct_align.aligner import Aligner
 from simct_align.chat import prompt_ids
 from simct_align.completions import ChatSide
+from simct_align.conversation import read_messages
 from simct_align.divergence import LOG_FLOOR
+from simct_align.inputs import array_of, read_row
+from simct_align.logprobs import floats
 from simct_align.prepare import IGNORED_LABEL
 from simct_align.token_kind import TokenKind
 from simct_align.vocabulary import Vocabulary
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
     from simct_align.batch import AlignedBatch
     from simct_align.conversation import ChatTokenizer, Message
+
+#: How far above 0 rounding may bring a log-probability.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,21 @@ class TeacherRow:
 
         Returns:
             One number per token of the student's row, NaN for tokens without one.
+
+        Raises:
+            TypeError: `teacher_logprobs` is not a sequence of numbers.
+            ValueError: There is not one number for every id, or a number is above 0.
         """
-        of_ids = np.asarray(teacher_logprobs, np.float64)
+        of_ids = floats("teacher_logprobs", teacher_logprobs)[0].astype(np.float64)
         if of_ids.shape != (len(self.ids),):
             raise ValueError(
                 f"teacher_logprobs: expected {len(self.ids)} numbers, one for every token that was "
                 f"sent, got shape {of_ids.shape}"
+            )
+        if len(above := np.flatnonzero(of_ids > _ROUNDING)):
+            raise ValueError(
+                f"teacher_logprobs: position {above[0]} is {of_ids[above[0]]}, expected the "
+                "logarithm of a probability, at most 0"
             )
         # With −inf a trainer would compute NaN.
         return self._whole(self.aligned.student_logprobs(np.maximum(of_ids, LOG_FLOOR)[None]))
@@ -67,7 +82,7 @@ class TeacherRow:
             `(logprobs, units)`, for every token of the student's row those of the token after it:
             0 and −1 if the teacher has no number for it, and for the last entry.
         """
-        of_ids = np.roll(np.asarray(next_logprobs, np.float64), 1)
+        of_ids = np.roll(floats("next_logprobs", next_logprobs)[0].astype(np.float64), 1)
         of_ids[:1] = np.nan
         found = np.roll(self.even(of_ids), -1)
         found[-1:] = np.nan
@@ -88,7 +103,7 @@ class TeacherRow:
         Returns:
             One number per token of the student's row.
         """
-        own = np.asarray(own, np.float64)
+        own = floats("own", own)[0].astype(np.float64)
         if own.shape != (self.length,):
             raise ValueError(
                 f"own: expected {self.length} log-probabilities, one for every token of the "
@@ -133,6 +148,8 @@ class TeacherRows:
         teacher_tokenizer: ChatTokenizer,
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
+        self._side = ChatSide("teacher", teacher_tokenizer, aligner)
+        self._side.check()
         self.aligner = aligner
         self.teacher_tokenizer = teacher_tokenizer
         self.template_options = dict(template_options or {})
@@ -161,8 +178,10 @@ class TeacherRows:
             ValueError: The number of turns is not that of the runs in `sampled`, or as for
                 `prompt_ids`.
         """
+        ids, taken = _read_row(token_ids, sampled)
+        messages = read_messages("messages", messages)
         if turns is None:
-            turns = [len(messages)] if np.any(sampled) else []
+            turns = [len(messages)] if taken.any() else []
         prompts = prompt_ids(
             self.teacher_tokenizer,
             messages,
@@ -170,7 +189,7 @@ class TeacherRows:
             tools=tools,
             template_options=self.template_options,
         )
-        return self._row(token_ids, sampled, prompts)
+        return self._row(ids, taken, prompts)
 
     def of_labels(
         self, token_ids: Sequence[int], labels: ArrayLike, messages: Sequence[Message]
@@ -186,7 +205,8 @@ class TeacherRows:
         Raises:
             ValueError: As for `of_messages`.
         """
-        trained = np.asarray(labels) != IGNORED_LABEL
+        trained = read_row("labels", labels) != IGNORED_LABEL
+        messages = read_messages("messages", messages)
         answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         runs = len(_edges(trained)) // 2
         turns = answers[max(0, len(answers) - runs) :]
@@ -199,28 +219,37 @@ class TeacherRows:
             ValueError: The student's prompt has control tokens inside, or there are several runs in
                 `sampled`.
         """
-        ids, taken = np.asarray(token_ids), np.asarray(sampled, bool)
-        special = self.aligner.student.kinds[ids[: taken.argmax()]] == TokenKind.SPECIAL
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt: expected a text, got {type(prompt).__name__}")
+        ids, taken = _read_row(token_ids, sampled)
+        before = ids[: taken.argmax()] if taken.any() else ids
+        self._check_ids(ids, np.arange(len(before)))
+        special = self.aligner.student.kinds[before] == TokenKind.SPECIAL
         inside = np.flatnonzero(special & (np.cumsum(~special) > 0))
         if len(inside):
-            token = int(ids[inside[0]])
+            token = int(before[inside[0]])
             name = self.aligner.student.special_names.get(token, token)
             raise ValueError(
                 f"the prompt has the student's control token {name!r} at position {inside[0]}, "
                 "which means nothing to the teacher: give the prompt as messages, so that the "
                 "teacher's own chat template writes it"
             )
-        side = ChatSide("teacher", self.teacher_tokenizer, self.aligner)
-        return self._row(token_ids, sampled, side.prompt_ids([prompt]))
+        return self._row(ids, taken, self._side.prompt_ids([prompt] if taken.any() else []))
+
+    def _check_ids(self, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
+        size = len(self.aligner.student)
+        outside = (ids[positions] < 0) | (ids[positions] >= size)
+        if outside.any():
+            position = int(positions[outside.argmax()])
+            raise ValueError(
+                f"token_ids: position {position}: student id {ids[position]} is not in the "
+                f"vocabulary of {size} tokens"
+            )
 
     def _row(
-        self, token_ids: Sequence[int], sampled: ArrayLike, prompts: list[list[int]]
+        self, ids: NDArray[np.int64], taken: NDArray[np.bool_], prompts: list[list[int]]
     ) -> TeacherRow:
-        ids, taken = np.asarray(token_ids, np.int64), np.asarray(sampled, bool)
-        if taken.shape != ids.shape:
-            raise ValueError(
-                f"sampled: expected {len(ids)} entries, one per token, got shape {taken.shape}"
-            )
+        self._check_ids(ids, np.flatnonzero(taken))
         edges = _edges(taken)
         if len(edges) != 2 * len(prompts):
             raise ValueError(
@@ -254,6 +283,20 @@ class TeacherRows:
         without = np.isnan(row.even(np.zeros(len(row.ids))))
         self.counts["tokens_without_teacher"] += int((taken & without).sum())
         return row
+
+
+def _read_row(token_ids: object, sampled: object) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the ids of a row, and which of them were sampled."""
+    ids = read_row("token_ids", token_ids).astype(np.int64)
+    is_list = isinstance(sampled, (list, tuple))
+    taken = np.asarray(sampled) if is_list else array_of("sampled", sampled)
+    if taken.shape != ids.shape:
+        raise ValueError(
+            f"sampled: expected {len(ids)} entries, one per token, got shape {taken.shape}"
+        )
+    if taken.size and taken.dtype.kind not in "biu":
+        raise TypeError(f"sampled: expected booleans or integers, got dtype {taken.dtype}")
+    return ids, taken.astype(bool)
 
 
 def _edges(taken: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simct_align.rows import read_messages
+from simct_align.conversation import read_messages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +100,7 @@ def read_row(number: int, example: dict[str, Any]) -> dict[str, Any]:
     """Return a row in the collator's form, without the None values of mixed data sets."""
     row = {name: value for name, value in example.items() if value is not None}
     if "messages" in row:
-        messages = read_messages(number, "messages", row["messages"])
+        messages = read_messages("'messages'", row["messages"], f"row {number}: ")
         while messages and messages[-1]["role"] != "assistant":
             messages.pop()
         if messages:
