@@ -22,6 +22,8 @@ from .handles import Handles
 from .scores.on_path_plan import SIDES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -155,9 +157,9 @@ def _even(columns: int, n_ranks: int) -> Ranges:
     return tuple(itertools.pairwise(cuts))
 
 
-def _within(ids: NDArray[np.int64], start: int, stop: int) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = (ids >= start) & (ids < stop)
-    return inside
+def _within(ids: Any, start: int, stop: int) -> Any:
+    """Return which ids of an array or a tensor are in `[start, stop)`."""
+    return (ids >= start) & (ids < stop)
 
 
 def make_plan(
@@ -167,11 +169,13 @@ def make_plan(
 
     Args:
         columns: The pair's columns.
-        shards: The shard of either side; None where its output embedding is whole. One is not.
+        shards: The shard of either side; None where its output embedding is whole, which is at most
+            one side.
         n_columns: The number of columns of either side, on all processes together.
 
     Raises:
-        ValueError: The shards of both sides are not of the same processes.
+        ValueError: The shards of both sides are not of the same processes, or there are fewer
+            columns than processes.
 
     Complexity:
         O(vocabulary) time on the host, which waits for the device.
@@ -220,44 +224,21 @@ def make_plan(
         for want, a, b, here in zip(wanted, first, last, own_extras, strict=True)
     ]
 
-    sides: dict[Side, SideShard] = {}
-    for side in SIDES:
-        start, end = ranges[side][rank]
-        unused = getattr(columns, f"{side}_unused").cpu().numpy()
-        here = ids[side][_within(ids[side], start, end)]
-        local = SideColumns(
-            ids=tensor(here - start),
-            n_extra=0,
-            column_of_id=getattr(columns, f"{side}_column_of_id"),
-            unused=tensor(unused[_within(unused, start, end)] - start),
-            needed=min(max(columns.columns_needed[side] - start, 0), end - start),
-        )
-        sides[side] = SideShard(ranges[side], shards[side] is None, start, end, local)
-
     a, b = int(first[rank]), int(last[rank])
     stop_column = stop - a if stop_rank == rank else -1
-    has_extras = len(extras["student"]) > 0
-    which = np.flatnonzero(own_extras[rank])
-    at = b - a + np.arange(len(which))
-    if stop_column >= 0:
-        which, at = np.append(0, which + 1), np.append(stop_column, at)
-    else:
-        which = which + 1
     return ShardPlan(
         exchange=exchange,
-        sides=sides,
+        sides={
+            side: _side_shard(columns, side, ranges[side], rank, whole=shards[side] is None)
+            for side in SIDES
+        },
         first_owned=a,
         n_owned=b - a,
         columns=columns_of_rank[rank],
         teacher_ids=tensor(wanted[rank]),
         teacher_stop_column=stop_column,
         n_teacher_stops=len(extras["teacher"]) if stop_rank == rank else 0,
-        student_stops=StudentStops(
-            count=1 + len(extras["student"]) if has_extras else 0,
-            column=stop_column,
-            at=tensor(at),
-            which=tensor(which),
-        ),
+        student_stops=_student_stops(own_extras[rank], b - a, stop_column, tensor),
         widest=max(
             *columns_of_rank, *(end - start for side in SIDES for start, end in ranges[side])
         ),
@@ -265,7 +246,44 @@ def make_plan(
     )
 
 
-def _moves(wanted: list[NDArray[np.int64]], ranges: Ranges, rank: int, tensor: Any) -> RowMoves:
+def _side_shard(
+    columns: PairColumns, side: Side, ranges: Ranges, rank: int, *, whole: bool
+) -> SideShard:
+    start, stop = ranges[rank]
+    ids, unused = (getattr(columns, f"{side}_{name}").cpu() for name in ("ids", "unused"))
+    device = columns.student_ids.device
+    local = SideColumns(
+        ids=(ids[_within(ids, start, stop)] - start).to(device),
+        n_extra=0,
+        column_of_id=getattr(columns, f"{side}_column_of_id"),
+        unused=(unused[_within(unused, start, stop)] - start).to(device),
+        needed=min(max(columns.columns_needed[side] - start, 0), stop - start),
+    )
+    return SideShard(ranges, whole, start, stop, local)
+
+
+def _student_stops(
+    is_here: NDArray[np.bool_], n_owned: int, column: int, tensor: Callable[[Any], Tensor]
+) -> StudentStops:
+    """Return the places of the student's stops on this process.
+
+    Args:
+        is_here: For every stop but the first, whether its row is on this process.
+        n_owned: The number of shared columns, which these stops follow.
+        column: The column of the first stop, -1 if its row is on another process.
+        tensor: Makes a tensor on the device.
+    """
+    which = np.flatnonzero(is_here) + 1
+    at = n_owned + np.arange(len(which))
+    if column >= 0:
+        which, at = np.append(which, 0), np.append(at, column)
+    count = 1 + len(is_here) if len(is_here) else 0
+    return StudentStops(count, column, tensor(at), tensor(which))
+
+
+def _moves(
+    wanted: list[NDArray[np.int64]], ranges: Ranges, rank: int, tensor: Callable[[Any], Tensor]
+) -> RowMoves:
     start, end = ranges[rank]
     to_rank = [want[_within(want, start, end)] - start for want in wanted]
     own = wanted[rank]

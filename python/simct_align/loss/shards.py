@@ -116,7 +116,7 @@ class VocabularyShard:
 
     def processes(self) -> list[int]:
         """Return the global ranks of the group's processes."""
-        return dist.get_process_group_ranks(self.group or dist.group.WORLD)
+        return dist.get_process_group_ranks(self.group)
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:
