@@ -60,7 +60,7 @@ def parse_row(number: int, row: Row, *, last_only: bool, options: dict[str, Any]
         TypeError: A column has another type.
         ValueError: The row has none of the forms.
     """
-    if not isinstance(row, dict):
+    if not isinstance(row, Mapping):
         raise TypeError(f"row {number}: expected a dictionary, got {type(row).__name__}")
     sampled = row.get("completion_ids")
     completion = None
