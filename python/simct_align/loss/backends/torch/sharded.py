@@ -10,6 +10,7 @@ rank 0.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -125,7 +126,7 @@ class _Rest:
         self.grad = torch.zeros_like(self.logits)
 
 
-class ShardSide:
+class ShardSide(ABC):
     """One model's rows; see `Side`.
 
     Args:
@@ -177,17 +178,17 @@ class ShardSide:
         scores.stops.merge(z)
         return scores
 
+    @abstractmethod
     def merged_stops(self) -> MergedStops | ShardedStops:
         """Return the object that merges the stops into one candidate."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choose(self, row: Tensor, z: Tensor) -> None:
         """Write the logits of this process's columns to the first columns of `z`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choose_of(self, full: Tensor, row: Tensor, z: Tensor) -> None:
         """Write the logits of this process's columns, of rows that have been read as `full`."""
-        raise NotImplementedError
 
     def _shared_mass(self, probs: Tensor) -> Tensor:
         return self.exchange.sum(probs.index_select(1, self.local.local.ids).sum(1))
