@@ -5,9 +5,9 @@
 
 A round draws texts at random, aligns them, makes an index with all sections, and computes losses
 with gradients over a few tokens of it. After a tenth of the time, and a minute at least, which
-warms caches and pools up, the resident memory and the speed of every tenth are noted. Memory may not drift by more than 1 %,
-and the last tenth may not be slower than the first by more than 20 % (other programs have a part in
-that).
+warms caches and pools up, the resident memory and the speed of every tenth are noted. Memory may
+not drift by more than 1 %, and the last tenth may not be slower than the first by more than 20 %
+(other programs have a part in that).
 
 Before memory is read, the C library gives back what it holds and nobody uses: freed blocks of a
 loss, which it keeps or returns by chance, are 5 % of the memory here. What leaks is in use, and
