@@ -117,6 +117,7 @@ PUBLIC = {
         "TextSide",
         "TorchBackend",
         "TritonBackend",
+        "UnitRun",
         "backend_names",
         "choose_backend",
         "register_backend",

@@ -19,7 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from simct_align.loss.backends.triton import kernels, text_kernels
+from simct_align.loss.backends.triton import kernels, text_kernels, unit_kernels
+from simct_align.loss.backends.triton.computation import SLOT_UNITS
 from simct_align.loss.backends.triton.launch import ROW_T, UNITS, WARPS, E, T
 from simct_align.loss.backends.triton.text_computation import BLOCKS, COLUMNS, SPANS
 from simct_align.loss.backends.triton.text_side import SOURCE_SPLITS, SOURCE_TILE
@@ -27,31 +28,57 @@ from simct_align.loss.text_blocks import BLOCK
 
 UNITS_AND_COLUMNS = {"UNITS": UNITS, "T": T, "E": E, "ALIGNED": E, "COLUMNS": T * E}
 ROWS = {"T": ROW_T, "E": E, "ALIGNED": E, "COLUMNS": ROW_T * E}
-SHARED, MULTI = {"N_SKIPS": 1, "N_SLOTS": 2}, {"N_SKIPS": 4, "N_SLOTS": 7}
+SLOTS = {"SPLITS": 4, "SLOTS": 8, "REALIZED": 6}
+MASSES = {"MULTI": True, "MASS": True, "FILTERS": False}
 CASES = [
     ("lay_out", UNITS_AND_COLUMNS),
-    *(("sum_teacher", UNITS_AND_COLUMNS | kind) for kind in (SHARED, MULTI)),
+    *(("sum_teacher", UNITS_AND_COLUMNS | {"MULTI": multi}) for multi in (True, False)),
     *(
-        ("sum_student", UNITS_AND_COLUMNS | kind | {"WITH_DIFFERENCES": differences})
-        for kind in (SHARED, MULTI)
+        ("sum_student", UNITS_AND_COLUMNS | {"WITH_DIFFERENCES": differences, "MULTI": multi})
         for differences in (True, False)
+        for multi in (True, False)
     ),
     *(
-        (name, UNITS_AND_COLUMNS | MULTI | {"DIVERGENCE": divergence, "WITH_NORM": True})
+        (name, UNITS_AND_COLUMNS | {"MULTI": True, "DIVERGENCE": divergence, "WITH_NORM": True})
         for name in ("sum_terms", "write_gradient")
         for divergence in range(6)
     ),
     ("write_gradient", UNITS_AND_COLUMNS | {"DIVERGENCE": 0, "WITH_NORM": False}),
-    ("write_slots", {"UNITS": 32, "WITH_NORM": True, "N_SLOTS": 7}),
-    ("slot_terms", {"DIVERGENCE": 0, "SLOTS": 8}),
-    ("pick_slots", {"N_SKIPS": 4, "SLOTS": 8}),
-    ("finish_columns", {"SPLITS": 4, "SLOTS": 8}),
-    ("finish_norms", {"SPLITS": 4, "SLOTS": 8, "WITH_DIFFERENCES": True}),
     ("norm_rows", ROWS),
-    ("write_path_rows", ROWS),
+    *(("write_path_rows", ROWS | {"WITH_NORM": with_norm}) for with_norm in (True, False)),
     ("clear_rows", ROWS),
     ("scale", {"COLUMNS": 8 * ROW_T * E}),
 ]
+UNIT_CASES = [
+    ("place_slots", {"UNITS": SLOT_UNITS}),
+    *(
+        (
+            "finish_side",
+            SLOTS | MASSES | {"SCORE": score, "SIDE": side, "WITH_DIFFERENCES": side == 1},
+        )
+        for score in range(4)
+        for side in (0, 1)
+    ),
+    (
+        "finish_side",
+        SLOTS
+        | {"MULTI": False, "MASS": True, "FILTERS": True}
+        | {"SCORE": 0, "SIDE": 0, "WITH_DIFFERENCES": False},
+    ),
+    *(
+        (
+            "compare_units",
+            SLOTS
+            | {"SCORE": score, "DIVERGENCE": divergence, "GRADIENT": gradient, "MULTI": multi}
+            | {"WITH_DIFFERENCES": divergence == 0},
+        )
+        for score, divergence, gradient, multi in (
+            (0, 0, True, True), (1, 0, True, True), (2, 5, True, True), (3, 3, True, True),
+            (0, 0, True, False), (0, 0, False, False),
+        )
+    ),
+    ("write_slots", {"UNITS": SLOT_UNITS, "SLOTS": 8}),
+]  # fmt: skip
 TEXT = {"UNITS": UNITS, "BLOCK": BLOCK, "SPANS": SPANS, "BLOCKS": BLOCKS}
 LANES = {"UNITS": UNITS, "COLUMNS": COLUMNS, "ALIGNED": E}
 SOURCES = {"UNITS": UNITS, "SPLITS": SOURCE_SPLITS, "TILE": SOURCE_TILE}
@@ -82,11 +109,17 @@ TEXT_CASES = [
 ]
 TYPES = {
     **dict.fromkeys(("z", "tiles", "gradient"), "*bf16"),
-    **dict.fromkeys(("starts", "gradient_starts", "ids"), "*i64"),
-    **dict.fromkeys(("column_of_id", "skips", "slot_ids"), "*i32"),
+    **dict.fromkeys(("starts", "ids", "packed", "realized_column"), "*i64"),
     **dict.fromkeys(
-        ("n_units", "width", "n_columns", "per_split", "n_splits", "n_slots", "first_other"), "i32"
+        ("code_of_id", "teacher_codes", "student_codes", "skips", "slot_ids", "slot_of_skip"),
+        "*i32",
     ),
+    **dict.fromkeys(
+        (*kernels.CHANGING, "width", "n_columns", "n_codes", "n_extra", "n_slots", "per_split",
+         "row_stride", "kind_at", "step_row_at", "teacher_id_at", "teacher_offsets_at",
+         "student_id_at", "student_offsets_at", "stop_column", "weight_stride"), "i32",
+    ),
+    "batch_stride": "i64",
     "count": "i64",
     **dict.fromkeys(("scale", "weight", "log_weight", "log_rest"), "fp32"),
     **dict.fromkeys(("is_written", "reached", "same", "both", "deep", "absent"), "*i8"),
@@ -104,14 +137,14 @@ TYPES = {
         ("n_nodes", "n_blocks", "n_spans", "n_ends", "n_children", "first_place", "end_place",
          "first_source", "first_row", "end_row"), "i32",
     ),
-    **dict.fromkeys(("epsilon", "floor", "inverse"), "fp32"),
+    **dict.fromkeys(("epsilon", "floor", "inverse", "min_mass"), "fp32"),
     "sums_through": "*fp64",
 }  # fmt: skip
 
 
 def compile_kernel(name: str, constants: dict[str, object], capability: int) -> dict[str, object]:
-    is_text = any(name == case for case, _ in TEXT_CASES)
-    kernel = getattr(text_kernels if is_text else kernels, name)
+    module = MODULES[name]
+    kernel = getattr(module, name)
     names = kernel.arg_names
     # Triton takes a stride of 1 as a constant.
     known = {key: value for key, value in (constants | {"stride": 1}).items() if key in names}
@@ -122,7 +155,7 @@ def compile_kernel(name: str, constants: dict[str, object], capability: int) -> 
     aligned = {
         (number,): [["tt.divisibility", 16]]
         for number, argument in enumerate(names)
-        if signature[argument].startswith("*") or argument in ("width", "per_split")
+        if signature[argument].startswith("*") or argument in ("width", "per_split", "n_codes")
     }
     source = ASTSource(
         kernel,
@@ -131,8 +164,10 @@ def compile_kernel(name: str, constants: dict[str, object], capability: int) -> 
         attrs=aligned,
     )
     warps = 4
-    if not is_text or name in ("sum_text_rows", "write_text_rows", "slot_terms"):
-        warps = 1 if name == "slot_terms" else WARPS
+    if module is kernels or name in ("sum_text_rows", "write_text_rows"):
+        warps = WARPS
+    elif module is unit_kernels and name != "write_slots":
+        warps = 1
     made = triton.compile(
         source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
     )
@@ -159,5 +194,10 @@ def compile_kernel(name: str, constants: dict[str, object], capability: int) -> 
     return {"kernel": name, **known, **found, **widths}
 
 
-for case, its_constants in CASES + TEXT_CASES:
+MODULES = {
+    **{name: kernels for name, _ in CASES},
+    **{name: unit_kernels for name, _ in UNIT_CASES},
+    **{name: text_kernels for name, _ in TEXT_CASES},
+}
+for case, its_constants in CASES + UNIT_CASES + TEXT_CASES:
     print(json.dumps(compile_kernel(case, its_constants, int(sys.argv[1]))), flush=True)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from simct_align.pair import SharedVocabulary
 
 _UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED, whose import would need the native module
+#: Lengths of tables for kernels are multiples of it, so that threads read several entries at once.
+_CODES = 128
+#: Lengths of tables for kernels are multiples of it, so that threads read several entries at once.
+_CODES = 128
 
 
 class VocabularyKinds(Protocol):
@@ -70,6 +74,8 @@ class SideColumns:
         column_of_id: `[vocabulary]` shared column of a shared token's canonical id, -1 for all
             other ids.
         unused: The ids below `needed` without a token.
+        code_of_id: int32 `[at least needed]` the same as `column_of_id`, and -2 for ids without a
+            token; its length is a multiple of 128, for kernels.
         needed: The last token's id plus 1. Logit columns from here on are padding.
     """
 
@@ -77,6 +83,7 @@ class SideColumns:
     n_extra: int
     column_of_id: Tensor
     unused: Tensor
+    code_of_id: Tensor
     needed: int
 
 
@@ -102,10 +109,13 @@ def _side(
     column_of_id[ids] = np.arange(len(ids))
     used = np.flatnonzero(kinds != _UNUSED_KIND)
     needed = int(used[-1]) + 1 if used.size else 0
+    code_of_id = np.full(-(-needed // _CODES) * _CODES, -2, dtype=np.int32)
+    code_of_id[:needed] = np.where(kinds[:needed] == _UNUSED_KIND, -2, column_of_id[:needed])
     tensors = {
         "ids": torch.from_numpy(np.concatenate([ids, extra])),
         "column_of_id": torch.from_numpy(column_of_id),
         "unused": torch.from_numpy(np.flatnonzero(kinds[:needed] == _UNUSED_KIND)),
+        "code_of_id": torch.from_numpy(code_of_id),
     }
     return tensors, needed
 
@@ -134,9 +144,11 @@ class PairColumns(torch.nn.Module):
     teacher_ids: Tensor
     teacher_column_of_id: Tensor
     teacher_unused: Tensor
+    teacher_code_of_id: Tensor
     student_ids: Tensor
     student_column_of_id: Tensor
     student_unused: Tensor
+    student_code_of_id: Tensor
     teacher_last_token: Tensor
     teacher_one_sided_token: Tensor
     student_last_token: Tensor
@@ -198,6 +210,7 @@ class PairColumns(torch.nn.Module):
             n_extra=ids.shape[0] - self.n_shared_tokens,
             column_of_id=getattr(self, f"{side}_column_of_id"),
             unused=getattr(self, f"{side}_unused"),
+            code_of_id=getattr(self, f"{side}_code_of_id"),
             needed=self.columns_needed[side],
         )
 

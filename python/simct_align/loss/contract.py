@@ -331,11 +331,11 @@ class Loss(torch.nn.Module):
                 raise ValueError(
                     f"normalizer: expected a number or a 0-d tensor, got shape {tuple(total.shape)}"
                 )
-        else:
-            number = self.normalizer(index) if normalizer is None else normalizer
-            total = torch.full((), number, dtype=dtype, device=student.device)
-        # Without any unit the sum is 0, so the loss is 0 with any factor.
-        return torch.where(total == 0, 1.0, total).reciprocal()
+            # Without any unit the sum is 0, so the loss is 0 with any factor.
+            return torch.where(total == 0, 1.0, total).reciprocal()
+        number = self.normalizer(index) if normalizer is None else normalizer
+        factor = 1.0 / number if number else 1.0
+        return torch.full((), factor, dtype=dtype, device=student.device)
 
     def output(
         self,
@@ -363,6 +363,7 @@ class Loss(torch.nn.Module):
         metrics = make_metrics(
             per_unit, stats, index, mass_shared=mass_shared, mass_multi=mass_multi
         )
-        # MULTI units that do not take part are still units of the index.
-        per_unit = torch.nn.functional.pad(per_unit, (0, len(index) - per_unit.shape[0]))
+        if per_unit.shape[0] < len(index):
+            # MULTI units that do not take part are still units of the index.
+            per_unit = torch.nn.functional.pad(per_unit, (0, len(index) - per_unit.shape[0]))
         return LossOutput(per_unit if self.reduction == "none" else loss, per_unit, metrics)

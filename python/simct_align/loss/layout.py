@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -103,32 +104,60 @@ class PathSteps(NamedTuple):
     id: Tensor
 
 
-@dataclass(frozen=True)
 class RealizedPaths:
     """One side's realized paths of the M MULTI units.
 
     The first step of a path is read at the unit's prefix row, together with the shared columns. The
-    `R = steps - M` later steps have rows of their own.
+    `R = steps - M` later steps have rows of their own. Everything but the steps is computed when it
+    is read for the first time, in O(steps log steps) on the device.
 
-    Attributes:
+    Args:
+        offsets: `[M + 1]` number of every path's first step among all steps.
         steps: All steps.
-        first: `[M]` number of the path's first step among all steps.
-        rest: `[R]` numbers of the later steps among all steps.
-        first_id: `[M]` first token of the path.
-        length: `[M]` number of tokens of the path.
-        rest_unit: `[R]` number of a later step's unit among the MULTI units.
-        rest_row: `[R]` flat logit row that predicts the step's token.
-        rest_id: `[R]` the step's token.
     """
 
-    steps: PathSteps
-    first: Tensor
-    rest: Tensor
-    first_id: Tensor
-    length: Tensor
-    rest_unit: Tensor
-    rest_row: Tensor
-    rest_id: Tensor
+    def __init__(self, offsets: Tensor, steps: PathSteps) -> None:
+        self._offsets = offsets
+        self.steps = steps
+
+    @property
+    def first(self) -> Tensor:
+        """`[M]` number of the path's first step among all steps."""
+        return self._offsets[:-1]
+
+    @cached_property
+    def first_id(self) -> Tensor:
+        """`[M]` first token of the path."""
+        return self.steps.id.index_select(0, self.first)
+
+    @cached_property
+    def length(self) -> Tensor:
+        """`[M]` number of tokens of the path."""
+        return self._offsets.diff()
+
+    @cached_property
+    def rest(self) -> Tensor:
+        """`[R]` numbers of the later steps among all steps."""
+        # In order, without reading their number from the device: a stable sort moves the first
+        # steps, whose number is known, to the end.
+        is_first = torch.zeros_like(self.steps.unit).index_fill_(0, self.first, 1)
+        count = self.steps.unit.shape[0] - self.first.shape[0]
+        return torch.argsort(is_first, stable=True)[:count]
+
+    @cached_property
+    def rest_unit(self) -> Tensor:
+        """`[R]` number of a later step's unit among the MULTI units."""
+        return self.steps.unit.index_select(0, self.rest)
+
+    @cached_property
+    def rest_row(self) -> Tensor:
+        """`[R]` flat logit row that predicts the step's token."""
+        return self.steps.row.index_select(0, self.rest)
+
+    @cached_property
+    def rest_id(self) -> Tensor:
+        """`[R]` the step's token."""
+        return self.steps.id.index_select(0, self.rest)
 
 
 @dataclass(frozen=True)
@@ -151,6 +180,8 @@ class IndexView:
     """The sections of a packed index of `N = n_shared + n_multi` units; MULTI units come last.
 
     Attributes:
+        packed: The packed index.
+        starts: Where its sections begin, by name.
         n_shared: The number of SHARED and SPECIAL units.
         n_multi: The number of MULTI units.
         kind: `[N]` the `UnitKind` of every unit.
@@ -159,6 +190,8 @@ class IndexView:
         student: The student's side.
     """
 
+    packed: Tensor
+    starts: dict[str, int]
     n_shared: int
     n_multi: int
     kind: Tensor
@@ -175,49 +208,29 @@ def view_index(packed: Tensor, sizes: IndexSizes) -> IndexView:
         sizes: The sizes of the index.
 
     Returns:
-        Views and small device tensors; nothing is read back to the host.
+        Views; nothing is read back to the host.
 
     Raises:
         ValueError: The buffer's length does not follow from the sizes.
-
-    Complexity:
-        O(steps log steps) on the device.
     """
     at = sizes.sections(packed.numel())
 
     def side(name: str) -> SideUnits:
         first_id = at.get(f"{name}_first_id")
-        paths = _paths(
+        paths = RealizedPaths(
             offsets=packed[at[f"{name}_offsets"]],
             steps=PathSteps(*(packed[at[f"{name}_step_{what}"]] for what in PathSteps._fields)),
-            n_multi=sizes.n_multi,
         )
         row = packed[at[f"{name}_row"]]
         return SideUnits(row, paths, None if first_id is None else packed[first_id])
 
     return IndexView(
+        packed=packed,
+        starts={name: section.start for name, section in at.items()},
         n_shared=sizes.n_shared,
         n_multi=sizes.n_multi,
         kind=packed[at["kind"]],
         realized_column=packed[at["realized_shared_column"]],
         teacher=side("teacher"),
         student=side("student"),
-    )
-
-
-def _paths(offsets: Tensor, steps: PathSteps, n_multi: int) -> RealizedPaths:
-    first = offsets[:-1]
-    # The later steps, in order, without reading their number from the device: a stable sort moves
-    # the first steps, whose number is known, to the end.
-    is_first = torch.zeros_like(steps.unit).index_fill_(0, first, 1)
-    rest = torch.argsort(is_first, stable=True)[: steps.unit.shape[0] - n_multi]
-    return RealizedPaths(
-        steps=steps,
-        first=first,
-        rest=rest,
-        first_id=steps.id.index_select(0, first),
-        length=offsets.diff(),
-        rest_unit=steps.unit.index_select(0, rest),
-        rest_row=steps.row.index_select(0, rest),
-        rest_id=steps.id.index_select(0, rest),
     )

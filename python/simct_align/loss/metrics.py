@@ -142,40 +142,42 @@ def make_metrics(
     Returns:
         The metrics.
     """
+    # Every operation is a launch, which takes longer than its work: rows are added up together.
     per_unit, n_shared = per_unit.detach(), index.n_shared
-    kept = stats[UnitStat.KEPT]
-    kept_shared, kept_multi = kept[:n_shared].sum(), kept[n_shared:].sum()
-    kept_special = stats[UnitStat.KEPT_SPECIAL].sum()
+    shared, multi = stats[:, :n_shared].sum(1), stats[:, n_shared:].sum(1)
+    both, n_units = shared + multi, stats.shape[1]
+    kept_shared, kept_multi = shared[UnitStat.KEPT], multi[UnitStat.KEPT]
 
     def count(number: int) -> Tensor:
         return torch.full_like(kept_shared, number)
 
     if mass_shared:
-        measured = stats
+        mean = both / n_units
     elif mass_multi:
-        measured = stats[:, n_shared:]
+        mean = multi / (n_units - n_shared)
     else:
-        measured = stats[:, :0]
-    mean = measured.mean(1)
+        mean = torch.full_like(both, torch.nan)
+    masses = mean[TEACHER_MASS.shared : STUDENT_MASS.candidates + 1].view(2, len(MassStats._fields))
+    teacher_more, student_more = (masses[:, 2:] - masses[:, :2]).unbind()
     return LossMetrics(
-        units_shared=kept_shared - kept_special,
-        units_special=kept_special,
+        units_shared=kept_shared - shared[UnitStat.KEPT_SPECIAL],
+        units_special=shared[UnitStat.KEPT_SPECIAL],
         units_multi=kept_multi,
-        left_out_shared=count(n_shared) - kept_shared,
-        left_out_multi=count(index.n_multi) - kept_multi,
-        left_out_unlisted=stats[UnitStat.LACKS].sum(),
+        left_out_shared=n_shared - kept_shared,
+        left_out_multi=index.n_multi - kept_multi,
+        left_out_unlisted=both[UnitStat.LACKS],
         dropped_no_prefix=count(index.dropped_no_prefix),
         dropped_dummy_prefix=count(index.dropped_dummy_prefix),
-        units_spoiled=per_unit.isnan().sum().to(kept),
+        units_spoiled=per_unit.isnan().sum(dtype=stats.dtype),
         divergence_shared=per_unit[:n_shared].sum() / kept_shared,
         divergence_multi=per_unit[n_shared:].sum() / kept_multi,
         teacher_mass_shared=mean[TEACHER_MASS.shared],
         teacher_mass_candidates=mean[TEACHER_MASS.candidates],
-        teacher_mass_recovered=mean[TEACHER_MASS.candidates] - mean[TEACHER_MASS.shared],
-        teacher_mass_continuations=mean[TEACHER_MASS.candidates] - mean[TEACHER_MASS.realized],
+        teacher_mass_recovered=teacher_more[0],
+        teacher_mass_continuations=teacher_more[1],
         student_mass_shared=mean[STUDENT_MASS.shared],
         student_mass_candidates=mean[STUDENT_MASS.candidates],
-        student_mass_recovered=mean[STUDENT_MASS.candidates] - mean[STUDENT_MASS.shared],
-        student_mass_continuations=mean[STUDENT_MASS.candidates] - mean[STUDENT_MASS.realized],
-        teacher_mass_unlisted=stats[UnitStat.TEACHER_UNLISTED].mean(),
+        student_mass_recovered=student_more[0],
+        student_mass_continuations=student_more[1],
+        teacher_mass_unlisted=both[UnitStat.TEACHER_UNLISTED] / n_units,
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, get_type_hints
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from torch import Tensor
 from .backends.protocol import Head, Lists, Logits
 from .backends.triton import scale_gradient
 from .handles import Handles
-from .layout import IndexSizes
 from .shard_plan import SHARDS
 
 if TYPE_CHECKING:
@@ -42,27 +41,35 @@ FLOAT16_GRADIENT_SCALE = 1024.0
 """The largest factor of float16 gradients until the backward pass: fewer underflow."""
 
 
-def gradient_scale(weight: Tensor, largest: float) -> Tensor | float:
-    """Return the factor of gradients between the forward and the backward pass.
+def scale_weight(weight: Tensor, largest: float) -> Tensor:
+    """Return the factor of every unit's divergence, scaled until the backward pass.
 
-    It is a power of two, so that no digit changes, and at most 1 / weight: the derivative of a
-    single unit can be in the hundreds, and overflows float16 if it is scaled up.
+    The scale is a power of two, so that no digit changes, and at most 1 / weight: the derivative of
+    a single unit can be in the hundreds, and overflows float16 if it is scaled up.
 
     Args:
         weight: `[]` the factor of every unit's divergence; of any shape if `largest` is 1.
         largest: `OperatorNumbers.gradient_scale`.
 
     Returns:
-        The factor.
+        The scaled factor.
     """
-    if largest == 1.0:
-        return 1.0
+    return weight if largest == 1.0 else weight * _gradient_scale(weight, largest)
+
+
+def unscale(d_loss: Tensor, weight: Tensor, largest: float) -> Tensor:
+    """Return the derivative of the loss, divided by the scale of `scale_weight`.
+
+    Args:
+        d_loss: `[]` the derivative.
+        weight: See `scale_weight`.
+        largest: See `scale_weight`.
+    """
+    return d_loss if largest == 1.0 else d_loss / _gradient_scale(weight, largest)
+
+
+def _gradient_scale(weight: Tensor, largest: float) -> Tensor:
     return torch.exp2(-weight.log2().ceil()).clamp(1.0, largest)
-
-
-#: Numbers that may change from batch to batch without a new graph. They are one argument, a list:
-#: an operator has 64 arguments at most.
-_SIZES = tuple(name for name in IndexSizes._fields if name != "groups")
 
 
 @functools.cache
@@ -152,8 +159,8 @@ class OperatorNumbers(Protocol):
         divergence: The key of the divergence's handle.
         backend: The key of the back end's handle.
         gradient: Whether the gradient is wanted.
-        gradient_scale: The largest factor of the gradient until the backward pass: see the function
-            of this name.
+        gradient_scale: The largest factor of the gradient until the backward pass: see
+            `scale_weight`.
         inplace: Whether the gradient takes the place of the student's logits: see `Operator`.
         n_values: How many divergences the loss has.
         n_stats: How many figures it keeps for each of them.
@@ -227,18 +234,64 @@ def student_head(inputs: LinearTensors, numbers: LinearNumbers) -> Head:
     )
 
 
-def _schema(tensors: list[type], numbers: list[type], n_results: int) -> str:
-    """Return the schema of an operator from the fields of its argument classes."""
+class _Keywords:
+    """The numbers of an operator in lists by type, its only keyword arguments.
+
+    An operator has 64 arguments at most, and a call takes a time quadratic in their number. The
+    integers may change from batch to batch without a new graph.
+
+    Args:
+        kinds: The classes of the numbers.
+    """
+
+    _LISTS: ClassVar[dict[str, type]] = {
+        "SymInt[] integers": int,
+        "float[] reals": float,
+        "bool[] flags": bool,
+        "str[] names": str,
+    }
+
+    def __init__(self, kinds: list[type]) -> None:
+        hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+        self.schema = list(self._LISTS)
+        self._fields = {
+            declared.split()[1]: [name for name, hint in hints.items() if hint is kind]
+            for declared, kind in self._LISTS.items()
+        }
+
+    def pack(self, numbers: dict[str, Any]) -> dict[str, list[Any]]:
+        """Return the keyword arguments.
+
+        Args:
+            numbers: All numbers, by name.
+        """
+        return {name: [numbers[field] for field in fields] for name, fields in self._fields.items()}
+
+    def unpack(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        """Return all numbers by name.
+
+        Args:
+            keywords: What `pack` returned.
+        """
+        return {
+            field: value
+            for name, fields in self._fields.items()
+            for field, value in zip(fields, keywords[name], strict=True)
+        }
+
+
+def _schema(tensors: list[type], keywords: list[str], n_results: int) -> str:
+    """Return the schema of an operator.
+
+    Args:
+        tensors: The classes of its tensors.
+        keywords: The declarations of its keyword arguments.
+        n_results: The number of its results.
+    """
     arguments = [
         f"Tensor{'?' if hint != Tensor else ''} {name}"
         for kind in tensors
         for name, hint in get_type_hints(kind).items()
-    ]
-    keywords = ["SymInt[] sizes"] + [
-        f"{hint.__name__} {name}"
-        for kind in numbers
-        for name, hint in get_type_hints(kind).items()
-        if name not in _SIZES
     ]
     results = ", ".join(["Tensor"] * n_results)
     return f"({', '.join(arguments)}, *, {', '.join(keywords)}) -> ({results})"
@@ -274,12 +327,13 @@ class Operator:
         self._kinds = (inputs, tensors, numbers, extra)
         self._compute, self._student, self._differentiable = compute, student, differentiable
         self._names = (*inputs._fields, *tensors._fields)
+        self._keywords = _Keywords([numbers, extra])
         n_results = len(OperatorOutput._fields) + len(differentiable)
         self.op = torch.library.custom_op(
             f"simct_align::{name}",
             self.forward,
             mutates_args=(),
-            schema=_schema([inputs, tensors], [numbers, extra], n_results),
+            schema=_schema([inputs, tensors], self._keywords.schema, n_results),
         )
         self.op.register_fake(self._fake)
         self.op.register_autograd(self._backward, setup_context=self._setup_context)
@@ -292,24 +346,22 @@ class Operator:
             check_inplace(inputs.student_logits, gradient=numbers.gradient)
             arguments = (inputs, tensors, numbers._replace(inplace=True), extra)
             return OperatorOutput(*_over_logits(inputs.student_logits, self._compute, arguments))
-        keywords = numbers._asdict() | extra._asdict()
-        keywords["sizes"] = [keywords.pop(name) for name in _SIZES]
+        keywords = self._keywords.pack(numbers._asdict() | extra._asdict())
         results = self.op(*inputs, *tensors, **keywords)
         return OperatorOutput(*results[: len(OperatorOutput._fields)])
 
-    def _read(self, tensors: tuple[Any, ...], numbers: dict[str, Any]) -> tuple[Any, ...]:
+    def _read(self, tensors: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
         """Return the arguments as objects of their classes."""
-        sizes = dict(zip(_SIZES, numbers["sizes"], strict=True))
-        by_name = dict(zip(self._names, tensors, strict=True)) | numbers | sizes
+        by_name = dict(zip(self._names, tensors, strict=True)) | self._keywords.unpack(keywords)
         return tuple(kind(**{name: by_name[name] for name in kind._fields}) for kind in self._kinds)
 
-    def forward(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
+    def forward(self, *tensors: Any, **keywords: Any) -> tuple[Tensor, ...]:
         """Compute the operator's results without dispatch."""
-        results: tuple[Tensor, ...] = self._compute(*self._read(tensors, numbers))
+        results: tuple[Tensor, ...] = self._compute(*self._read(tensors, keywords))
         return results
 
-    def _fake(self, *tensors: Any, **numbers: Any) -> tuple[Tensor, ...]:
-        inputs, _, of_loss, extra = self._read(tensors, numbers)
+    def _fake(self, *tensors: Any, **keywords: Any) -> tuple[Tensor, ...]:
+        inputs, _, of_loss, extra = self._read(tensors, keywords)
         student = getattr(inputs, self._student)
         dtype, values = compute_dtype(student), of_loss.n_values
 
@@ -336,7 +388,7 @@ class Operator:
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(result.stats, *gradients)
         ctx.save_for_backward(*inputs)
-        ctx.numbers = keyword_only_inputs
+        ctx.numbers = self._keywords.unpack(keyword_only_inputs)
         # A second backward pass may happen after the loss that made the handles is gone.
         _, _, numbers, extra = self._read(inputs, keyword_only_inputs)
         shards = getattr(extra, "shards", "")
@@ -361,7 +413,7 @@ class Operator:
         if gradients is not None and d_per_unit is None:
             assert d_loss is not None
             weight = ctx.saved_tensors[self._names.index("weight")]
-            factor = d_loss / gradient_scale(weight, ctx.numbers["gradient_scale"])
+            factor = unscale(d_loss, weight, ctx.numbers["gradient_scale"])
             gradients = [scale_gradient(gradient, factor) for gradient in gradients]
         else:
             gradients = self._again(ctx, d_loss, d_per_unit)
@@ -378,7 +430,7 @@ class Operator:
         weight = torch.zeros_like(weight) if d_loss is None else weight * d_loss
         tensors["weight"] = weight if d_per_unit is None else weight + d_per_unit
         numbers = ctx.numbers | {"gradient": True, "gradient_scale": 1.0}
-        results: tuple[Tensor, ...] = self.op(*tensors.values(), **numbers)
+        results: tuple[Tensor, ...] = self.op(*tensors.values(), **self._keywords.pack(numbers))
         return results[len(OperatorOutput._fields) :]
 
 
@@ -427,7 +479,7 @@ class _OverLogits(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(result.per_unit, result.stats)
         ctx.gradient = own
-        ctx.scale = gradient_scale(tensors.weight, numbers.gradient_scale)
+        ctx.scale = tensors.weight, numbers.gradient_scale
         return tuple(result)
 
     @staticmethod
@@ -441,7 +493,7 @@ class _OverLogits(torch.autograd.Function):
             )
         if d_loss is None:
             return None, None, None
-        return scale_gradient(gradient, d_loss / ctx.scale), None, None
+        return scale_gradient(gradient, unscale(d_loss, *ctx.scale)), None, None
 
 
 _over_logits = torch.compiler.disable(_OverLogits.apply)  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .backends import AutoBackend, TorchBackend
-from .backends.protocol import Head, Lists, Logits, Problem, Settings, SideProblem
+from .backends.protocol import Head, Lists, Logits, Problem, Settings, SideProblem, UnitRun
 from .backends.torch.on_path import Continuations, LeafTokens, OnPathEngine
 from .backends.torch.sharded import ShardedComputation
 from .columns import SideColumns
@@ -20,16 +20,16 @@ from .operator import (
     DIVERGENCES,
     OperatorOutput,
     compute_dtype,
-    gradient_scale,
     log_fallback,
     loss_operators,
+    scale_weight,
     without_autocast,
 )
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from .backends.protocol import Backend, StudentSide
+    from .backends.protocol import Backend, Computation, StudentSide
     from .engine import Result
     from .layout import IndexView
     from .shard_plan import Shards
@@ -51,9 +51,11 @@ class PairTensors(NamedTuple):
     teacher_ids: Tensor
     teacher_column_of_id: Tensor
     teacher_unused: Tensor
+    teacher_code_of_id: Tensor
     student_ids: Tensor
     student_column_of_id: Tensor
     student_unused: Tensor
+    student_code_of_id: Tensor
     host: Tensor
     teacher_spellings: Tensor
     student_spellings: Tensor
@@ -125,6 +127,7 @@ def _problem(
         n_extra=numbers.teacher_extra,
         column_of_id=pair.teacher_column_of_id,
         unused=pair.teacher_unused,
+        code_of_id=pair.teacher_code_of_id,
         needed=numbers.teacher_needed,
     )
     student_columns = SideColumns(
@@ -132,6 +135,7 @@ def _problem(
         n_extra=numbers.student_extra,
         column_of_id=pair.student_column_of_id,
         unused=pair.student_unused,
+        code_of_id=pair.student_code_of_id,
         needed=numbers.student_needed,
     )
     student_input = student.logits if isinstance(student, Logits) else student.hidden
@@ -151,6 +155,7 @@ def _problem(
     return Problem(
         teacher=SideProblem(teacher, teacher_columns, index.teacher),
         student=SideProblem(student, student_columns, index.student),
+        index=index,
         n_shared=index.n_shared,
         n_multi=index.n_multi,
         realized_column=pair.column_of_shared[index.realized_column],
@@ -183,33 +188,48 @@ def _compute(
         index = view_index(pair.packed, numbers.sizes)
         problem = _problem(teacher, student, index, pair, numbers)
         weight = pair.weight.to(problem.settings.dtype)
-        scale = gradient_scale(weight, numbers.gradient_scale)
-        result, side = _run(problem, pair, numbers, shards, weight * scale)
-        count_special(result.stats, index.kind)
+        scaled = scale_weight(weight, numbers.gradient_scale)
+        result, gradients = _run(problem, pair, numbers, shards, scaled)
         loss = (result.per_unit * weight).sum()
-        return OperatorOutput(loss, result.per_unit, result.stats), side.gradients()
+        return OperatorOutput(loss, result.per_unit, result.stats), gradients
 
 
 def _run(
     problem: Problem, pair: PairTensors, numbers: Numbers, shards: Shards | None, weight: Tensor
-) -> tuple[Result, StudentSide[Any]]:
-    """Run the engine on a back end, or on the reference if the back end refuses the problem."""
+) -> tuple[Result, list[Tensor]]:
+    """Run a back end, or the reference if the back end refuses the problem."""
     backend: Backend = BACKENDS[numbers.backend].value
+    is_named = backend.name not in (AutoBackend.name, TorchBackend.name)
     if shards is not None:
-        if backend.name not in (AutoBackend.name, TorchBackend.name):
+        if is_named:
             log_fallback(backend.name, "shards of the vocabulary are PyTorch operations")
-        sharded = ShardedComputation(problem, shards)
-        return Engine(problem, sharded, weight).run(), sharded.student
+        return _run_engine(problem, ShardedComputation(problem, shards), weight)
     if numbers.on_path:
-        if backend.name not in (AutoBackend.name, TorchBackend.name):
+        if is_named:
             log_fallback(backend.name, "on-path continuations are PyTorch operations")
-        on_path = OnPathEngine(problem, _continuations(pair, numbers), weight)
-        return on_path.run(), on_path.computation.student
+        engine = OnPathEngine(problem, _continuations(pair, numbers), weight)
+        return _with_gradients(problem, engine.run(), engine.computation.student)
     if (reason := backend.refuses(problem)) is not None:
         log_fallback(backend.name, reason)
         backend = TorchBackend()
-    computation = backend.start(problem)
-    return Engine(problem, computation, weight).run(), computation.student
+    started = backend.start(problem)
+    if isinstance(started, UnitRun):
+        return started.run(weight), started.gradients()
+    return _run_engine(problem, started, weight)
+
+
+def _run_engine(
+    problem: Problem, computation: Computation[Any], weight: Tensor
+) -> tuple[Result, list[Tensor]]:
+    result = Engine(problem, computation, weight).run()
+    return _with_gradients(problem, result, computation.student)
+
+
+def _with_gradients(
+    problem: Problem, result: Result, student: StudentSide[Any]
+) -> tuple[Result, list[Tensor]]:
+    count_special(result.stats, problem.index.kind)
+    return result, student.gradients()
 
 
 logits_loss, linear_loss = loss_operators(

@@ -257,6 +257,7 @@ def _side_shard(
         n_extra=0,
         column_of_id=getattr(columns, f"{side}_column_of_id"),
         unused=(unused[_within(unused, start, stop)] - start).to(device),
+        code_of_id=ids[:0],
         needed=min(max(columns.columns_needed[side] - start, 0), stop - start),
     )
     return SideShard(ranges, whole, start, stop, local)

@@ -28,9 +28,9 @@ from .operator import (
     DIVERGENCES,
     OperatorOutput,
     compute_dtype,
-    gradient_scale,
     log_fallback,
     loss_operators,
+    scale_weight,
     without_autocast,
 )
 from .text_columns import blocks_of, table_of, tree_of
@@ -139,7 +139,7 @@ def _compute(
         problem = _problem(teacher, student, tensors, numbers)
         weight = tensors.weight.to(problem.settings.dtype)
         run = _start(problem, numbers, shards)
-        per_offset, stats = run.run(weight * gradient_scale(weight, numbers.gradient_scale))
+        per_offset, stats = run.run(scale_weight(weight, numbers.gradient_scale))
         # Only back ends that take lists have figures of lists.
         stats = torch.nn.functional.pad(stats, (0, 0, 0, N_STATS - stats.shape[0]))
         loss = (per_offset * weight).sum()
@@ -157,7 +157,7 @@ def _problem(
     def of_side(side: Side, source: Logits | Head | Lists, unused: Tensor, needed: int) -> TextSide:
         return TextSide(
             source,
-            SideColumns(empty, 0, empty, unused, needed),
+            SideColumns(empty, 0, empty, unused, empty, needed),
             table_of(tensors, side),
             view_text_side(tensors.packed, numbers.sizes, side),
         )

@@ -36,6 +36,7 @@ from .protocol import (
     TextRun,
     TextSettings,
     TextSide,
+    UnitRun,
 )
 from .torch import TorchBackend
 from .triton import TritonBackend
@@ -61,6 +62,7 @@ __all__ = [
     "TextSide",
     "TorchBackend",
     "TritonBackend",
+    "UnitRun",
     "backend_names",
     "choose_backend",
     "register_backend",
@@ -87,7 +89,7 @@ class AutoBackend:
         del problem
         return None
 
-    def start(self, problem: Problem) -> Computation[Any]:
+    def start(self, problem: Problem) -> Computation[Any] | UnitRun:
         """Begin to compute a problem: see `Backend`."""
         on_cuda = problem.realized_column.is_cuda
         backend: Backend = _TRITON if on_cuda and not _TRITON.refuses(problem) else _REFERENCE

@@ -4,7 +4,8 @@ The engine cuts the units into chunks, keeps the statistics of every unit, and d
 take part. A back end turns rows of logits into scores, compares the scores of both sides, and
 writes the rows of the gradient: the few calls in which nearly all of the time is spent. `Scores`
 belong to the back end that made them. The engine passes scores on and reads only their masses, so
-a back end may keep whole rows in its scores, or only row numbers.
+a back end may keep whole rows in its scores, or only row numbers. A back end can do without the
+engine, too: it then returns a `UnitRun`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from ...divergence import Divergence
     from ..columns import SideColumns
-    from ..layout import IndexSizes, SideUnits
+    from ..engine import Result
+    from ..layout import IndexSizes, IndexView, SideUnits
     from ..text_blocks import TreeBlocks
     from ..text_layout import TextSideTable, TextSideView, TreeTensors
 
@@ -148,6 +150,7 @@ class Problem:
     Attributes:
         teacher: The teacher's side.
         student: The student's side.
+        index: The sections of the packed index.
         n_shared: Number of SHARED and SPECIAL units, which come first.
         n_multi: Number of MULTI units, which follow.
         realized_column: `[n_multi]` shared column of the realized text, -1 if there is none.
@@ -157,6 +160,7 @@ class Problem:
 
     teacher: SideProblem
     student: SideProblem
+    index: IndexView
     n_shared: int
     n_multi: int
     realized_column: Tensor
@@ -278,6 +282,26 @@ class Computation(Protocol[S]):
 
 
 @runtime_checkable
+class UnitRun(Protocol):
+    """A problem on a back end that does without the engine."""
+
+    def run(self, weight: Tensor) -> Result:
+        """Compute everything.
+
+        Args:
+            weight: `[]` or `[units]` factor of every unit's gradient.
+
+        Returns:
+            Divergences and statistics of the units.
+        """
+        ...
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients by the student's tensors; see `StudentSide.gradients`."""
+        ...
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A back end: computes losses on a device.
 
@@ -299,14 +323,14 @@ class Backend(Protocol):
         """
         ...
 
-    def start(self, problem: Problem) -> Computation[Any]:
+    def start(self, problem: Problem) -> Computation[Any] | UnitRun:
         """Begin to compute a problem.
 
         Args:
             problem: The problem.
 
         Returns:
-            The problem on this back end.
+            The problem on this back end: its expensive parts, for the engine, or all of it.
         """
         ...
 

@@ -59,7 +59,8 @@ def teacher_columns(
         assert isinstance(source, Head)
         source = replace(source, weight=shards.teacher_weight, bias=shards.teacher_bias)
         ids = torch.arange(ids.shape[0], device=ids.device)
-    table = SideColumns(ids, n_extra=0, column_of_id=ids, unused=ids[:0], needed=0)
+    empty = ids[:0]
+    table = SideColumns(ids, n_extra=0, column_of_id=ids, unused=empty, code_of_id=empty, needed=0)
     return teacher_rows(source, table, work, settings)
 
 

@@ -1,7 +1,8 @@
 """Internal: the back end `triton`, kernels for CUDA devices.
 
-`kernels` has the kernels for units, `computation` their chunks; `text_kernels`, `text_side` and
-`text_computation` are for text events; `launch` says how rows are read and work is cut.
+`kernels` and `unit_kernels` have the kernels for units, over columns and over single ones;
+`computation` launches them. `text_kernels`, `text_side` and `text_computation` are for text events;
+`launch` says how rows are read and work is cut.
 Triton comes with PyTorch on Linux. Its interpreter (`TRITON_INTERPRET=1`) runs the kernels on the
 CPU, for tests.
 """
@@ -37,11 +38,11 @@ class TritonBackend:
 
     def start(self, problem: Problem) -> Any:
         """Begin to compute a problem: see `Backend`."""
-        from .computation import Formula, TritonComputation  # imports Triton
+        from .computation import Formula, TritonRun  # imports Triton
 
         formula = Formula.of(problem.settings.divergence)
         assert formula is not None
-        return TritonComputation(problem, formula)
+        return TritonRun(problem, formula)
 
     def refuses_text(self, problem: TextProblem) -> str | None:
         """Return why the kernels cannot compute a problem: see `TextBackend`."""

@@ -5,8 +5,9 @@ Kernels work on `UNITS` units at a time. The teacher's shared columns are first 
 so no later kernel gathers from the teacher's rows. The student's rows are read in place.
 
 Some columns of a unit are *slots*: the stops, and, at a MULTI unit, the columns that the realized
-unit changes. Their scores are computed outside, so the kernels leave them out of the sums, and
-`write_slots` writes their gradients. `skips` names the slots among the shared columns.
+unit changes. `unit_kernels` computes their scores, so the kernels leave them out of the sums.
+`skips[unit, 4]` names the slots among the shared columns, -1 where there is none. A chunk is either
+`MULTI` or has SHARED and SPECIAL units only, which have one skip.
 
 Logarithms are binary. A row's logits are taken relative to the row's *shift*, a logit near its
 largest one, before they are multiplied by `scale = log2(e) / temperature`: large logits would lose
@@ -14,9 +15,12 @@ digits as products. Log-normalizers are relative to the shift, too. `norms` has,
 of the student, the shifts and the log-normalizers of all scores, `[2, 2, n_units]`.
 
 A kernel's arguments are pointers and numbers; uppercase names are known when it is compiled. A
-`start` is the position of a row's first logit in memory, and `stride` the step from one logit of a
-row to the next. `ALIGNED` logits begin at multiples of `ALIGNED` in memory, so that a thread reads
-several at once.
+chunk has the units from `first_unit` to `end_unit`. `packed` is the packed index; an argument that
+ends in `_at` is where a section begins in it. Row numbers are those of the index: `length`,
+`batch_stride` and `row_stride` say where a row begins in memory, and `stride` is the step from one
+logit of a row to the next. `ALIGNED` logits begin at multiples of `ALIGNED` in memory, so that a
+thread reads several at once. `code_of_id` has, of every id below `n_codes`, the shared column, -1
+for other tokens, and -2 for no token.
 """
 # ruff: noqa: N803
 
@@ -30,6 +34,12 @@ LOWEST = tl.constexpr(-1.0e30)
 FLOOR = tl.constexpr(-14426.950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
+
+#: Numbers that differ from batch to batch: no kernel is compiled anew for them.
+CHANGING = (
+    "length", "batch_stride", "row_at", "id_at", "unit_at", "offsets_at", "first_unit", "end_unit",
+    "n_shared", "n_units", "n_splits",
+)  # fmt: skip
 
 REVERSE_KL, FORWARD_KL, TOTAL_VARIATION, JSD, SKEWED_FORWARD_KL, SKEWED_REVERSE_KL = (
     tl.constexpr(number) for number in range(6)
@@ -85,13 +95,34 @@ def _terms(log_teacher, log_student, weight, log_weight, log_rest, DIVERGENCE: t
 
 
 @triton.jit
-def _skips(skips, unit, is_unit, N_SKIPS: tl.constexpr):
-    """Return four skips `[U, 1, 1]` of the units `[U]`, those after the first `N_SKIPS` -1."""
+def _row_start(row, length, batch_stride, row_stride):
+    """Return where rows begin in memory, from the first logit on."""
+    return row // length * batch_stride + row % length * row_stride
+
+
+@triton.jit
+def _starts(packed, row_at, unit, is_unit, length, batch_stride, row_stride):
+    """Return where the prefix rows of units `[U]` begin."""
+    row = tl.load(packed + row_at + unit, mask=is_unit, other=0)
+    return _row_start(row, length, batch_stride, row_stride)
+
+
+@triton.jit
+def _units(program, n_splits, first_unit, end_unit, UNITS: tl.constexpr):
+    """Return a program's part of the columns, its group, its units `[U]`, and which are there."""
+    group = (program // n_splits).to(tl.int64)
+    unit = first_unit + group * UNITS + tl.arange(0, UNITS)
+    return program % n_splits, group, unit, unit < end_unit
+
+
+@triton.jit
+def _skips(skips, unit, is_unit, MULTI: tl.constexpr):
+    """Return the four skips `[U, 1, 1]` of the units `[U]`; SHARED units have one."""
     none = tl.full(unit.shape, -1, tl.int32)
     first, second, third, fourth = none, none, none, none
-    at = skips + unit * N_SKIPS
+    at = skips + unit * 4
     first = tl.load(at, mask=is_unit, other=-1)
-    if N_SKIPS > 1:
+    if MULTI:
         second = tl.load(at + 1, mask=is_unit, other=-1)
         third = tl.load(at + 2, mask=is_unit, other=-1)
         fourth = tl.load(at + 3, mask=is_unit, other=-1)
@@ -101,10 +132,10 @@ def _skips(skips, unit, is_unit, N_SKIPS: tl.constexpr):
 
 
 @triton.jit
-def _is_in_sums(column, is_column, first, second, third, fourth, N_SKIPS: tl.constexpr):
+def _is_in_sums(column, is_column, first, second, third, fourth, MULTI: tl.constexpr):
     """Return whether columns `[1, T, E]` count for the units with these skips."""
     is_column = is_column & (column != first)
-    if N_SKIPS > 1:
+    if MULTI:
         is_column = is_column & (column != second) & (column != third) & (column != fourth)
     return is_column
 
@@ -134,16 +165,17 @@ def _norms(norms, unit, is_unit, side, n_units):
     return shift, tl.load(at + n_units, mask=is_unit, other=0.0)[:, None, None]
 
 
-@triton.jit
-def lay_out(z, starts, n_units, stride, column_of_id, width, tiles, n_columns,
-            ALIGNED: tl.constexpr, UNITS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=CHANGING)
+def lay_out(z, length, batch_stride, row_stride, stride, packed, row_at, first_unit, end_unit,
+            code_of_id, n_codes, width, tiles, n_columns, ALIGNED: tl.constexpr,
+            UNITS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """`tiles[group, column, unit of the group]` of the teacher's logits `z`."""
     ids = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    group = tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, UNITS)
-    unit = group * UNITS + lane
-    start = tl.multiple_of(tl.load(starts + unit, mask=unit < n_units, other=0), ALIGNED)
-    column = tl.load(column_of_id + ids, mask=ids < width, other=-1)
+    _, group, unit, is_unit = _units(tl.program_id(1), 1, first_unit, end_unit, UNITS)
+    start = _starts(packed, row_at, unit, is_unit, length, batch_stride, row_stride)
+    start = tl.multiple_of(start, ALIGNED)
+    column = tl.load(code_of_id + ids, mask=ids < n_codes, other=-1)
     is_column = column >= 0
     # Most sectors have a shared column: a mask by columns would only cut the loads up.
     values = tl.load(
@@ -178,41 +210,38 @@ def _store_sums(out, unit, is_unit, split, n_splits, scale, top, total):
     return top_of_all
 
 
-@triton.jit
-def sum_teacher(tiles, n_units, n_columns, skips, scale, out, per_split, n_splits,
-                N_SKIPS: tl.constexpr, UNITS: tl.constexpr, T: tl.constexpr,
+@triton.jit(do_not_specialize=CHANGING)
+def sum_teacher(first_unit, end_unit, tiles, n_columns, skips, scale, out, per_split, n_splits,
+                MULTI: tl.constexpr, UNITS: tl.constexpr, T: tl.constexpr,
                 E: tl.constexpr):  # fmt: skip
-    """`out[unit, split]`: maximum and sum of exponentials of the teacher's laid-out logits."""
-    split, group = tl.program_id(0) % n_splits, (tl.program_id(0) // n_splits).to(tl.int64)
-    unit = group * UNITS + tl.arange(0, UNITS)
-    is_unit = unit < n_units
-    skipped = _skips(skips, unit, is_unit, N_SKIPS)
+    """`out[unit of the chunk, split]`: maxima and sums of exponentials of the teacher's logits."""
+    split, group, unit, is_unit = _units(tl.program_id(0), n_splits, first_unit, end_unit, UNITS)
+    skipped = _skips(skips, unit, is_unit, MULTI)
     top, total = tl.full([UNITS, T], LOWEST, tl.float32), tl.zeros([UNITS, T], tl.float32)
     end = tl.minimum(split * per_split + per_split, n_columns)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
         x = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
         column = _columns_from(first, T, E)
-        counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
+        counts = _is_in_sums(column, column < end, *skipped, MULTI)
         top, total, _, _, _ = _add_exponentials(x, counts, scale, top, total)
-    _store_sums(out, unit, is_unit, split, n_splits, scale, top, total)
+    _store_sums(out, unit - first_unit, is_unit, split, n_splits, scale, top, total)
 
 
-@triton.jit
-def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, norms, out,
-                differences, per_split, n_splits, WITH_DIFFERENCES: tl.constexpr,
-                N_SKIPS: tl.constexpr, UNITS: tl.constexpr, T: tl.constexpr,
-                E: tl.constexpr):  # fmt: skip
-    """`out[unit, split]`: maximum and sum of exponentials of the student's shared columns.
+@triton.jit(do_not_specialize=CHANGING)
+def sum_student(z, length, batch_stride, row_stride, stride, packed, row_at, first_unit, end_unit,
+                n_units, ids, tiles, n_columns, skips, scale, norms, out, differences, per_split,
+                n_splits, WITH_DIFFERENCES: tl.constexpr, MULTI: tl.constexpr,
+                UNITS: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+    """`out[unit of the chunk, split]`: the same of the student's shared columns.
 
-    With `WITH_DIFFERENCES` also `differences[unit, split]`: exponentials times the differences of
-    the student's logit, relative to the maximum, and the teacher's log-probability.
+    With `WITH_DIFFERENCES` also `differences`, of the same shape: exponentials times the
+    differences of the student's logit, relative to the maximum, and the teacher's log-probability.
     """
-    split, group = tl.program_id(0) % n_splits, (tl.program_id(0) // n_splits).to(tl.int64)
-    unit = group * UNITS + tl.arange(0, UNITS)
-    is_unit = unit < n_units
-    skipped = _skips(skips, unit, is_unit, N_SKIPS)
-    start = tl.load(starts + unit, mask=is_unit, other=0)[:, None, None]
+    split, group, unit, is_unit = _units(tl.program_id(0), n_splits, first_unit, end_unit, UNITS)
+    skipped = _skips(skips, unit, is_unit, MULTI)
+    start = _starts(packed, row_at, unit, is_unit, length, batch_stride, row_stride)
+    start = start[:, None, None]
     shift, norm = _norms(norms, unit, is_unit, 0, n_units)
     top, total = tl.full([UNITS, T], LOWEST, tl.float32), tl.zeros([UNITS, T], tl.float32)
     sums = tl.zeros([UNITS, T], tl.float32)
@@ -221,7 +250,7 @@ def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale,
         flat = first + tl.arange(0, T * E)
         column = _columns_from(first, T, E)
         x = _student_tile(z, start, stride, ids, column, end)
-        counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
+        counts = _is_in_sums(column, column < end, *skipped, MULTI)
         before, total_before = top, total
         top, total, exponents, exponentials, factor = _add_exponentials(
             x, counts, scale, top, total
@@ -233,6 +262,7 @@ def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale,
             difference = exponentials * (tl.maximum(exponents, LOWEST) - log_teacher)
             sums = (sums + (before - top) * scale * total_before) * factor
             sums += tl.sum(difference, 2)
+    unit -= first_unit
     top_of_all = _store_sums(out, unit, is_unit, split, n_splits, scale, top, total)
     if WITH_DIFFERENCES:
         lower = (top - top_of_all[:, None]) * scale
@@ -240,17 +270,16 @@ def sum_student(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale,
         tl.store(differences + unit * n_splits + split, sums, mask=is_unit)
 
 
-@triton.jit
-def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, norms, weight,
-              log_weight, log_rest, out, per_split, n_splits, DIVERGENCE: tl.constexpr,
-              N_SKIPS: tl.constexpr, UNITS: tl.constexpr, T: tl.constexpr,
-              E: tl.constexpr):  # fmt: skip
-    """`out[unit, split]`: sums of a divergence's terms over the shared columns."""
-    split, group = tl.program_id(0) % n_splits, (tl.program_id(0) // n_splits).to(tl.int64)
-    unit = group * UNITS + tl.arange(0, UNITS)
-    is_unit = unit < n_units
-    skipped = _skips(skips, unit, is_unit, N_SKIPS)
-    start = tl.load(starts + unit, mask=is_unit, other=0)[:, None, None]
+@triton.jit(do_not_specialize=CHANGING)
+def sum_terms(z, length, batch_stride, row_stride, stride, packed, row_at, first_unit, end_unit,
+              n_units, ids, tiles, n_columns, skips, scale, norms, weight, log_weight, log_rest,
+              out, per_split, n_splits, DIVERGENCE: tl.constexpr, MULTI: tl.constexpr,
+              UNITS: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+    """`out[unit of the chunk, split]`: sums of a divergence's terms over the shared columns."""
+    split, group, unit, is_unit = _units(tl.program_id(0), n_splits, first_unit, end_unit, UNITS)
+    skipped = _skips(skips, unit, is_unit, MULTI)
+    start = _starts(packed, row_at, unit, is_unit, length, batch_stride, row_stride)
+    start = start[:, None, None]
     teacher_shift, teacher_norm = _norms(norms, unit, is_unit, 0, n_units)
     student_shift, student_norm = _norms(norms, unit, is_unit, 1, n_units)
     values, derivatives = tl.zeros([UNITS, T], tl.float32), tl.zeros([UNITS, T], tl.float32)
@@ -259,7 +288,7 @@ def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, n
         flat = first + tl.arange(0, T * E)
         column = _columns_from(first, T, E)
         x = _student_tile(z, start, stride, ids, column, end)
-        counts = _is_in_sums(column, column < end, *skipped, N_SKIPS)
+        counts = _is_in_sums(column, column < end, *skipped, MULTI)
         tile = _tile(tiles, group, n_columns, flat, flat < end, UNITS, T, E)
         log_teacher = tl.maximum((tile - teacher_shift) * scale - teacher_norm, FLOOR)
         log_student = tl.maximum((x - student_shift) * scale - student_norm, FLOOR)
@@ -268,122 +297,44 @@ def sum_terms(z, starts, n_units, stride, ids, tiles, n_columns, skips, scale, n
         )
         values += tl.sum(tl.where(counts, value, 0.0), 2)
         derivatives += tl.sum(tl.where(counts, derivative, 0.0), 2)
-    at_unit = out + (unit * n_splits + split) * 2
+    at_unit = out + ((unit - first_unit) * n_splits + split) * 2
     tl.store(at_unit, tl.sum(values, 1), mask=is_unit)
     tl.store(at_unit + 1, tl.sum(derivatives, 1), mask=is_unit)
 
 
-@triton.jit
-def pick_slots(z, starts, stride, skips, ids, first_other, n_slots, slot_ids, picked,
-               N_SKIPS: tl.constexpr, SLOTS: tl.constexpr):  # fmt: skip
-    """`slot_ids[unit, slot]`, -1 where there is no token, and the logits, -inf there."""
-    unit = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, SLOTS)
-    is_slot = slot < n_slots
-    skip = tl.load(skips + unit * N_SKIPS + slot, mask=slot < N_SKIPS, other=-1)
-    column = tl.where(slot < N_SKIPS, skip, first_other + slot - N_SKIPS)
-    number = tl.load(ids + column, mask=is_slot & (column >= 0), other=-1)
-    at = z + tl.load(starts + unit) + number * stride
-    x = tl.load(at, mask=number >= 0, other=float("-inf")).to(tl.float32)
-    tl.store(slot_ids + unit * n_slots + slot, number.to(tl.int32), mask=is_slot)
-    tl.store(picked + unit * n_slots + slot, x, mask=is_slot)
-
-
-@triton.jit
-def finish_columns(sums, n_splits, picked, n_slots, scale, inverse, shifts, of_columns,
-                   SPLITS: tl.constexpr, SLOTS: tl.constexpr):  # fmt: skip
-    """Take the shifts off the logits of slots, and add the columns' exponentials up.
-
-    `of_columns` are their log-normalizers in nats, relative to the shifts.
-    """
-    unit = tl.program_id(0).to(tl.int64)
-    split, slot = tl.arange(0, SPLITS), tl.arange(0, SLOTS)
-    at = sums + (unit * n_splits + split) * 2
-    top = tl.load(at, mask=split < n_splits, other=LOWEST)
-    total = tl.load(at + 1, mask=split < n_splits, other=0.0)
-    at_slots = picked + unit * n_slots + slot
-    x = tl.load(at_slots, mask=slot < n_slots, other=float("-inf"))
-    # Near the largest logit of both: relative to another, that one would lose digits.
-    shift = tl.maximum(tl.max(top, 0), tl.max(x, 0))
-    shift = tl.where(shift <= 0.1 * LOWEST, 0.0, shift)
-    tl.store(shifts + unit, shift)
-    total = tl.sum(total * tl.exp2((top - shift) * scale), 0)
-    tl.store(of_columns + unit, tl.log2(total) * LN2)
-    tl.store(at_slots, (x - shift) * inverse, mask=slot < n_slots)
-
-
-@triton.jit
-def finish_norms(slots, n_slots, of_columns, sums, differences, n_splits, scale, shifts, norms,
-                 of_differences, WITH_DIFFERENCES: tl.constexpr, SPLITS: tl.constexpr,
-                 SLOTS: tl.constexpr):  # fmt: skip
-    """Log-normalizers of all scores; with `WITH_DIFFERENCES` also the columns' reverse KL."""
-    unit = tl.program_id(0).to(tl.int64)
-    split, slot = tl.arange(0, SPLITS), tl.arange(0, SLOTS)
-    z = tl.load(slots + unit * n_slots + slot, mask=slot < n_slots, other=float("-inf"))
-    column = tl.load(of_columns + unit)
-    top = tl.maximum(tl.max(z, 0), column)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(tl.exp2((z - top) * LOG2E), 0) + tl.exp2((column - top) * LOG2E)
-    norm = top * LOG2E + tl.log2(total)
-    tl.store(norms + unit, norm)
-    if WITH_DIFFERENCES:
-        is_split = split < n_splits
-        at = unit * n_splits + split
-        lower = tl.load(sums + at * 2, mask=is_split, other=LOWEST) - tl.load(shifts + unit)
-        total = tl.load(sums + at * 2 + 1, mask=is_split, other=0.0)
-        difference = tl.load(differences + at, mask=is_split, other=0.0)
-        # Differences are to logits relative to the maximum of their part.
-        relative = tl.exp2(lower * scale - norm)
-        difference += lower * scale * total
-        difference = tl.sum(difference * relative, 0) - tl.sum(total * relative, 0) * norm
-        tl.store(of_differences + unit, difference * LN2)
-
-
-@triton.jit
-def slot_terms(teacher, student, norms, n_units, n_slots, weight, log_weight, log_rest, values,
-               derivatives, DIVERGENCE: tl.constexpr, SLOTS: tl.constexpr):  # fmt: skip
-    """Store a divergence's terms at slots, `[n_units, n_slots]` scores in nats above the shift."""
-    unit = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, SLOTS)
-    at = unit * n_slots + slot
-    is_slot = slot < n_slots
-    x = tl.load(teacher + at, mask=is_slot, other=0.0) * LOG2E
-    log_teacher = tl.maximum(x - tl.load(norms + n_units + unit), FLOOR)
-    x = tl.load(student + at, mask=is_slot, other=0.0) * LOG2E
-    log_student = tl.maximum(x - tl.load(norms + 3 * n_units + unit), FLOOR)
-    value, derivative = _terms(log_teacher, log_student, weight, log_weight, log_rest, DIVERGENCE)
-    tl.store(values + at, value, mask=is_slot)
-    tl.store(derivatives + at, derivative, mask=is_slot)
-
-
-@triton.jit
-def write_gradient(z, starts, n_units, stride, column_of_id, width, tiles, n_columns, scale, norms,
-                   dots, factors, by_norm, row_norms, weight, log_weight, log_rest, gradient,
-                   gradient_starts, per_split, n_splits, DIVERGENCE: tl.constexpr,
-                   WITH_NORM: tl.constexpr, ALIGNED: tl.constexpr, UNITS: tl.constexpr,
-                   T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=CHANGING)
+def write_gradient(z, length, batch_stride, row_stride, stride, packed, row_at, first_unit,
+                   end_unit, n_units, code_of_id, n_codes, width, tiles, n_columns,
+                   scale, norms, figures, weight, log_weight, log_rest, gradient, is_written,
+                   per_split, n_splits, DIVERGENCE: tl.constexpr, WITH_NORM: tl.constexpr,
+                   ALIGNED: tl.constexpr, UNITS: tl.constexpr, T: tl.constexpr,
+                   E: tl.constexpr):  # fmt: skip
     """Whole rows of the gradient, zeros included; `write_slots` replaces the slots.
 
     A shared column gets `factor * (derivative - q_S * dot)`. With `WITH_NORM` every token gets
-    `by_norm` times its probability in the whole row.
+    `by_norm` times its probability in the whole row. `figures[4, n_units]` are dots, factors,
+    `by_norm` and binary log-normalizers of whole rows.
     """
-    split, group = tl.program_id(0) % n_splits, (tl.program_id(0) // n_splits).to(tl.int64)
-    unit = group * UNITS + tl.arange(0, UNITS)
-    is_unit = unit < n_units
-    start = tl.multiple_of(tl.load(starts + unit, mask=is_unit, other=0), ALIGNED)[:, None, None]
-    out = tl.load(gradient_starts + unit, mask=is_unit, other=0)
-    out = tl.multiple_of(out, ALIGNED)[:, None, None]
+    split, group, unit, is_unit = _units(tl.program_id(0), n_splits, first_unit, end_unit, UNITS)
+    row = tl.load(packed + row_at + unit, mask=is_unit, other=0)
+    start = _row_start(row, length, batch_stride, row_stride)
+    start = tl.multiple_of(start, ALIGNED)[:, None, None]
+    out = tl.multiple_of(row * width, ALIGNED)[:, None, None]
     teacher_shift, teacher_norm = _norms(norms, unit, is_unit, 0, n_units)
     student_shift, student_norm = _norms(norms, unit, is_unit, 1, n_units)
-    dot = tl.load(dots + unit, mask=is_unit, other=0.0)[:, None, None]
-    factor = tl.load(factors + unit, mask=is_unit, other=0.0)[:, None, None]
+    at_unit = figures + unit
+    dot = tl.load(at_unit, mask=is_unit, other=0.0)[:, None, None]
+    factor = tl.load(at_unit + n_units, mask=is_unit, other=0.0)[:, None, None]
     if WITH_NORM:
-        norm = tl.load(row_norms + unit, mask=is_unit, other=0.0)[:, None, None]
-        by = tl.load(by_norm + unit, mask=is_unit, other=0.0)[:, None, None]
+        by = tl.load(at_unit + 2 * n_units, mask=is_unit, other=0.0)[:, None, None]
+        norm = tl.load(at_unit + 3 * n_units, mask=is_unit, other=0.0)[:, None, None]
+    if split == 0:
+        tl.store(is_written + row, tl.full([UNITS], 1, tl.int8), mask=is_unit)
     end = tl.minimum(split * per_split + per_split, width)
+    known = tl.minimum(end, n_codes)
     for first in range(split * per_split, end, T * E):
         flat = first + tl.arange(0, T * E)
-        of_flat = tl.load(column_of_id + flat, mask=flat < end, other=-2)
+        of_flat = tl.load(code_of_id + flat, mask=flat < known, other=-2)
         at, column = _columns_from(first, T, E), tl.reshape(of_flat, [1, T, E])
         inside = (at < end) & is_unit[:, None, None]
         x = tl.load(z + start + at.to(tl.int64) * stride, mask=inside, other=0.0)
@@ -401,46 +352,18 @@ def write_gradient(z, starts, n_units, stride, column_of_id, width, tiles, n_col
         tl.store(place, value.to(gradient.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def write_slots(picked, n_units, by_norm, row_norms, ids, by_id, gradient, gradient_starts,
-                WITH_NORM: tl.constexpr, N_SLOTS: tl.constexpr,
-                UNITS: tl.constexpr):  # fmt: skip
-    """Write the gradient at the slots: sums of `by_id[unit, slot]` over slots of the same id.
-
-    `picked[unit, slot]` are their logits in nats, relative to the shifts: the rows of logits may be
-    those of the gradient.
-    """
-    unit = tl.program_id(0).to(tl.int64) * UNITS + tl.arange(0, UNITS)
-    is_unit = unit < n_units
-    out = tl.load(gradient_starts + unit, mask=is_unit, other=0)
-    for slot in range(N_SLOTS):
-        number = tl.load(ids + unit * N_SLOTS + slot, mask=is_unit, other=-1)
-        is_slot = number >= 0
-        value = tl.zeros([UNITS], tl.float32)
-        for other in range(N_SLOTS):
-            at = unit * N_SLOTS + other
-            is_same = tl.load(ids + at, mask=is_slot, other=-1) == number
-            value += tl.load(by_id + at, mask=is_slot & is_same, other=0.0)
-        if WITH_NORM:
-            x = tl.load(picked + unit * N_SLOTS + slot, mask=is_slot, other=0.0)
-            norm = tl.load(row_norms + unit, mask=is_slot, other=0.0)
-            by = tl.load(by_norm + unit, mask=is_slot, other=0.0)
-            value += by * tl.exp2(x * LOG2E - norm)
-        place = gradient + out + number
-        tl.store(place, value.to(gradient.dtype.element_ty), mask=is_slot)
-
-
-@triton.jit
-def norm_rows(z, starts, stride, column_of_id, width, scale, out, ALIGNED: tl.constexpr,
-              T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=CHANGING)
+def norm_rows(z, length, batch_stride, row_stride, stride, packed, row_at, code_of_id, n_codes,
+              scale, out, ALIGNED: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
     """`out[row]`: shifts and log-normalizers of whole rows, without columns that are no tokens."""
     row = tl.program_id(0)
-    start = tl.multiple_of(tl.load(starts + row), ALIGNED)
+    start = _row_start(tl.load(packed + row_at + row), length, batch_stride, row_stride)
+    start = tl.multiple_of(start, ALIGNED)
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
-    for first in range(0, width, T * E):
+    for first in range(0, n_codes, T * E):
         at = _columns_from(first, T, E)
-        is_token = tl.load(column_of_id + at, mask=at < width, other=-2) > -2
-        x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < width, other=0.0)
+        is_token = tl.load(code_of_id + at, mask=at < n_codes, other=-2) > -2
+        x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < n_codes, other=0.0)
         top, total, _, _, _ = _add_exponentials(x.to(tl.float32), is_token, scale, top, total)
     top_of_all = tl.max(top, 1)
     sums = tl.sum(total * tl.exp2((top - top_of_all[:, None]) * scale), 1)
@@ -449,27 +372,38 @@ def norm_rows(z, starts, stride, column_of_id, width, scale, out, ALIGNED: tl.co
     tl.store(at + 1, tl.log2(sums))
 
 
-@triton.jit
-def write_path_rows(z, starts, stride, column_of_id, width, scale, row_norms, ids, by_norm, by_id,
-                    gradient, gradient_starts, per_split, n_splits, ALIGNED: tl.constexpr,
-                    T: tl.constexpr, E: tl.constexpr):  # fmt: skip
-    """Rows of the gradient of later steps: `by_norm` times probabilities, and `by_id` at one id."""
-    split, row = tl.program_id(0) % n_splits, tl.program_id(0) // n_splits
-    start = tl.multiple_of(tl.load(starts + row), ALIGNED)
-    out = tl.multiple_of(tl.load(gradient_starts + row), ALIGNED)
-    shift, norm = tl.load(row_norms + row * 2), tl.load(row_norms + row * 2 + 1)
-    number = tl.load(ids + row)
-    by, added = tl.load(by_norm + row), tl.load(by_id + row)
-    end = tl.minimum(split * per_split + per_split, width)
-    for first in range(split * per_split, end, T * E):
-        at = first + tl.arange(0, T * E)
-        inside = at < end
-        is_token = tl.load(column_of_id + at, mask=inside, other=-2) > -2
-        x = tl.load(z + start + at.to(tl.int64) * stride, mask=inside, other=0.0)
-        value = tl.where(is_token, by * tl.exp2((x.to(tl.float32) - shift) * scale - norm), 0.0)
-        value += tl.where(at == number, added, 0.0)
-        place = gradient + out + at.to(tl.int64)
-        tl.store(place, value.to(gradient.dtype.element_ty), mask=inside)
+@triton.jit(do_not_specialize=CHANGING)
+def write_path_rows(z, length, batch_stride, row_stride, stride, packed, row_at, id_at, unit_at,
+                    offsets_at, code_of_id, n_codes, width, scale, step_norms, by_rest, gradient,
+                    is_written, per_split, n_splits, WITH_NORM: tl.constexpr,
+                    ALIGNED: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+    """Rows of the gradient of later steps, from `by_rest`, the derivatives by their sums.
+
+    A row gets the derivative at the step's token; with `WITH_NORM`, minus the derivative times
+    probabilities.
+    """
+    split, step = tl.program_id(0) % n_splits, tl.program_id(0) // n_splits
+    unit = tl.load(packed + unit_at + step)
+    if step != tl.load(packed + offsets_at + unit):
+        row = tl.load(packed + row_at + step)
+        start = tl.multiple_of(_row_start(row, length, batch_stride, row_stride), ALIGNED)
+        out = tl.multiple_of(row * width, ALIGNED)
+        shift, norm = tl.load(step_norms + step * 2), tl.load(step_norms + step * 2 + 1)
+        number, by = tl.load(packed + id_at + step), tl.load(by_rest + unit)
+        if split == 0:
+            tl.store(is_written + row, 1)
+        end = tl.minimum(split * per_split + per_split, width)
+        for first in range(split * per_split, end, T * E):
+            at = first + tl.arange(0, T * E)
+            inside = at < end
+            value = tl.where(at == number, by, 0.0)
+            if WITH_NORM:
+                is_token = tl.load(code_of_id + at, mask=at < n_codes, other=-2) > -2
+                x = tl.load(z + start + at.to(tl.int64) * stride, mask=inside, other=0.0)
+                exponent = (x.to(tl.float32) - shift) * scale - norm
+                value -= tl.where(is_token, by * tl.exp2(exponent), 0.0)
+            place = gradient + out + at.to(tl.int64)
+            tl.store(place, value.to(gradient.dtype.element_ty), mask=inside)
 
 
 @triton.jit

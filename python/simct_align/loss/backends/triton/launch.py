@@ -124,28 +124,47 @@ class LogitRows:
 
 
 class RowReader(LogitRows):
-    """A side's rows of logits for kernels over shared columns.
+    """A side's rows of logits for kernels over units.
 
     Args:
         logits: See `LogitRows`.
         columns: The side's ids.
         temperature: The number that logits are divided by.
+        packed: The packed index, which has the numbers of rows.
     """
 
-    def __init__(self, logits: Tensor, columns: SideColumns, temperature: float) -> None:
+    def __init__(
+        self, logits: Tensor, columns: SideColumns, temperature: float, packed: Tensor
+    ) -> None:
         super().__init__(logits, temperature)
-        #: Of every logit column, the shared column, -1 for other tokens, -2 for no token.
-        self.column_of_id = torch.full((self.width,), -2, dtype=torch.int32, device=logits.device)
-        self.column_of_id[: columns.needed] = columns.column_of_id[: columns.needed].int()
-        self.column_of_id.index_fill_(0, columns.unused, -2)
+        is_batch = logits.dim() == 3
+        #: The first arguments of kernels that read rows.
+        self.reading = (
+            logits,
+            max(1, logits.shape[-2]),
+            logits.stride(0) if is_batch else 0,
+            logits.stride(-2),
+            self.stride,
+            packed,
+        )
+        #: What the columns are, and how many of them the table knows.
+        self.codes = (columns.code_of_id, min(self.width, columns.code_of_id.shape[0]))
 
-    def norms(self, rows: Tensor) -> Tensor:
-        """Return shifts and binary log-normalizers of whole rows, `[n, 2]`."""
-        out = torch.empty((rows.shape[0], 2), dtype=torch.float32, device=rows.device)
-        if rows.shape[0]:
-            kernels.norm_rows[(rows.shape[0],)](
-                self.logits, self.starts(rows), self.stride, self.column_of_id, self.width,
-                self.scale, out, ALIGNED=self.aligned, T=ROW_T, E=E, num_warps=WARPS,
+    def norms(self, row_at: int, count: int) -> Tensor:
+        """Return shifts and binary log-normalizers of whole rows.
+
+        Args:
+            row_at: Where the rows' numbers begin in the packed index.
+            count: How many there are.
+
+        Returns:
+            `[count, 2]`.
+        """
+        out = torch.empty((count, 2), dtype=torch.float32, device=self.logits.device)
+        if count:
+            kernels.norm_rows[(count,)](
+                *self.reading, row_at, *self.codes, self.scale, out, ALIGNED=self.aligned,
+                T=ROW_T, E=E, num_warps=WARPS,
             )  # fmt: skip
         return out
 
