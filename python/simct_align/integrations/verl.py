@@ -8,27 +8,21 @@ process: `VERL_USE_EXTERNAL_MODULES=simct_align.integrations.verl`.
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 from transformers import AutoTokenizer
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
-from verl.trainer.distillation.losses import DistillationLossSettings, register_distillation_loss
-from verl.trainer.ppo.core_algos import kl_penalty
-from verl.utils.metric import AggregationType, Metric
-from verl.workers.utils.padding import no_padding_2_padding
 
 from simct_align.integrations._teacher_row import TeacherRows, model_aligner
-from simct_align.integrations._tensors import spread_estimates
+from simct_align.integrations._verl_losses import ESTIMATORS, unit_loss
 
 if TYPE_CHECKING:
     from simct_align.aligner import Aligner
 
 __all__ = ["SimCTAgentLoopManager", "SimCTAgentLoopWorker", "unit_loss"]
-
-_LOSSES = {"simct_k1": "k1", "simct_k2": "k2", "simct_k3": "k3"}
 
 
 class SimCTAgentLoopWorker(AgentLoopWorker):  # type: ignore[misc]
@@ -49,9 +43,9 @@ class SimCTAgentLoopWorker(AgentLoopWorker):  # type: ignore[misc]
         """The maker of the teacher's rows."""
         teachers = list(self.teacher_server_manager.teacher_model_configs.values())
         mode = self.config.distillation.distillation_loss.loss_mode
-        if len(teachers) != 1 or mode not in _LOSSES:
+        if len(teachers) != 1 or mode not in ESTIMATORS:
             raise ValueError(
-                f"distillation: expected one teacher and a loss_mode of {sorted(_LOSSES)}, got "
+                f"distillation: expected one teacher and a loss_mode of {sorted(ESTIMATORS)}, got "
                 f"{len(teachers)} and {mode!r}"
             )
         tokenizer = AutoTokenizer.from_pretrained(teachers[0].model_path)
@@ -83,33 +77,3 @@ class SimCTAgentLoopManager(AgentLoopManager):  # type: ignore[misc]
     def __init__(self, *args: Any, **keywords: Any) -> None:
         self.agent_loop_workers_class = ray.remote(self.worker_class)
         super().__init__(*args, **keywords)
-
-
-@register_distillation_loss(  # type: ignore[untyped-decorator]
-    DistillationLossSettings(names=[*_LOSSES], use_estimator=True)
-)
-def unit_loss(
-    config: Any, distillation_config: Any, model_output: Any, data: Any
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Estimate KL(student ‖ teacher) from whole units, as verl's estimators do from tokens.
-
-    The estimator of a unit is computed from both models' sums over the unit, and shared by the
-    unit's tokens.
-
-    Returns:
-        The loss of every token, `[B, response length]`, and metrics.
-    """
-    del config
-    settings = distillation_config.distillation_loss
-    mode = _LOSSES[settings.loss_mode]
-    if mode == "k1" and not settings.use_policy_gradient:
-        raise ValueError("loss_mode 'simct_k1': expected use_policy_gradient=True, as for 'k1'")
-    own, teacher, units = (
-        no_padding_2_padding(values, data)
-        for values in (model_output["log_probs"], data["teacher_logprobs"], data["teacher_ids"])
-    )
-    mask = data["response_mask"]
-    mask = mask.to_padded_tensor(0) if mask.is_nested else mask
-    estimate = partial(kl_penalty, kl_penalty=mode)
-    losses, share = spread_estimates(estimate, own, teacher[..., 0], units=units[..., 0], mask=mask)
-    return losses, {"distillation/tokens_in_units": Metric(AggregationType.MEAN, share)}
