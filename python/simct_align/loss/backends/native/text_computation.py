@@ -18,6 +18,8 @@ from ..torch.text_computation import TextComputation
 from ..torch.text_rows import TextRows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -169,12 +171,12 @@ class NativeTextComputation(TextComputation):
         value = torch.zeros_like(weight)
         by_log = (self._divergences(leaves, value, False), self._divergences(leaves, value, True))
         if settings.gradient:
-            if self._by_probs.numel() < rows.probs.numel():
-                self._by_probs = torch.empty_like(rows.probs).view(-1)
-            gradient = self._by_probs[: rows.probs.numel()].view_as(rows.probs)
-            wanted = HostGradient(*by_log, weight, gradient)
-            leaves.gradient(self._tree, student, wanted, n_threads)
-            self._accumulate(rows.flat, gradient)
+
+            def write(out: Tensor) -> None:
+                wanted = HostGradient(*by_log, weight, out)
+                leaves.gradient(self._tree, student, wanted, n_threads)
+
+            self._accumulate(rows, write)
         stats[OffsetStat.TREE] = counted & both_own & deep
         stats[OffsetStat.NEXT_BYTE] = counted & both_own & ~deep
         stats[OffsetStat.ONE_ROW] = counted & ~both_own
@@ -189,25 +191,52 @@ class NativeTextComputation(TextComputation):
         stats[ListStat.TEACHER_UNLISTED] = figures.teacher_unlisted
         return value.masked_fill_(~counted, 0.0)
 
-    def _accumulate(self, rows: Tensor, gradient: Tensor) -> None:
+    def _accumulate(self, rows: TextRows, write: Callable[[Tensor], None]) -> None:
         """Write the gradient of rows that no chunk has written, and add that of the others.
 
         Adding to rows that nothing has touched takes twice as long as writing them: their pages are
-        mapped to be read, and again to be written.
+        mapped to be read, and again to be written. Rows that lie one after the other are written
+        where they belong.
+
+        Args:
+            rows: The student's rows.
+            write: Writes the gradient of all rows into a tensor.
         """
-        count = again = rows.shape[0]
-        if isinstance(self.student, StudentLogitsRows):
-            known, numbers = self._written, rows.numpy()
-            again = int(known[numbers].sum())
-            later = numbers[again:]
-            if known[later].any() or len(np.unique(later)) < len(later):
-                again = count  # rows that repeat are added
-            known[numbers] = True
+        count, flat = rows.flat.shape[0], rows.flat
+        again = self._count_written(flat.numpy())
+        student = self.student
+        if isinstance(student, StudentLogitsRows):
+            place = student.gradient_rows(flat.numpy())
+            if place is not None and again < count:
+                before = place[:again].clone()
+                write(place)
+                place[:again] += before
+                return
+        if self._by_probs.numel() < rows.probs.numel():
+            self._by_probs = torch.empty_like(rows.probs).view(-1)
+        gradient = self._by_probs[: rows.probs.numel()].view_as(rows.probs)
+        write(gradient)
         if again:
-            self.student.accumulate_full(rows[:again], gradient[:again])
+            student.accumulate_full(flat[:again], gradient[:again])
         if again < count:
-            assert isinstance(self.student, StudentLogitsRows)
-            self.student.write_full(rows[again:], gradient[again:])
+            assert isinstance(student, StudentLogitsRows)
+            student.write_full(flat[again:], gradient[again:])
+
+    def _count_written(self, numbers: NDArray[np.int64]) -> int:
+        """Return how many rows, the first ones, have a gradient; all of them if others have, too.
+
+        Args:
+            numbers: The numbers of the rows, which count as written from now on.
+        """
+        if not isinstance(self.student, StudentLogitsRows):
+            return len(numbers)
+        known = self._written
+        again = int(known[numbers].sum())
+        later = numbers[again:]
+        if known[later].any() or len(np.unique(later)) < len(later):
+            again = len(numbers)  # rows that repeat are added
+        known[numbers] = True
+        return again
 
     def _divergences(self, leaves: _native.TextLeaves, value: Tensor, deep: bool) -> Tensor:
         """Write the divergences of a group of offsets; return their derivatives.

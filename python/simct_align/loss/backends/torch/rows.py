@@ -16,6 +16,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from ...columns import SideColumns
@@ -263,6 +264,23 @@ class StudentLogitsRows(LogitsRows):
     def _write(self, rows: Tensor, gradient: Tensor) -> None:
         assert self._gradient is not None
         self._gradient.view(-1, self.columns).index_copy_(0, rows, gradient)
+
+    def gradient_rows(self, numbers: NDArray[np.int64]) -> Tensor | None:
+        """Return the gradient of rows in place, on the CPU.
+
+        Args:
+            numbers: The numbers of the rows.
+
+        Returns:
+            `[rows, columns]` in the compute dtype; None if the rows do not lie one after the other,
+            or if the gradient is rounded or scaled as it is written.
+        """
+        count, gradient = len(numbers), self._gradient
+        if gradient is None or gradient.dtype != self._dtype or self._scale != 1.0:
+            return None
+        if not count or (np.diff(numbers) != 1).any():
+            return None
+        return gradient.view(-1, self.columns)[numbers[0] : numbers[0] + count]
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         if self._scale != 1.0:
