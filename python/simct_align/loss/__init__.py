@@ -6,11 +6,10 @@ The published objectives to compare with are in `simct_align.loss.baselines`, th
 
 from .backends import Backend, TorchBackend, register_backend
 from .contract import Loss, LossOutput
-from .linear import LinearSimCTLoss
 from .metrics import LossMetrics
 from .multi_teacher import MultiTeacherLoss, MultiTeacherOutput
 from .shards import VocabularyShard
-from .simct import SimCTLoss
+from .simct import LinearSimCTLoss, SimCTLoss
 from .text import LinearTextLoss, TextLoss
 from .text_metrics import TextLossOutput, TextMetrics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..divergence import as_divergence
@@ -11,9 +12,14 @@ from .operator import BACKENDS, DIVERGENCES
 from .shard_plan import ShardKeeper
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simct_align.index import AlignedIndex
+
     from ..divergence import Divergence
     from .backends import Backend
     from .columns import PairOfVocabularies
+    from .operator import OperatorOutput
 
 
 class OperatorLoss(Loss):
@@ -58,6 +64,34 @@ class OperatorLoss(Loss):
         self.backend = choose_backend(backend)
         self._keep_handles()
         self.shards = ShardKeeper(self.columns)
+
+    @abstractmethod
+    def _tensors(self, index: AlignedIndex, weight: Tensor) -> Any:
+        """Return the tensors of the loss's operators; a loss defines this and the next two.
+
+        Args:
+            index: The index.
+            weight: The factor of every value.
+        """
+
+    @abstractmethod
+    def _numbers(self, index: AlignedIndex, student: Tensor, *, requires_grad: bool) -> Any:
+        """Return the numbers of the loss's operators.
+
+        Args:
+            index: The index.
+            student: A student input.
+            requires_grad: Whether any of the student's inputs takes a gradient.
+        """
+
+    @abstractmethod
+    def _output(self, result: OperatorOutput, index: AlignedIndex) -> Any:
+        """Return what a call of the loss returns.
+
+        Args:
+            result: What the operator returned.
+            index: The index.
+        """
 
     def check_shards(self, *, lists: bool) -> None:
         """Refuse keywords that are not defined for shards of the vocabulary.

@@ -1,4 +1,4 @@
-"""Internal: `SimCTLoss`, and the keywords that `LinearSimCTLoss` has too."""
+"""Internal: `SimCTLoss` and `LinearSimCTLoss`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..divergence import TermwiseDivergence
-from .contract import one_of
+from .contract import LossOutput, one_of
+from .forms import FromHidden, FromLogits
 from .layout import IndexSizes
-from .model_inputs import teacher_inputs
 from .operator import FLOAT16_GRADIENT_SCALE
 from .operator_loss import OperatorLoss
-from .ops import Numbers, PairTensors, logits_loss
+from .ops import Numbers, PairTensors, linear_loss, logits_loss
 from .scores.formulas import SCORES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from simct_align.batch import AlignedBatch
     from simct_align.index import AlignedIndex
     from simct_align.top_k import TopKLogprobs
 
     from ..divergence import Divergence
     from .backends import Backend
     from .columns import PairOfVocabularies
-    from .contract import LossOutput
     from .operator import OperatorOutput
 
 CANDIDATES = ("shared", "realized", "on_path")
@@ -206,7 +204,7 @@ class SimCTBase(OperatorLoss):
             student_one_sided_token=columns.student_one_sided_token,
         )
 
-    def _simct_output(self, result: OperatorOutput, index: AlignedIndex) -> LossOutput:
+    def _output(self, result: OperatorOutput, index: AlignedIndex) -> LossOutput:
         return self.output(
             result.loss,
             result.per_unit,
@@ -217,7 +215,7 @@ class SimCTBase(OperatorLoss):
         )
 
 
-class SimCTLoss(SimCTBase):
+class SimCTLoss(FromLogits[LossOutput], SimCTBase):
     """Compute the SimCT loss from the logits of both models.
 
     Use this loss where the logits exist anyway; `LinearSimCTLoss` never builds them. Candidates,
@@ -283,86 +281,52 @@ class SimCTLoss(SimCTBase):
         (torch.Size([2]), torch.Size([4, 3]))
     """
 
+    from_logits = logits_loss
     default_chunk_bytes = {"cpu": 8 * MEBIBYTE, "other": 512 * MEBIBYTE}  # noqa: RUF012
 
-    def forward(
-        self,
-        *positional: object,
-        student_logits: Tensor,
-        index: AlignedIndex | AlignedBatch,
-        normalizer: Tensor | float | None = None,
-        inplace: bool = False,
-        teacher_logits: Tensor | TopKLogprobs | None = None,
-        teacher_hidden: Tensor | None = None,
-        teacher_weight: Tensor | None = None,
-        teacher_bias: Tensor | None = None,
-        teacher_softcap: float | None = None,
-        teacher_scale: float = 1.0,
-    ) -> LossOutput:
-        """Compute the loss.
 
-        Args:
-            *positional: Refused, because the logits of both models have the same type.
-            student_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
-            index: An `AlignedIndex` on the device, or an `AlignedBatch`, which is converted.
-            normalizer: The number to divide the sum by, such as the sum of
-                `index.normalizer(...)` over micro-batches or ranks. None takes the number of
-                this index.
-            inplace: Whether the gradient may be written over `student_logits`, which saves its
-                memory, as large as the logits. They must be contiguous and no leaf, and must
-                not be read any more, by this or another loss. `per_unit` is then not
-                differentiable, there is one backward pass, and `torch.compile` breaks its graph
-                here. Without a gradient nothing is written. With kernels of the back end
-                "triton" no second copy is ever made; elsewhere it is dropped after the forward
-                pass.
-            teacher_logits: The same as `student_logits` for the teacher; every size may differ.
-                Or a `TopKLogprobs`, of a teacher that is served (`docs/served.md`).
-            teacher_hidden: In place of `teacher_logits`: hidden states `[tokens, width]` or
-                `[batch, length, width]`, floating. The logits are then
-                `softcap tanh(scale (h W^T + b) / softcap)`.
-            teacher_weight: `[columns, width]` output embedding, with `teacher_hidden`.
-            teacher_bias: `[columns]` bias of the output embedding; None without a bias.
-            teacher_softcap: The bound of the logits' absolute values (Gemma 2: 30.0); None
-                without a bound.
-            teacher_scale: The factor of the product before the soft-cap.
+class LinearSimCTLoss(FromHidden[LossOutput], SimCTBase):
+    """Compute the SimCT loss from hidden states, without `[tokens, vocabulary]` logits.
 
-        Returns:
-            `loss`, `per_unit` and `metrics`.
+    Use this loss where the logits would not fit into memory, or where most of their columns would
+    never be read: SHARED units multiply with the shared rows of the weights only. The keywords are
+    those of `SimCTLoss`. Logits are computed in float32 for inputs of any dtype but float64, and
+    in float64 for float64. bfloat16 inputs on a GPU are multiplied without a wider copy, with
+    float32 sums; the derivative by the logits is rounded to bfloat16 there.
 
-        Raises:
-            TypeError: There are positional arguments, the teacher is missing or given twice, or
-                `index` is neither an index nor a batch.
-            ValueError: Shapes, devices, columns or pairs of vocabularies do not fit one another or
-                the index, a soft-cap is not positive, a normalizer came with a reduction that does
-                not divide, the gradient cannot be written over the logits, or the loss cannot use
-                lists: `candidates="on_path"` and `score="mean_logit"`.
+    Complexity:
+        O((units x shared tokens + path steps x vocabulary) x width) time, O(chunk_bytes) memory in
+        addition to the gradients; the weight's gradient accumulates in the compute dtype.
+
+    Example:
+        >>> import torch
+        >>> from simct_align import Aligner, Vocabulary
+        >>> teacher = Vocabulary.from_token_bytes([b"12", b"+"])
+        >>> student = Vocabulary.from_token_bytes([b"1", b"2", b"+"])
+        >>> aligner = Aligner(teacher, student)
+        >>> index = aligner.align_batch([[1, 0, 1]], [[2, 0, 1, 2]]).index()
+        >>> hidden = torch.zeros(4, 8, requires_grad=True)
+        >>> out = LinearSimCTLoss(aligner)(
+        ...     teacher_hidden=torch.zeros(3, 6),
+        ...     teacher_weight=torch.zeros(2, 6),
+        ...     student_hidden=hidden,
+        ...     student_weight=torch.zeros(3, 8),
+        ...     index=index,
+        ... )
+        >>> out.loss.backward()
+        >>> hidden.grad.shape
+        torch.Size([4, 8])
+    """
+
+    def forget_teacher_rows(self) -> None:
+        """Move the teacher's rows again in the next call with `teacher_shard=`.
+
+        The rows of the shared tokens are moved to the process that compares them, and kept for
+        calls with the same `teacher_weight`. A change of the weight that PyTorch counts, such as
+        `copy_` or `load_state_dict`, is noticed. Call this method on all processes after a change
+        that it does not count, through `.data`.
         """
-        teacher = teacher_inputs(
-            self,
-            positional,
-            student="student_logits=...",
-            teacher_logits=teacher_logits,
-            teacher_hidden=teacher_hidden,
-            teacher_weight=teacher_weight,
-            teacher_bias=teacher_bias,
-            teacher_softcap=teacher_softcap,
-            teacher_scale=teacher_scale,
-        )
-        self.check_logits("student", student_logits)
-        index = self.take_index(
-            index,
-            teacher=teacher.tensors.teacher_rows,
-            student=student_logits,
-            arguments=(teacher.argument, "student_logits"),
-        )
-        result = logits_loss(
-            teacher.with_logits(student_logits),
-            self._tensors(index, self.weight(index, normalizer, student_logits)),
-            self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
-            teacher.numbers,
-            inplace=inplace,
-        )
-        return self._simct_output(result, index)
+        self.shards.forget()
 
-    if TYPE_CHECKING:  # type checkers see what a call takes and returns
-        __call__ = forward
+    from_hidden = linear_loss
+    default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012

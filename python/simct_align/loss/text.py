@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .contract import one_of
+from .forms import FromHidden, FromLogits
 from .layout import IndexSizes
-from .model_inputs import linear_inputs, teacher_inputs
 from .operator import FLOAT16_GRADIENT_SCALE
 from .operator_loss import OperatorLoss
 from .text_columns import TextColumns
@@ -18,14 +18,12 @@ from .text_ops import TextNumbers, TextTensors, linear_text_loss, text_loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from simct_align.batch import AlignedBatch
     from simct_align.index import AlignedIndex
     from simct_align.top_k import TopKLogprobs
 
     from ..divergence import Divergence
     from .backends import Backend
     from .operator import OperatorOutput
-    from .shards import VocabularyShard
 
 MEBIBYTE = 1 << 20
 
@@ -121,13 +119,13 @@ class TextBase(OperatorLoss):
             **self.tree.tensors(),
         )
 
-    def _text_output(self, result: OperatorOutput, index: AlignedIndex) -> TextLossOutput:
+    def _output(self, result: OperatorOutput, index: AlignedIndex) -> TextLossOutput:
         metrics = make_text_metrics(result.per_unit, result.stats, index)
         loss = result.per_unit if self.reduction == "none" else result.loss
         return TextLossOutput(loss, result.per_unit, metrics)
 
 
-class TextLoss(TextBase):
+class TextLoss(FromLogits[TextLossOutput], TextBase):
     """The divergence over text events, from ready-made logits of both models.
 
     Use it where the tokenizers cut the text differently and both models may be right. At every
@@ -190,76 +188,10 @@ class TextLoss(TextBase):
         torch.Size([4, 3])
     """
 
-    def forward(
-        self,
-        *positional: object,
-        student_logits: Tensor,
-        index: AlignedIndex | AlignedBatch,
-        normalizer: Tensor | float | None = None,
-        inplace: bool = False,
-        teacher_logits: Tensor | TopKLogprobs | None = None,
-        teacher_hidden: Tensor | None = None,
-        teacher_weight: Tensor | None = None,
-        teacher_bias: Tensor | None = None,
-        teacher_softcap: float | None = None,
-        teacher_scale: float = 1.0,
-    ) -> TextLossOutput:
-        """Compute the loss.
-
-        Args:
-            *positional: Refused.
-            student_logits: `[tokens, columns]` or `[batch, length, columns]`, floating.
-            index: An `AlignedIndex` made with `text_events=True`, or an `AlignedBatch`.
-            normalizer: What to divide the sum by instead of this index's own number.
-            inplace: Whether the gradient may be written over `student_logits`; see `SimCTLoss`.
-                Rows are read for several offsets, so there is a second copy until the end of the
-                forward pass.
-            teacher_logits: The same as `student_logits` for the teacher, or a `TopKLogprobs`.
-            teacher_hidden: In place of `teacher_logits`; see `SimCTLoss`, also for all others.
-            teacher_weight: The teacher's output embedding.
-            teacher_bias: The teacher's bias.
-            teacher_softcap: The teacher's soft-cap.
-            teacher_scale: The teacher's scale.
-
-        Returns:
-            `loss`; `per_unit`, the divergences `[offsets]` in nats; and `metrics`, `TextMetrics`.
-
-        Raises:
-            TypeError: As for `SimCTLoss`.
-            ValueError: As for `SimCTLoss`.
-        """
-        teacher = teacher_inputs(
-            self,
-            positional,
-            student="student_logits=...",
-            teacher_logits=teacher_logits,
-            teacher_hidden=teacher_hidden,
-            teacher_weight=teacher_weight,
-            teacher_bias=teacher_bias,
-            teacher_softcap=teacher_softcap,
-            teacher_scale=teacher_scale,
-        )
-        self.check_logits("student", student_logits)
-        index = self.take_index(
-            index,
-            teacher=teacher.tensors.teacher_rows,
-            student=student_logits,
-            arguments=(teacher.argument, "student_logits"),
-        )
-        result = text_loss(
-            teacher.with_logits(student_logits),
-            self._tensors(index, self.weight(index, normalizer, student_logits)),
-            self._numbers(index, student_logits, requires_grad=student_logits.requires_grad),
-            teacher.numbers,
-            inplace=inplace,
-        )
-        return self._text_output(result, index)
-
-    if TYPE_CHECKING:  # type checkers see what a call takes and returns
-        __call__ = forward
+    from_logits = text_loss
 
 
-class LinearTextLoss(TextBase):
+class LinearTextLoss(FromHidden[TextLossOutput], TextBase):
     """`TextLoss` from hidden states and output embeddings.
 
     Use it where logits are not at hand. Keywords are those of `TextLoss`. A chunk's rows of logits
@@ -270,87 +202,4 @@ class LinearTextLoss(TextBase):
         addition to the gradients.
     """
 
-    def forward(
-        self,
-        *positional: object,
-        student_hidden: Tensor,
-        student_weight: Tensor,
-        index: AlignedIndex | AlignedBatch,
-        normalizer: Tensor | float | None = None,
-        teacher_hidden: Tensor | None = None,
-        teacher_weight: Tensor | None = None,
-        teacher_logits: Tensor | TopKLogprobs | None = None,
-        teacher_bias: Tensor | None = None,
-        student_bias: Tensor | None = None,
-        teacher_softcap: float | None = None,
-        student_softcap: float | None = None,
-        teacher_scale: float = 1.0,
-        student_scale: float = 1.0,
-        teacher_shard: VocabularyShard | None = None,
-        student_shard: VocabularyShard | None = None,
-    ) -> TextLossOutput:
-        """Compute the loss with `z = softcap tanh(scale (h W^T + b) / softcap)`.
-
-        Args:
-            *positional: Refused.
-            student_hidden: As for `LinearSimCTLoss`, also for all others.
-            student_weight: The student's output embedding.
-            index: An `AlignedIndex` made with `text_events=True`, or an `AlignedBatch`.
-            normalizer: What to divide the sum by instead of this index's own number.
-            teacher_hidden: The teacher's hidden states.
-            teacher_weight: The teacher's output embedding.
-            teacher_logits: In place of both, the teacher's logits or a `TopKLogprobs`.
-            teacher_bias: The teacher's bias.
-            student_bias: The student's bias.
-            teacher_softcap: The teacher's soft-cap.
-            student_softcap: The student's soft-cap.
-            teacher_scale: The teacher's scale.
-            student_scale: The student's scale.
-            teacher_shard: The teacher's shard.
-            student_shard: The student's shard.
-
-        Returns:
-            As `TextLoss`; gradients reach the student's hidden states, weight and bias.
-
-        Raises:
-            TypeError: As for `LinearSimCTLoss`.
-            ValueError: As for `LinearSimCTLoss`.
-        """
-        teacher = teacher_inputs(
-            self,
-            positional,
-            student="student_hidden=..., student_weight=...",
-            teacher_logits=teacher_logits,
-            teacher_hidden=teacher_hidden,
-            teacher_weight=teacher_weight,
-            teacher_bias=teacher_bias,
-            teacher_softcap=teacher_softcap,
-            teacher_scale=teacher_scale,
-            teacher_shard=teacher_shard,
-        )
-        inputs = linear_inputs(
-            self,
-            teacher,
-            student_hidden=student_hidden,
-            student_weight=student_weight,
-            student_bias=student_bias,
-            student_softcap=student_softcap,
-            student_scale=student_scale,
-            student_shard=student_shard,
-        )
-        index = self.take_index(
-            index,
-            teacher=teacher.tensors.teacher_rows,
-            student=student_hidden,
-            arguments=(teacher.argument, "student_hidden"),
-        )
-        result = linear_text_loss(
-            inputs.tensors,
-            self._tensors(index, self.weight(index, normalizer, student_hidden)),
-            self._numbers(index, student_hidden, requires_grad=inputs.requires_grad),
-            inputs.numbers,
-        )
-        return self._text_output(result, index)
-
-    if TYPE_CHECKING:  # type checkers see what a call takes and returns
-        __call__ = forward
+    from_hidden = linear_text_loss
