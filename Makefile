@@ -16,7 +16,7 @@ CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_de
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
 .PHONY: help demo check test example lint rust-test core-test python-test full-test report-test trainer-test \
-	bench-quick docs wheel wheel-reproducible supply-chain fuzz fuzz-rust asan soak clean
+	bench-quick docs wheel wheel-reproducible supply-chain fuzz fuzz-rust fuzz-rust-test asan soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -109,11 +109,15 @@ fuzz: $(VENV)/.developed ## Random hostile inputs, SECONDS=60 for each kind
 # Needs a nightly Rust and cargo-fuzz: cargo install cargo-fuzz --locked. The targets run under
 # AddressSanitizer, with checks of overflows. A new corpus is kept in fuzz/corpus, a failing input in
 # fuzz/artifacts. The lock file of fuzz/ is held by --locked in the first line.
-FUZZ_TARGETS := vocabulary common_boundaries alignment saved_file
+FUZZ_TARGETS := $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
 fuzz-rust: ## Random inputs to the Rust core under AddressSanitizer, SECONDS=60 for each target
 	cargo metadata --manifest-path fuzz/Cargo.toml --format-version 1 --locked >/dev/null
 	for target in $(FUZZ_TARGETS); do echo "== $$target"; \
 		cargo +nightly fuzz run $$target -- -max_total_time=$(SECONDS) -max_len=600 -len_control=0 || exit 1; done
+
+# For machines without a nightly Rust.
+fuzz-rust-test: ## Seeded random inputs to the fuzz targets that compare with a brute force
+	cargo test --manifest-path fuzz/Cargo.toml --locked --lib --release
 
 # The core has no unsafe code, but its libraries have. AddressSanitizer finds reads and writes out of
 # bounds and after a free. The examples of the documentation are left out.

@@ -46,6 +46,9 @@ def test_one_source_of_version() -> None:
     assert cited == versions
     changes = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert changes[:1] == versions
+    # The fuzz targets are a workspace of their own, and `make fuzz-rust` holds their lock file.
+    locked = (ROOT / "fuzz" / "Cargo.lock").read_text()
+    assert re.findall(r'^name = "simct-align"\nversion = "(.*)"', locked, re.MULTILINE) == versions
 
 
 def _stub_signatures() -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ type Input = (Vec<FuzzToken>, Vec<FuzzToken>, u8, u8, Rows, Rows);
 
 fuzz_target!(|input: Input| {
     let (teacher, student, mapped, rows, teacher_rows, student_rows) = input;
-    let Ok(pair) = pair(&teacher, &student, usize::from(mapped)) else {
+    let Ok(pair) = pair([&teacher, &student], [false; 2], usize::from(mapped)) else {
         return;
     };
     let rows = usize::from(rows % 5);
@@ -20,7 +20,7 @@ fuzz_target!(|input: Input| {
     match align(&pair, &teacher, &student) {
         Ok(aligned) => {
             check(&pair, &teacher, &student, &aligned);
-            index(&pair, &teacher, &student, &aligned).expect("units of the batch");
+            index(&pair, [&teacher, &student], &aligned, 8).expect("units of the batch");
         }
         Err(error) => assert!(matches!(error, Error::RegionCount { .. }), "{error}"),
     }

@@ -50,5 +50,5 @@ fuzz_target!(|input: Input| {
         .collect();
     assert_eq!(found, slow_units(&teacher, &student));
     assert!(aligned.segments.reason.is_empty());
-    index(&pair, &teacher_row, &student_row, &aligned).expect("units of the batch");
+    index(&pair, [&teacher_row, &student_row], &aligned, 8).expect("units of the batch");
 });

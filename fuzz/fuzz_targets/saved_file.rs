@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
 use simct_align::ids::Side;
 use simct_align::storage::{from_bytes, to_bytes};
-use simct_align_fuzz::{FuzzToken, Rows, align, check, pair};
+use simct_align_fuzz::{FuzzToken, Rows, align, check, index, pair};
 
 /// Tokens of the pair that was saved, what it had made before, changes of bytes, and ids.
 type Input = (Vec<FuzzToken>, Vec<FuzzToken>, bool, bool, Vec<(u16, u8)>, Vec<u8>, Rows);
@@ -21,7 +21,7 @@ fuzz_target!(|input: Input| {
     let (teacher, student, spellings, tree, changes, raw, rows) = input;
     let _ = from_bytes(&raw);
     let _ = from_bytes(&signed([&b"SIMCTALN\x04\0\0\0"[..], &raw].concat()));
-    let Ok(saved) = pair(&teacher, &student, 2) else {
+    let Ok(saved) = pair([&teacher, &student], [false; 2], 2) else {
         return;
     };
     let made = (spellings && saved.spellings().is_ok(), tree && saved.text_tree().is_ok());
@@ -39,10 +39,8 @@ fuzz_target!(|input: Input| {
     let teacher = rows.sampled(&read, Side::Teacher, 1);
     let student = rows.sampled(&read, Side::Student, 1);
     if let Ok(aligned) = align(&read, &teacher, &student) {
-        if !read.teacher().settings().dummy_prefix && !read.student().settings().dummy_prefix {
-            check(&read, &teacher, &student, &aligned);
-        }
-        let _ = simct_align_fuzz::index(&read, &teacher, &student, &aligned);
+        check(&read, &teacher, &student, &aligned);
+        let _ = index(&read, [&teacher, &student], &aligned, 8);
     }
     assert!(from_bytes(&to_bytes(&read)).is_ok());
 });
