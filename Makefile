@@ -16,7 +16,7 @@ CORE := $(patsubst %,tests/test_%.py,cases align_inputs align_hostile readers_de
 	readers_sources trie index_layout retokenize continuations prepare loss loss_on_path baselines contract misuse)
 
 .PHONY: help demo check test example lint rust-test core-test python-test full-test report-test trainer-test \
-	bench-quick docs wheel wheel-reproducible supply-chain fuzz fuzz-rust fuzz-rust-test asan soak clean
+	bench-quick docs wheel wheel-reproducible supply-chain fuzz fuzz-atheris fuzz-rust fuzz-rust-test asan soak clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -105,6 +105,11 @@ $(TOOLS)/.installed: pyproject.toml
 SECONDS ?= 60
 fuzz: $(VENV)/.developed ## Random hostile inputs, SECONDS=60 for each kind
 	PYTHONPATH=tests:benches:examples $(BIN)/python tools/fuzz.py --seconds $(SECONDS)
+
+# atheris has wheels for Linux and CPython 3.11 to 3.13. Inputs are kept as those of fuzz-rust are.
+fuzz-atheris: $(VENV)/.developed ## Files, rows and answers of strangers, led by coverage, SECONDS=60 for each kind
+	$(BIN)/python -m pip install --quiet --group fuzz
+	PYTHONPATH=tests:benches:examples $(BIN)/python tools/fuzz_atheris.py --seconds $(SECONDS)
 
 # Needs a nightly Rust and cargo-fuzz: cargo install cargo-fuzz --locked. The targets run under
 # AddressSanitizer, with checks of overflows. A new corpus is kept in fuzz/corpus, a failing input in

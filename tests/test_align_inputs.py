@@ -482,6 +482,10 @@ TYPE_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "flat_list": ({"teacher_ids": [0, 1]}, "teacher_ids.*row 0.*int"),
     "flat_array": ({"teacher_ids": np.zeros(3, np.int64)}, "teacher_ids.*rank 1"),
     "scalar_array": ({"teacher_ids": np.int64(3)}, "teacher_ids"),
+    "scalar_in_a_tuple": (
+        {"teacher_ids": (np.array(None, object), np.array([0]))},
+        "teacher_ids values: expected a 1-D array, got rank 0",
+    ),
     "three_axes": ({"student_ids": np.zeros((1, 1, 1), np.int64)}, "student_ids.*rank 3"),
     "row_of_rank_2": ({"student_ids": [np.zeros((1, 1), np.int64)]}, "student_ids.*row 0.*rank 2"),
     "float_array": ({"student_ids": np.zeros((1, 1))}, "student_ids.*float64"),
@@ -542,7 +546,8 @@ VALUE_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "on_mismatch": ({"on_mismatch": "ignore"}, "on_mismatch.*'skip'.*'error'.*'ignore'"),
     "zero_resync": ({"resync_bytes": 0}, "resync_bytes.*0"),
     "negative_resync": ({"resync_bytes": -1}, "resync_bytes.*-1"),
-    "large_resync": ({"resync_bytes": 4097}, "resync_bytes.*4097.*4,096"),
+    "large_resync": ({"resync_bytes": 4097}, "resync_bytes.*4097.*4096"),
+    "huge_resync": ({"resync_bytes": 2**64}, "resync_bytes is 18446744073709551616, expected 1 to"),
     "zero_threads": ({"threads": 0}, "threads.*0"),
     "negative_threads": ({"threads": -1}, "threads.*-1"),
 }

@@ -148,7 +148,10 @@ def test_tokenizers_in_the_wrong_place() -> None:
         ([QUESTION, ANSWER], TypeError, "row 0: expected a dictionary, got list"),
         (None, TypeError, "row 0: expected a dictionary, got NoneType"),
         ({"truncated": "no"}, TypeError, "row 0: 'truncated': expected True or False, got 'no'"),
-        ({"truncated": [0.5]}, TypeError, "row 0: truncated: expected True or False, got 0.5"),
+        ({"truncated": [0.5]}, TypeError, "row 0: 'truncated': expected True or False, got 0.5"),
+        ({"truncated": []}, ValueError, "row 0: 'truncated' has 0 flags, expected one per turn: 1"),
+        ({"completion_ids": {"x": 1}}, ValueError, "row 0: 'completion_ids': .* turn, got dict"),
+        ({"completion_ids": [1, [2]]}, ValueError, "row 0: 'completion_ids': .* integers or one"),
         ({"completion_ids": 5}, ValueError, "row 0: 'completion_ids': .* per turn, got int"),
         ({"completion_ids": "ab"}, ValueError, "row 0: 'completion_ids': .* per turn, got str"),
         (
@@ -164,6 +167,29 @@ def test_rows_of_a_data_set(row: Any, error: type[Exception], message: str) -> N
         row = {"messages": [QUESTION, ANSWER]} | row
     with pytest.raises(error, match=message):
         collate([row])
+
+
+def test_rows_that_are_none() -> None:
+    collate = SimCTCollator(demo_aligner(), *demo_chat_tokenizers())
+    for rows in (None, "x", {"messages": [QUESTION, ANSWER]}):
+        with pytest.raises(TypeError, match="rows: expected a list of dictionaries, got"):
+            collate(rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("history", ["template", "sampled"])
+def test_texts_that_are_not_unicode(history: Any) -> None:
+    """JSON may have half of a surrogate pair: completions take its bytes."""
+    collate = SimCTCollator(demo_aligner(), *demo_chat_tokenizers(), history=history)
+    message = "row 0: the teacher's chat template: .* around a completion is not valid Unicode at"
+    for change in ({"role": "a\ud800"}, {"content": "a\ud800"}):
+        for completion in ({}, {"completion_ids": [5]}):
+            with pytest.raises(ValueError, match=message):
+                collate([{"messages": [QUESTION | change, ANSWER], **completion}])
+    with pytest.raises(ValueError, match="row 0: 'prompt' is not valid Unicode at character 1"):
+        collate([{"prompt": "a\ud800", "completion": "b"}])
+    batch = collate.prepare([{"messages": [QUESTION, ANSWER | {"content": "a\ud800"}]}])
+    text = b"".join(unit.bytes for unit in batch.aligned.units(0))
+    assert text == b"a\xed\xa0\x80"
 
 
 def test_options_of_templates_are_a_dictionary() -> None:

@@ -55,6 +55,21 @@ def test_every_section_is_a_property_and_fills_the_buffer(batch):
         assert len(getattr(index, section.name)) == getattr(index, section.count) + section.extra
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"text_events": "no"}, TypeError, "text_events: expected True or False, got 'no'"),
+        ({"first_ids": []}, TypeError, r"first_ids: expected True or False, got \[\]"),
+        ({"teacher_stride": 2**64}, ValueError, "teacher_stride is 18446744073709551616, expect"),
+        # Row starts that 64 bits would wrap.
+        ({"student_stride": 2**61}, ValueError, "student_stride is .*, expected 0 to 10248191152"),
+    ],
+)
+def test_options_that_are_none(batch, options, error, message):
+    with pytest.raises(error, match=message):
+        batch.index(**options)
+
+
 def test_sections_that_were_not_asked_for_say_how_to_have_them(batch):
     index = batch.index()
     assert index.groups == ("units",)

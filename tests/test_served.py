@@ -387,6 +387,8 @@ def vllm(position: int, entry: Any) -> list[Any]:
         ([{"prompt_logprobs": None}], ValueError, "row 0: the answer has no prompt_logprobs"),
         ([{"choices": [{}, {}]}], ValueError, "row 0: the answer has 2 choices, expected 1"),
         ([None], ValueError, "row 0: the answer has no prompt_logprobs"),
+        ({"choices": {"x": 1}}, TypeError, "answers: 'choices': expected a list, got dict"),
+        ([{"choices": "x"}], TypeError, "row 0: 'choices': expected a list, got str"),
         ([], ValueError, "answers has 0 entries, expected 1, one for every row of teacher_ids"),
         (VLLM * 2, ValueError, "answers has 2 entries, expected 1"),
         ("[]", TypeError, "answers: expected a list with one answer per row, or a response with"),
@@ -464,9 +466,19 @@ def test_wrong_answers_of_completions(change: Any, error: type[Exception], messa
         from_openai([{"logprobs": logprobs | change}], [[9, 4]], top_k=1)
 
 
+def test_parts_of_answers_that_have_no_order() -> None:
+    """What a server's answer has in place of a list or a position."""
+    ids = [{"prompt_token_ids": [9, 4], "logprobs": {"tokens": {"x": 1}, "token_logprobs": [0, 0]}}]
+    assert from_openai(ids, [[9, 4]], top_k=0).logprobs.tolist() == [0, 0]
+    choices = [{"index": index, "prompt_logprobs": VLLM[0]} for index in ("1", 0)]
+    with pytest.raises(TypeError, match="answers: 'index' of a choice: expected an integer, got s"):
+        from_vllm({"choices": choices}, [[9, 4, 7]] * 2)
+
+
 def test_wrong_arguments() -> None:
     for keywords, error, message in (
-        ({"top_k": -1}, ValueError, "top_k is -1, expected at least 0"),
+        ({"top_k": -1}, ValueError, "top_k is -1, expected 0 to 16777215"),
+        ({"top_k": 2**64}, ValueError, "top_k is 18446744073709551616, expected 0 to 16777215"),
         ({"top_k": 1.5}, TypeError, "top_k: expected an integer, got float"),
         ({"vocab_size": 0}, ValueError, "vocab_size is 0, expected 1 to"),
         ({"attention_mask": [[1, 1]]}, ValueError, "attention_mask: row 0 has 2 entries, expected"),

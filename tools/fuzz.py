@@ -92,10 +92,9 @@ def changed_json(rng: random.Random, value: Any) -> Any:
     return rng.choice(JSON_VALUES)
 
 
-def open_folder(rng: random.Random) -> None:
+def open_folder(student: Vocabulary) -> None:
     with suppress(ValueError):
-        found = Vocabulary.from_tokenizer(FOLDER)
-        aligner = Aligner(found, vocabulary(rng.choice(BUNDLED)))
+        aligner = Aligner(Vocabulary.from_tokenizer(FOLDER), student)
         batch = aligner.align_texts(["ab a", "naïve 12", "b", ""])
         signals.assert_every_token_once(
             batch, sides=[np.ones(len(side.values)) for side in (batch.teacher, batch.student)]
@@ -110,7 +109,7 @@ def tokenizer_json(rng: random.Random) -> None:
     else:
         data = changed_bytes(rng, data)
     (FOLDER / "tokenizer.json").write_bytes(data)
-    open_folder(rng)
+    open_folder(vocabulary(rng.choice(BUNDLED)))
 
 
 CONFIG = {
@@ -124,19 +123,32 @@ CONFIG = {
 }
 
 
-def configurations(rng: random.Random) -> None:
+CONFIG_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "config.json",
+    "generation_config.json",
+    "chat_template.json",
+)
+
+
+def open_configurations(states: dict[str, Any], student: Vocabulary) -> None:
     (FOLDER / "tokenizer.json").write_bytes(hostile_files.added())
-    names = ["tokenizer_config.json", "special_tokens_map.json", "config.json"]
-    for name in [*names, "generation_config.json", "chat_template.json"]:
-        state: Any = CONFIG
-        for _ in range(rng.randint(0, 3)):
-            state = changed_json(rng, state)
+    for name, state in states.items():
         (FOLDER / name).write_text(json.dumps(state))
     try:
-        open_folder(rng)
+        open_folder(student)
     finally:
         for path in FOLDER.glob("*.json"):
             path.unlink()
+
+
+def configurations(rng: random.Random) -> None:
+    states = dict.fromkeys(CONFIG_FILES, CONFIG)
+    for name in CONFIG_FILES:
+        for _ in range(rng.randint(0, 3)):
+            states[name] = changed_json(rng, states[name])
+    open_configurations(states, vocabulary(rng.choice(BUNDLED)))
 
 
 @cache
@@ -146,16 +158,20 @@ def saved_body() -> bytes:
     return path.read_bytes()[:-32]
 
 
+def open_saved(data: bytes) -> None:
+    path = FOLDER / "mutated"
+    path.write_bytes(data)
+    with suppress(ValueError):
+        hostile_files.use_everything(Aligner.load(path))
+
+
 def saved_files(rng: random.Random) -> None:
     body = saved_body()
     if rng.random() < 0.3:
         data = changed_bytes(rng, signed(body))
     else:
         data = signed(mutated(rng, body) if rng.random() < 0.7 else changed_bytes(rng, body))
-    path = FOLDER / "mutated"
-    path.write_bytes(data)
-    with suppress(ValueError):
-        hostile_files.use_everything(Aligner.load(path))
+    open_saved(data)
 
 
 def token_tables(rng: random.Random) -> None:

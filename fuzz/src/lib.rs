@@ -35,7 +35,8 @@ pub enum FuzzToken {
     Unused,
 }
 
-const ALPHABET: [u8; 6] = [b'a', b'b', b' ', 0xc3, 0xa9, 0xff];
+/// A zero byte too, which tables have for "no byte".
+const ALPHABET: [u8; 7] = [b'a', b'b', b' ', 0xc3, 0xa9, 0xff, 0];
 
 impl FuzzToken {
     fn bytes(&self) -> Vec<u8> {

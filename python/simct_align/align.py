@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: The reasons of tokens whose text the other side does not have.
 _OTHER_TEXT = (UnmatchedReason.BYTES_DIFFER, UnmatchedReason.NO_RESYNC)
+#: The search for equal texts reads so many bytes of either side at most.
+_RESYNC_WINDOW = 4096
 #: Fewer tokens than this say nothing about the ids of a batch.
 _TELLING_TOKENS = 64
 
@@ -39,7 +41,7 @@ def align_batch(
     units, kind, unit_class, unmatched, reason = pair._pair.align(
         *same_dtype(teacher, student),
         fail_on_mismatch=on_mismatch == "error",
-        resync_bytes=integer("resync_bytes", resync_bytes, at_least=1),
+        resync_bytes=integer("resync_bytes", resync_bytes, at_least=1, at_most=_RESYNC_WINDOW),
         threads=thread_count(threads),
     )
     batch = AlignedBatch(

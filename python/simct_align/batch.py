@@ -11,7 +11,7 @@ from simct_align import _native, ablations
 from simct_align.continuations import checked_max_path, enumerate_continuations
 from simct_align.errors import MissingAlignerError
 from simct_align.index import AlignedIndex, IndexContents
-from simct_align.inputs import RaggedIds, logit_rows, same_dtype, thread_count
+from simct_align.inputs import RaggedIds, flag, logit_rows, same_dtype, thread_count
 from simct_align.logprobs import TokenLogprobs
 from simct_align.pair import VocabularyPair, living_pair
 from simct_align.units import Unit, UnitClass, UnitKind, UnmatchedReason
@@ -323,7 +323,7 @@ class AlignedBatch(TokenLogprobs):
             The index, in NumPy memory. Its method `to` moves it to a device.
 
         Raises:
-            TypeError: An option that must be an integer is not one.
+            TypeError: An option that must be an integer, True or False is something else.
             ValueError: Row starts have a wrong length or dtype, or begin before the logits; row
                 starts and a stride are both given; a stride is smaller than the number of rows
                 that are read; or `max_path` is out of range.
@@ -347,6 +347,7 @@ class AlignedBatch(TokenLogprobs):
             ([0, 1], [0, 1])
         """
         max_path = checked_max_path(max_path, at_least=0)
+        first_ids, text_events = flag("first_ids", first_ids), flag("text_events", text_events)
         pair = self._need_pair("index")
         if max_path:
             _ = pair.spellings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from simct_align.chat import check_end_of_turn
@@ -11,7 +12,7 @@ from simct_align.history import SampledHistory
 from simct_align.rows import ParsedRow, Row, parse_row, read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -262,6 +263,8 @@ class SimCTCollator:
 
     def _parse(self, rows: Sequence[Row]) -> list[ParsedRow]:
         last_only, options = self.turns == "last", self.chat_template_kwargs
+        if isinstance(rows, (str, Mapping)) or not hasattr(rows, "__iter__"):
+            raise TypeError(f"rows: expected a list of dictionaries, got {type(rows).__name__}")
         return [
             parse_row(number, row, last_only=last_only, options=options)
             for number, row in enumerate(rows)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from simct_align.inputs import check_text
 from simct_align.vocabulary import common_prefix
 
 if TYPE_CHECKING:
@@ -126,9 +127,15 @@ class Template:
             return None
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize texts that the template wrote; names of special tokens become these tokens."""
+        """Tokenize texts that the template wrote; names of special tokens become these tokens.
+
+        Raises:
+            ValueError: A text is not valid Unicode, because a message is not.
+        """
         if not texts:
             return []
+        for text in texts:
+            check_text(f"{self.place}: the text that it writes around a completion", text)
         found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return found
 

@@ -119,7 +119,9 @@ def holds_rows(value: object) -> bool:
     """Return whether the entries of an array or sequence are rows, judging by the first entry."""
     if isinstance(value, np.ndarray) and value.dtype != np.object_:
         return value.ndim > 1
-    if not isinstance(value, Iterable) and not _indexable(value):
+    if getattr(value, "ndim", None) == 0 or (
+        not isinstance(value, Iterable) and not _indexable(value)
+    ):
         return False
     first = next(iter(value), None)  # type: ignore[call-overload]
     if first is None or isinstance(first, str) or getattr(first, "ndim", None) == 0:

@@ -10,7 +10,8 @@ import numpy as np
 
 from simct_align.chat import content_text
 from simct_align.conversation import read_messages, says_text_only
-from simct_align.inputs import flag
+from simct_align.id_forms import as_list, holds_rows
+from simct_align.inputs import check_text, flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,18 +89,13 @@ def parse_row(number: int, row: Row, *, last_only: bool, options: dict[str, Any]
         for turn in turns:
             if says_text_only(messages[turn]):
                 content_text(messages[turn], f"row {number}, message {turn}")
-    truncated: Any = row.get("truncated")
-    if truncated is None:
-        truncated = False
-    if np.ndim(truncated) == 0:
-        truncated = [False] * (len(turns) - 1) + [flag(f"row {number}: 'truncated'", truncated)]
     return ParsedRow(
         number,
         messages,
         turns,
         completion,
         ids,
-        list(truncated),
+        _truncated(number, row.get("truncated"), len(turns)),
         row.get("tools"),
         options
         | read_options(f"row {number}: 'chat_template_kwargs'", row.get("chat_template_kwargs")),
@@ -133,6 +129,8 @@ def _prompt_and_completion(
     number: int, row: Row
 ) -> tuple[str | list[Message], list[int], str | None]:
     prompt, completion = row["prompt"], row.get("completion")
+    if isinstance(prompt, str):
+        check_text(f"row {number}: 'prompt'", prompt)
     if row.get("completion_ids") is not None:
         if isinstance(prompt, str):
             return prompt, [1], None
@@ -150,21 +148,29 @@ def _prompt_and_completion(
     return messages, _assistant_turns(messages, len(before)), None
 
 
+def _truncated(number: int, given: Any, turns: int) -> list[bool]:
+    name = f"row {number}: 'truncated'"
+    flags = as_list(given)
+    if flags is None:
+        return [False] * (turns - 1) + [given is not None and flag(name, given)]
+    if len(flags) != turns:
+        raise ValueError(f"{name} has {len(flags)} flags, expected one per turn: {turns}")
+    return [flag(name, each) for each in flags]
+
+
 def _turn_ids(number: int, sampled: Any, turns: Sequence[int]) -> list[NDArray[np.int64]]:
-    if isinstance(sampled, str) or not hasattr(sampled, "__len__"):
-        raise ValueError(
-            f"row {number}: 'completion_ids': expected a list of integers or one list per turn, "
-            f"got {type(sampled).__name__}"
-        )
-    nested = len(sampled) > 0 and np.ndim(sampled[0]) > 0
+    expected = f"row {number}: 'completion_ids': expected a list of integers or one list per turn"
+    entries = as_list(sampled)
+    if entries is None:
+        raise ValueError(f"{expected}, got {type(sampled).__name__}")
     ids = []
-    for turn in sampled if nested else [sampled]:
-        values = np.asarray(turn)
+    for turn in entries if holds_rows(entries) else [entries]:
+        try:
+            values = np.asarray(turn)
+        except ValueError as error:  # lists of several lengths
+            raise ValueError(f"{expected}: {error}") from None
         if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-            raise ValueError(
-                f"row {number}: 'completion_ids': expected a list of integers or one list per "
-                f"turn, got {values.dtype} of shape {values.shape}"
-            )
+            raise ValueError(f"{expected}, got {values.dtype} of shape {values.shape}")
         ids.append(values.astype(np.int64))
     if len(ids) != len(turns):
         raise ValueError(

@@ -239,7 +239,7 @@ def from_openai(
         logprobs = choice if logprobs is None else logprobs
         tokens = _field(logprobs, "tokens")
         ids = _field(choice, "prompt_token_ids")
-        if ids is not None and not (tokens and str(tokens[0]).startswith("token_id:")):
+        if ids is not None and not _are_named_ids(tokens):
             tokens = ids
         if tokens is None:
             raise ValueError(f"row {row}: the answer has no logprobs with tokens")
@@ -271,7 +271,7 @@ class _Asked:
             side.values[self._sent].astype(np.int64),
             np.ascontiguousarray(offsets, np.int64),
             _starts(start, len(side)),
-            None if top_k is None else integer("top_k", top_k, at_least=0),
+            None if top_k is None else integer("top_k", top_k, at_least=0, at_most=MAX_TOKENS),
             MAX_TOKENS
             if vocab_size is None
             else integer("vocab_size", vocab_size, at_least=1, at_most=MAX_TOKENS),
@@ -280,7 +280,7 @@ class _Asked:
     def rows(self, answers: object) -> list[object]:
         """Return one answer per row."""
         _refuse_error("answers", answers)
-        choices = _field(answers, "choices")
+        choices = _choices("answers", answers)
         if choices is not None:
             # The text of a chat has its log-probabilities beside the choices.
             rows = [answers] if self._rows == 1 else sorted(choices, key=_index)
@@ -369,8 +369,17 @@ def _refuse_error(where: str, answer: object) -> None:
         raise ValueError(f"{where}: expected an answer of the server, got an error: {said}")
 
 
-def _only_choice(row: int, answer: object) -> object:
+def _choices(where: str, answer: object) -> Sequence[Any] | None:
     choices = _field(answer, "choices")
+    if choices is None:
+        return None
+    if not isinstance(choices, Sequence) or isinstance(choices, (str, bytes)):
+        raise TypeError(f"{where}: 'choices': expected a list, got {type(choices).__name__}")
+    return choices
+
+
+def _only_choice(row: int, answer: object) -> object:
+    choices = _choices(f"row {row}", answer)
     if choices is None:
         return answer
     if len(choices) != 1:
@@ -379,4 +388,11 @@ def _only_choice(row: int, answer: object) -> object:
 
 
 def _index(choice: object) -> int:
-    return int(_field(choice, "index") or 0)
+    index = _field(choice, "index")
+    return 0 if index is None else integer("answers: 'index' of a choice", index, at_least=0)
+
+
+def _are_named_ids(tokens: object) -> bool:
+    """Return whether tokens are named by their ids, and not by their texts."""
+    first = tokens[0] if isinstance(tokens, Sequence) and len(tokens) > 0 else None
+    return isinstance(first, str) and first.startswith("token_id:")
