@@ -2,11 +2,11 @@
 
     PYTHONPATH=tests:benches:examples python tools/fuzz_atheris.py [--seconds 60] [--target NAME]
 
-Needs `pip install --group fuzz`; `make fuzz-atheris` has it. `tools/fuzz.py` draws inputs from seeds; here atheris keeps what
-reaches new lines and changes it further, as JSON where it is JSON. A refusal is a `TypeError` or a
-`ValueError`. Any other error, a panic of Rust and an input that takes longer than 10 seconds are
-failures. The input is kept in `fuzz/artifacts`, and `--target NAME --input FILE` repeats it. The
-targets:
+Needs `pip install --group fuzz`, which `make fuzz-atheris` does. `tools/fuzz.py` draws inputs from
+seeds; here atheris keeps what reaches new lines and changes it further, as JSON where it is JSON. A
+refusal is a `TypeError` or a `ValueError`. Any other error, a panic of Rust and an input that takes
+longer than 10 seconds are failures. The input is kept in `fuzz/artifacts`, and
+`--target NAME --input FILE` repeats it. The targets:
 
 * `tokenizer_json`, `configurations`: a tokenizer file, and the files beside it.
 * `saved_files`: a file of `Aligner.save`, its checksum set right.
