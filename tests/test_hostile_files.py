@@ -9,6 +9,7 @@ import json
 import random
 import signal
 import time
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -224,6 +225,20 @@ def test_large_files_are_refused_before_they_are_read(
         monkeypatch.setenv("SIMCT_ALIGN_MAX_FILE_BYTES", wrong)
         with pytest.raises(ValueError, match=r"SIMCT_ALIGN_MAX_FILE_BYTES is .* expected a number"):
             Vocabulary.from_tokenizer(path)
+
+
+def test_a_file_of_one_token_with_the_largest_id(tmp_path: Path) -> None:
+    """All ids before it are unused. They take 25 bytes each of what Python counts, not 100."""
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(tokenizer_json(vocab={"x": 2**24 - 2}, merges=[]))
+    tracemalloc.start()
+    try:
+        vocabulary = Vocabulary.from_tokenizer(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert vocabulary.token_bytes(2**24 - 2) == b"x"
+    assert peak < 40 * len(vocabulary)
 
 
 def test_a_packed_file_that_unpacks_to_gigabytes(tmp_path: Path) -> None:

@@ -276,7 +276,12 @@ def fuzzed(name: str, seconds: int, *, show: bool) -> bool:
         content = seed if isinstance(seed, bytes) else json.dumps(seed).encode()
         (corpus / f"seed_{number}").write_bytes(content)
     command = [sys.executable, __file__, "--target", name, *["--show"] * show, "--options"]
-    limits = [f"-max_total_time={seconds}", "-timeout=10", f"-max_len={LONGEST_INPUT}"]
+    limits = [
+        f"-max_total_time={seconds}",
+        f"-max_len={LONGEST_INPUT}",
+        "-timeout=10",
+        "-rss_limit_mb=4096",  # a vocabulary with the largest id takes 1 GB
+    ]
     quiet = ["-verbosity=0", "-print_final_stats=1", f"-artifact_prefix={artifacts}/"]
     print(f"== {name}", flush=True)
     # The libraries of tokenizers print what their panics say, which are errors of Python here.

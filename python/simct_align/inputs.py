@@ -187,8 +187,10 @@ def logit_rows(
             "the packs: leave it out"
         )
     if stride is not None:
+        stride = integer(f"{name}_stride", stride, at_least=0)
         most = np.iinfo(np.int64).max // max(len(side), 1)
-        stride = integer(f"{name}_stride", stride, at_least=0, at_most=most)
+        if stride > most:
+            raise ValueError(f"{name}_stride is {stride}, expected at most {most}")
         # Without any row of logits there is no distance; what reads one is told so by its shape.
         return LogitRows(side, np.arange(len(side), dtype=np.int64) * stride, stride or None)
     if row_starts is None:

@@ -516,7 +516,8 @@ def _build(
     np.cumsum(lengths, out=offsets[1 : len(lengths) + 1])
     offsets[len(lengths) + 1 :] = offsets[len(lengths)]
     return _native.Vocabulary(
-        b"".join(token_bytes),
+        # `join` takes 80 bytes for every entry, and a file of one token may have the largest id.
+        b"".join(filter(len, token_bytes)),
         offsets,
         kinds,
         dummy_prefix=dummy_prefix,
