@@ -517,7 +517,7 @@ def _build(
     offsets[len(lengths) + 1 :] = offsets[len(lengths)]
     return _native.Vocabulary(
         # `join` takes 80 bytes for every entry, and a file of one token may have the largest id.
-        b"".join(filter(len, token_bytes)),
+        b"".join(filter(None, token_bytes)),
         offsets,
         kinds,
         dummy_prefix=dummy_prefix,
