@@ -247,9 +247,9 @@ def text_events(rng: random.Random) -> None:
 
 def decoded_rollouts(rng: random.Random) -> None:
     names = BUNDLED if rng.random() < 0.5 else BUNDLED[::-1]
-    aligner = signals.aligner_of(names)
+    aligner = signals.aligner_of(*names)
     made = rollouts(rng, aligner, layout=rng.choice(LAYOUTS), rows=rng.randint(1, 5))
-    signals.check_units(aligner, made)
+    signals.check_units(names, made)
     signals.check_counts(made)
     signals.check_text_events(aligner, made, names)
 
