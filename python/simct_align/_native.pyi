@@ -22,6 +22,7 @@ _Served: TypeAlias = tuple[
 ]
 
 MAX_TOKENS: int
+RESYNC_WINDOW: int
 __version__: str
 
 class AlignmentError(ValueError): ...

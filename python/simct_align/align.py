@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from simct_align import _native
 from simct_align.batch import AlignedBatch, UnmatchedSpans
 from simct_align.inputs import integer, read_side, same_dtype, thread_count
 from simct_align.units import UnmatchedReason
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 #: The reasons of tokens whose text the other side does not have.
 _OTHER_TEXT = (UnmatchedReason.BYTES_DIFFER, UnmatchedReason.NO_RESYNC)
-#: The search for equal texts reads so many bytes of either side at most.
-_RESYNC_WINDOW = 4096
 #: Fewer tokens than this say nothing about the ids of a batch.
 _TELLING_TOKENS = 64
 
@@ -41,7 +40,9 @@ def align_batch(
     units, kind, unit_class, unmatched, reason = pair._pair.align(
         *same_dtype(teacher, student),
         fail_on_mismatch=on_mismatch == "error",
-        resync_bytes=integer("resync_bytes", resync_bytes, at_least=1, at_most=_RESYNC_WINDOW),
+        resync_bytes=integer(
+            "resync_bytes", resync_bytes, at_least=1, at_most=_native.RESYNC_WINDOW
+        ),
         threads=thread_count(threads),
     )
     batch = AlignedBatch(

@@ -8,7 +8,7 @@ use crate::columns::Segments;
 use crate::error::{Error, Result, reserve};
 use crate::ids::{RaggedIds, Side, TokenId};
 use crate::pair::Pair;
-use crate::resync::RESYNC_WINDOW;
+pub use crate::resync::RESYNC_WINDOW;
 use crate::segment::{MismatchPolicy, Row, align_region};
 use crate::threads::{self, Stop, Threads};
 

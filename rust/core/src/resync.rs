@@ -22,7 +22,7 @@ use crate::ids::TokenId;
 use crate::track::Track;
 
 /// The largest number of bytes of a side that may be skipped.
-pub(crate) const RESYNC_WINDOW: usize = 4096;
+pub const RESYNC_WINDOW: usize = 4096;
 
 /// How many bytes must be equal if both sides skip something, and together at most so many bytes:
 /// (skipped, equal), at most `resync_bytes`. `benches/resync.py` measures such rules.

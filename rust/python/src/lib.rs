@@ -57,6 +57,10 @@ mod _native {
     #[pymodule_export]
     const MAX_TOKENS: usize = simct_align::ids::MAX_TOKENS;
 
+    /// The largest number of bytes of a side that an alignment skips at once.
+    #[pymodule_export]
+    const RESYNC_WINDOW: usize = simct_align::batch::RESYNC_WINDOW;
+
     #[pymodule_init]
     fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
         let _ = module;
