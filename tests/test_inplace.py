@@ -74,12 +74,12 @@ def test_text_events(backend):
 def test_kernels_write_over_the_logits_alone(monkeypatch):
     if "triton" not in BACKENDS:
         pytest.skip("no Triton interpreter: where its kernels write was not looked at")
-    from simct_align.loss.backends.triton import computation
+    from simct_align.loss.backends.triton import unit_sides
 
     made = []
-    clear = computation.clear_unwritten
+    clear = unit_sides.clear_unwritten
     monkeypatch.setattr(
-        computation,
+        unit_sides,
         "clear_unwritten",
         lambda gradient, written: (made.append(gradient.data_ptr()), clear(gradient, written)),
     )

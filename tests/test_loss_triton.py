@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton here: the tests of its kernels are left out")
 
-from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from simct_align.loss import SimCTLoss
 from simct_align.loss.backends.triton import (
     computation,
     kernels,
@@ -199,15 +199,6 @@ def test_problems_that_it_refuses_are_computed_and_logged(caplog):
         "backend='triton': computing with the back end 'torch' instead: the kernels compute in "
         "float32, and the logits are float64"
     ]
-    loss_fn = LinearSimCTLoss(c.pair, backend="triton")
-    hidden = {
-        f"{side}_{what}": torch.randn(rows, 5)
-        for side, z in (("teacher", c.teacher), ("student", c.student))
-        for what, rows in zip(("hidden", "weight"), z.shape, strict=True)
-    }
-    with caplog.at_level(logging.WARNING, "simct_align"):
-        assert torch.isfinite(loss_fn(**hidden, index=c.index).loss)
-    assert "hidden states" in caplog.records[-1].message
 
 
 def test_the_environment_names_the_back_end(monkeypatch):

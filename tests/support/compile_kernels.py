@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 
 from simct_align.loss.backends.triton import kernels, text_kernels, unit_kernels
 from simct_align.loss.backends.triton.computation import SLOT_UNITS
+from simct_align.loss.backends.triton.heads import COLUMNS as HEAD_COLUMNS
 from simct_align.loss.backends.triton.launch import ROW_T, UNITS, WARPS, E, T
 from simct_align.loss.backends.triton.text_computation import BLOCKS, COLUMNS, SPANS
 from simct_align.loss.backends.triton.text_side import SOURCE_SPLITS, SOURCE_TILE
@@ -46,6 +47,11 @@ CASES = [
     ("write_gradient", UNITS_AND_COLUMNS | {"DIVERGENCE": 0, "WITH_NORM": False}),
     ("norm_rows", ROWS),
     *(("write_path_rows", ROWS | {"WITH_NORM": with_norm}) for with_norm in (True, False)),
+    *(
+        (name, {"COLUMNS": HEAD_COLUMNS, "CAPS": caps, "WITH_BIAS": True})
+        for name in ("finish_products", "differentiate_products")
+        for caps in (True, False)
+    ),
     ("clear_rows", ROWS),
     ("scale", {"COLUMNS": 8 * ROW_T * E}),
 ]
@@ -108,7 +114,7 @@ TEXT_CASES = [
     ("add_source_gradients", SOURCES),
 ]
 TYPES = {
-    **dict.fromkeys(("z", "tiles", "gradient"), "*bf16"),
+    **dict.fromkeys(("z", "tiles", "gradient", "bias"), "*bf16"),
     **dict.fromkeys(("starts", "ids", "packed", "realized_column"), "*i64"),
     **dict.fromkeys(
         ("code_of_id", "teacher_codes", "student_codes", "skips", "slot_ids", "slot_of_skip"),
@@ -116,7 +122,7 @@ TYPES = {
     ),
     **dict.fromkeys(
         (*kernels.CHANGING, "width", "n_columns", "n_codes", "n_extra", "n_slots", "per_split",
-         "row_stride", "kind_at", "step_row_at", "teacher_id_at", "teacher_offsets_at",
+         "row_stride", "pitch", "kind_at", "step_row_at", "teacher_id_at", "teacher_offsets_at",
          "student_id_at", "student_offsets_at", "stop_column", "weight_stride"), "i32",
     ),
     "batch_stride": "i64",
@@ -137,7 +143,7 @@ TYPES = {
         ("n_nodes", "n_blocks", "n_spans", "n_ends", "n_children", "first_place", "end_place",
          "first_source", "first_row", "end_row"), "i32",
     ),
-    **dict.fromkeys(("epsilon", "floor", "inverse", "min_mass"), "fp32"),
+    **dict.fromkeys(("epsilon", "floor", "inverse", "min_mass", "multiplier", "softcap"), "fp32"),
     "sums_through": "*fp64",
 }  # fmt: skip
 
@@ -155,7 +161,8 @@ def compile_kernel(name: str, constants: dict[str, object], capability: int) -> 
     aligned = {
         (number,): [["tt.divisibility", 16]]
         for number, argument in enumerate(names)
-        if signature[argument].startswith("*") or argument in ("width", "per_split", "n_codes")
+        if signature[argument].startswith("*")
+        or argument in ("width", "per_split", "n_codes", "pitch")
     }
     source = ASTSource(
         kernel,

@@ -86,9 +86,11 @@ def build_index(units, no_prefix, dummy, column_of_text) -> AlignedIndex:
         sections[f"{side}_offsets"] = list(ends)
         for place, what in enumerate(("unit", "row", "id")):
             sections[f"{side}_step_{what}"] = [step[place] for step in steps[side]]
-    packed = [number for section in SECTIONS for number in sections.get(section.name, [])]
+    numbers = [number for section in SECTIONS for number in sections.get(section.name, [])]
+    packed = torch.tensor(numbers, dtype=torch.int64)
     return AlignedIndex(
-        packed=torch.tensor(packed, dtype=torch.int64),
+        packed=packed,
+        host=packed.numpy(),
         n_shared=len(shared),
         n_multi=len(multi),
         n_teacher_steps=len(steps["teacher"]),

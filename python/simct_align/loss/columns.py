@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _UNUSED_KIND = 3  # simct_align.TokenKind.UNUSED, whose import would need the native module
 #: Lengths of tables for kernels are multiples of it, so that threads read several entries at once.
 _CODES = 128
-#: Lengths of tables for kernels are multiples of it, so that threads read several entries at once.
-_CODES = 128
 
 
 class VocabularyKinds(Protocol):

@@ -188,6 +188,7 @@ class IndexView:
         realized_column: `[n_multi]` shared column of the realized text, -1 if there is none.
         teacher: The teacher's side.
         student: The student's side.
+        host: The packed index on the host; None for an index without a copy there.
     """
 
     packed: Tensor
@@ -198,14 +199,16 @@ class IndexView:
     realized_column: Tensor
     teacher: SideUnits
     student: SideUnits
+    host: Tensor | None
 
 
-def view_index(packed: Tensor, sizes: IndexSizes) -> IndexView:
+def view_index(packed: Tensor, sizes: IndexSizes, host: Tensor | None = None) -> IndexView:
     """Return the sections that the losses gather with.
 
     Args:
         packed: The int64 buffer of an `AlignedIndex`.
         sizes: The sizes of the index.
+        host: The same buffer on the host, if there is one.
 
     Returns:
         Views; nothing is read back to the host.
@@ -233,4 +236,5 @@ def view_index(packed: Tensor, sizes: IndexSizes) -> IndexView:
         realized_column=packed[at["realized_shared_column"]],
         teacher=side("teacher"),
         student=side("student"),
+        host=host,
     )

@@ -42,7 +42,7 @@ class PairTensors(NamedTuple):
         packed: The packed index.
         weight: `[]` or `[units]` factor of every unit's divergence.
         column_of_shared: See `PairColumns`, also for all fields without an entry here.
-        host: The packed index on the host for on-path continuations; else empty.
+        host: The packed index on the host; empty for an index without a copy there.
     """
 
     packed: Tensor
@@ -185,7 +185,8 @@ def _compute(
     shards: Shards | None,
 ) -> tuple[OperatorOutput, list[Tensor]]:
     with torch.no_grad(), without_autocast(pair.packed.device.type):
-        index = view_index(pair.packed, numbers.sizes)
+        host = pair.host if pair.host.numel() else None
+        index = view_index(pair.packed, numbers.sizes, host)
         problem = _problem(teacher, student, index, pair, numbers)
         weight = pair.weight.to(problem.settings.dtype)
         scaled = scale_weight(weight, numbers.gradient_scale)

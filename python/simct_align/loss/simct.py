@@ -180,8 +180,7 @@ class SimCTBase(OperatorLoss):
     def _tensors(self, index: AlignedIndex, weight: Tensor) -> PairTensors:
         columns = self.columns
         host = torch.empty(0, dtype=torch.int64)
-        if self.candidates == "on_path":
-            assert index.host is not None
+        if index.host is not None:
             host = torch.from_numpy(index.host)
         return PairTensors(
             packed=index.packed,

@@ -85,6 +85,11 @@ class Logits:
         """The number of logit columns."""
         return self.logits.shape[-1]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the logits."""
+        return self.logits.dtype
+
 
 @dataclass(frozen=True)
 class Head:
@@ -113,6 +118,11 @@ class Head:
         """The number of logit columns."""
         return self.weight.shape[0]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the hidden states."""
+        return self.hidden.dtype
+
 
 @dataclass(frozen=True)
 class Lists:
@@ -126,6 +136,11 @@ class Lists:
 
     ids: Tensor
     logprobs: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the log-probabilities."""
+        return self.logprobs.dtype
 
 
 @dataclass(frozen=True)

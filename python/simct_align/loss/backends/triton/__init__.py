@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..protocol import Head, Logits
+from ..protocol import Head, Lists
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +25,27 @@ if TYPE_CHECKING:
 
 
 class TritonBackend:
-    """Triton kernels for units and text events, from logits; see `Backend` and `TextBackend`."""
+    """Triton kernels for units and text events; see `Backend` and `TextBackend`."""
 
     name = "triton"
 
     def refuses(self, problem: Problem) -> str | None:
         """Return why the kernels cannot compute a problem: see `Backend`."""
         reason = _refuses(problem, problem.realized_column.device.type)
-        if reason is None and problem.settings.on_path:
-            reason = "on-path continuations are PyTorch operations"
-        return reason
+        if reason is not None:
+            return reason
+        if problem.settings.on_path:
+            return "on-path continuations are PyTorch operations"
+        heads = [
+            source
+            for source in (problem.teacher.source, problem.student.source)
+            if isinstance(source, Head)
+        ]
+        if heads and problem.index.host is None:
+            return "to cut hidden states into chunks, the index must have a copy on the host"
+        if any(head.weight.dtype != head.dtype for head in heads):
+            return "the kernels multiply hidden states and output embeddings of one dtype"
+        return None
 
     def start(self, problem: Problem) -> Any:
         """Begin to compute a problem: see `Backend`."""
@@ -47,9 +58,13 @@ class TritonBackend:
     def refuses_text(self, problem: TextProblem) -> str | None:
         """Return why the kernels cannot compute a problem: see `TextBackend`."""
         reason = _refuses(problem, problem.tree.same.device.type)
-        if reason is None and problem.settings.straddled != "byte":
-            reason = 'with straddled="tree", sides without a row are PyTorch operations'
-        return reason
+        if reason is not None:
+            return reason
+        if isinstance(problem.teacher.source, Head) or isinstance(problem.student.source, Head):
+            return "the kernels of text events read logits, not hidden states"
+        if problem.settings.straddled != "byte":
+            return 'with straddled="tree", sides without a row are PyTorch operations'
+        return None
 
     def start_text(self, problem: TextProblem) -> Any:
         """Begin to compute a problem: see `TextBackend`."""
@@ -70,9 +85,7 @@ def _refuses(problem: Problem | TextProblem, device: str) -> str | None:
     if not _is_installed():
         return "Triton is not installed"
     sources = (problem.teacher.source, problem.student.source)
-    if any(isinstance(source, Head) for source in sources):
-        return "the kernels read logits, not hidden states"
-    if not all(isinstance(source, Logits) for source in sources):
+    if any(isinstance(source, Lists) for source in sources):
         return "the kernels read whole rows of logits, not lists of tokens"
     if problem.settings.dtype != torch.float32:
         return "the kernels compute in float32, and the logits are float64"

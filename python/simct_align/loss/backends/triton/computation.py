@@ -22,20 +22,19 @@ from ....divergence import (
     SkewedReverseKL,
     TotalVariation,
 )
-from ...engine import Result, chunks
+from ...engine import Result
 from ...metrics import UnitStat
 from ...scores.formulas import SCORES
-from ..protocol import Logits
 from . import kernels, unit_kernels
-from .launch import ROW_T, UNITS, WARPS, E, RowReader, Split, T, clear_unwritten, power_of_two
+from .launch import ROW_T, UNITS, WARPS, E, Split, T, power_of_two
+from .unit_sides import plan_chunks, unit_side
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from simct_align.index import Side as SideName
-
     from ....divergence import Divergence
-    from ..protocol import Problem, SideProblem
+    from ..protocol import Problem
+    from .unit_sides import Chunk, Reading, UnitSide
 
 
 class Formula(NamedTuple):
@@ -75,8 +74,6 @@ class Formula(NamedTuple):
 REVERSE_KL = Formula.of(ReverseKL())
 
 
-#: Of the workspace, the part that a chunk's copy of the teacher's shared columns may take.
-TILES_SHARE = 4
 #: Units of programs that place slots and write their gradients.
 SLOT_UNITS = 32
 #: The slots of shared columns.
@@ -95,48 +92,11 @@ class Sums(NamedTuple):
     differences: Tensor
 
 
-class TritonSide:
-    """One model's rows, and what the kernels keep of its units.
-
-    Args:
-        name: `"teacher"` or `"student"`.
-        problem: The problem.
-        n_slots: The number of slots.
-
-    Attributes:
-        rows: The model's rows.
-        n_extra: The number of stops behind the first.
-        step_norms: `[steps, 2]` shifts and log-normalizers of the rows of realized paths.
-        shared_norms: `[n_shared, 2]` those of the other units' prefix rows, where they are wanted.
-        scores: `[units, n_slots]` scores of the slots.
-    """
-
-    def __init__(self, name: SideName, problem: Problem, n_slots: int) -> None:
-        side: SideProblem = getattr(problem, name)
-        assert isinstance(side.source, Logits)
-        settings, index, columns = problem.settings, problem.index, side.columns
-        self.number = int(name == "student")
-        self.rows = RowReader(
-            side.source.logits, columns, settings.temperature, problem.index.packed
-        )
-        self.ids, self.n_extra = columns.ids, columns.n_extra
-        self.at = {
-            what: index.starts[f"{name}_{what}"]
-            for what in ("row", "offsets", "step_unit", "step_row", "step_id")
-        }
-        self.n_steps = side.units.paths.steps.row.shape[0] if settings.multi else 0
-        self.step_norms = self.rows.norms(self.at["step_row"], self.n_steps)
-        self.filters = name == "teacher" and settings.min_teacher_mass > 0.0
-        wants_shared = settings.mass_shared or self.filters
-        self.shared_norms = self.rows.norms(self.at["row"], problem.n_shared if wants_shared else 0)
-        self.scores = torch.empty((problem.n_units, n_slots), device=index.packed.device)
-
-
 class TritonRun:
     """A problem in Triton kernels; see `UnitRun`.
 
     Args:
-        problem: The problem, from logits.
+        problem: The problem.
         formula: Its divergence.
     """
 
@@ -149,8 +109,8 @@ class TritonRun:
         self._realized = N_SKIPS + max(side.n_extra for side in columns)
         self._n_slots = power_of_two(self._realized + 1)
         self._with_differences = formula == REVERSE_KL
-        self._teacher = TritonSide("teacher", problem, self._n_slots)
-        self._student = TritonSide("student", problem, self._n_slots)
+        self._teacher = unit_side("teacher", problem, self._n_slots)
+        self._student = unit_side("student", problem, self._n_slots)
         device, units = problem.index.packed.device, problem.n_units
         self._skips = torch.empty((units, N_SKIPS), dtype=torch.int32, device=device)
         self._slot_of_skip = torch.empty_like(self._skips)
@@ -167,36 +127,14 @@ class TritonRun:
         self._figures = torch.empty((4, units), device=device)
         self._by_slot = torch.empty((units, self._n_slots), device=device)
         self._by_rest = torch.empty(units - problem.n_shared, device=device)
-        logits = self._student.rows.logits
-        self._gradient: Tensor | None = None
-        if settings.gradient:
-            # Whatever a kernel needs of a row is read before another one writes it.
-            inplace = isinstance(problem.student.source, Logits) and problem.student.source.inplace
-            self._gradient = logits if inplace else logits.new_empty(logits.shape)
-            self._is_written = torch.zeros(
-                logits.shape[:-1].numel(), dtype=torch.int8, device=device
-            )
-        size = self._units_per_chunk()
-        #: Of either kind of units.
-        self._chunks = [
-            slice(first + part.start, first + part.stop)
-            for first, count in (
-                (0, problem.n_shared),
-                (problem.n_shared, units - problem.n_shared),
-            )
-            for part in chunks(count, size)
-        ]
-        groups = max((-(-(part.stop - part.start) // UNITS) for part in self._chunks), default=0)
+        dtype = problem.teacher.source.dtype
+        tile_bytes = dtype.itemsize * self._n_columns
+        self._chunks = plan_chunks(problem, (self._teacher, self._student), tile_bytes)
+        for side in (self._teacher, self._student):
+            side.prepare(self._chunks)
+        groups = max((-(-(c.units.stop - c.units.start) // UNITS) for c in self._chunks), default=0)
         #: The teacher's shared columns of a chunk, as `kernels.lay_out` writes them.
-        self._tiles = self._teacher.rows.logits.new_empty(groups * UNITS * self._n_columns)
-
-    def _units_per_chunk(self) -> int:
-        itemsize = self._teacher.rows.logits.element_size()
-        group = UNITS * itemsize * max(1, self._n_columns)
-        return UNITS * max(1, self._problem.settings.chunk_bytes // TILES_SHARE // group)
-
-    def _is_multi(self, units: slice) -> bool:
-        return bool(units.start >= self._problem.n_shared)
+        self._tiles = torch.empty(groups * UNITS * self._n_columns, dtype=dtype, device=device)
 
     def run(self, weight: Tensor) -> Result:
         """See `UnitRun`."""
@@ -204,60 +142,63 @@ class TritonRun:
         if problem.n_units:
             self._place_slots()
         weights = weight.expand(problem.n_units)
-        for units in self._chunks:
-            self._compare_chunk(units, weights)
-        if self._gradient is not None:
-            self._write_path_rows()
+        for chunk in self._chunks:
+            self._run_chunk(chunk, weights)
         return Result(self._per_unit, self._stats)
 
     def gradients(self) -> list[Tensor]:
         """See `UnitRun`."""
-        if self._gradient is None:
-            return []
-        # Nothing else may hold the gradient: autograd would copy it.
-        gradient, self._gradient = self._gradient, None
-        clear_unwritten(gradient, self._is_written)
-        return [gradient]
+        return self._student.gradients()
 
     def _place_slots(self) -> None:
         problem, sides = self._problem, (self._teacher, self._student)
         sections = [side.at[what] for side in sides for what in ("step_id", "offsets")]
         unit_kernels.place_slots[(-(-problem.n_units // SLOT_UNITS),)](
-            problem.index.packed, *sections, *(side.rows.codes[0] for side in sides),
+            problem.index.packed, *sections, *(side.codes for side in sides),
             problem.realized_column, problem.stop_column, problem.n_shared, problem.n_units,
             self._skips, self._slot_of_skip, UNITS=SLOT_UNITS, num_warps=1,
         )  # fmt: skip
 
-    def _compare_chunk(self, units: slice, weights: Tensor) -> None:
-        problem, teacher, student = self._problem, self._teacher, self._student
+    def _run_chunk(self, chunk: Chunk, weights: Tensor) -> None:
+        teacher, student = self._teacher.read(chunk), self._student.read(chunk)
+        self._compare_columns(chunk, teacher, student, weights)
+        if self._problem.settings.gradient:
+            self._write_gradient(chunk, student)
+            self._write_path_rows(chunk.steps["student"], student)
+            self._student.accept(chunk, student)
+
+    def _compare_columns(
+        self, chunk: Chunk, teacher: Reading, student: Reading, weights: Tensor
+    ) -> None:
+        problem, units = self._problem, chunk.units
         groups = -(-(units.stop - units.start) // UNITS)
-        kernels.lay_out[(-(-teacher.rows.width // (T * E)), groups)](
-            *teacher.rows.reading, teacher.at["row"], units.start, units.stop,
-            *teacher.rows.codes, teacher.rows.width, self._tiles, self._n_columns,
-            ALIGNED=teacher.rows.aligned, UNITS=UNITS, COLUMNS=T * E, num_warps=WARPS,
+        rows, columns = teacher.rows, student.rows
+        kernels.lay_out[(-(-rows.width // (T * E)), groups)](
+            *rows.reading, teacher.row_at, units.start, units.stop,
+            *rows.codes, rows.width, self._tiles, self._n_columns,
+            ALIGNED=rows.aligned, UNITS=UNITS, COLUMNS=T * E, num_warps=WARPS,
         )  # fmt: skip
         split = Split.of(self._n_columns, groups, T * E, self._tiles.device)
         sums = self._per_unit.new_empty((units.stop - units.start, split.n_splits, 2))
         cut = (split.per_split, split.n_splits)
-        tile = {"MULTI": self._is_multi(units), "UNITS": UNITS, "T": T, "E": E}
+        tile = {"MULTI": chunk.is_multi, "UNITS": UNITS, "T": T, "E": E}
         program = (groups * split.n_splits,)
         kernels.sum_teacher[program](
-            units.start, units.stop, self._tiles, self._n_columns, self._skips, teacher.rows.scale,
+            units.start, units.stop, self._tiles, self._n_columns, self._skips, rows.scale,
             sums, *cut, **tile, num_warps=WARPS,
         )  # fmt: skip
         none = sums.new_empty(0)
-        self._finish(teacher, units, Sums(sums, none))
+        self._finish(self._teacher, chunk, teacher, Sums(sums, none))
         differences = sums.new_empty(sums.shape[:2]) if self._with_differences else none
         common = (
-            *student.rows.reading, student.at["row"], units.start, units.stop, problem.n_units,
-            student.ids, self._tiles, self._n_columns, self._skips,
-            student.rows.scale, self._norms,
+            *columns.reading, student.row_at, units.start, units.stop, problem.n_units,
+            student.ids, self._tiles, self._n_columns, self._skips, columns.scale, self._norms,
         )  # fmt: skip
         kernels.sum_student[program](
             *common, sums, differences, *cut, WITH_DIFFERENCES=self._with_differences, **tile,
             num_warps=WARPS,
         )  # fmt: skip
-        self._finish(student, units, Sums(sums, differences))
+        self._finish(self._student, chunk, student, Sums(sums, differences))
         of_columns = self._of_columns
         if not self._with_differences:
             of_columns = sums
@@ -265,71 +206,66 @@ class TritonRun:
                 *common, *self._formula[1:], sums, *cut, DIVERGENCE=self._formula.number, **tile,
                 num_warps=WARPS,
             )  # fmt: skip
-        self._compare(units, of_columns, split.n_splits, weights)
-        if self._gradient is not None:
-            self._write_gradient(units, self._gradient)
+        self._compare(chunk, of_columns, split.n_splits, weights)
 
-    def _finish(self, side: TritonSide, units: slice, of_columns: Sums) -> None:
-        problem, rows = self._problem, side.rows
+    def _finish(self, side: UnitSide, chunk: Chunk, reading: Reading, of_columns: Sums) -> None:
+        problem, rows, units = self._problem, reading.rows, chunk.units
         settings, n_splits = problem.settings, of_columns.sums.shape[1]
-        is_multi = self._is_multi(units)
+        mass = settings.mass_multi if chunk.is_multi else settings.mass_shared
         unit_kernels.finish_side[(units.stop - units.start,)](
-            *rows.reading, side.at["row"], problem.index.starts["kind"], side.at["offsets"],
-            side.at["step_row"], side.at["step_id"], units.start, problem.n_shared,
-            problem.n_units, side.ids, self._n_columns, side.n_extra, rows.codes[0], self._skips,
+            *rows.reading, reading.row_at, problem.index.starts["kind"], side.at["offsets"],
+            reading.step_row_at, side.at["step_id"], units.start, problem.n_shared,
+            problem.n_units, reading.ids, self._n_columns, side.n_extra, side.codes, self._skips,
             self._slot_of_skip, side.step_norms, side.shared_norms, *of_columns, n_splits,
             rows.scale, 1.0 / rows.temperature, settings.min_teacher_mass, self._norms,
             side.scores, self._slot_ids, self._picked, self._paths, self._of_columns, self._stats,
             SIDE=side.number, SCORE=self._score, REALIZED=self._realized,
-            MULTI=is_multi, MASS=settings.mass_multi if is_multi else settings.mass_shared,
-            FILTERS=side.filters,
+            MULTI=chunk.is_multi, MASS=mass, FILTERS=side.filters,
             WITH_DIFFERENCES=side is self._student and self._with_differences,
             SPLITS=power_of_two(n_splits), SLOTS=self._n_slots, num_warps=1,
         )  # fmt: skip
 
-    def _compare(self, units: slice, of_columns: Tensor, n_splits: int, weights: Tensor) -> None:
+    def _compare(self, chunk: Chunk, of_columns: Tensor, n_splits: int, weights: Tensor) -> None:
         problem, student, formula = self._problem, self._student, self._formula
+        settings, units = problem.settings, chunk.units
         unit_kernels.compare_units[(units.stop - units.start,)](
             problem.index.packed, student.at["offsets"], units.start, problem.n_shared,
             problem.n_units, student.n_extra, self._teacher.scores, student.scores, self._norms,
-            of_columns, n_splits, weights, weights.stride(0), 1.0 / student.rows.temperature,
+            of_columns, n_splits, weights, weights.stride(0), 1.0 / settings.temperature,
             *formula[1:], self._slot_of_skip, self._slot_ids, self._picked, self._paths,
             self._stats, self._per_unit, self._figures, self._by_slot, self._by_rest,
             DIVERGENCE=formula.number, WITH_DIFFERENCES=self._with_differences,
-            GRADIENT=self._gradient is not None, SCORE=self._score, REALIZED=self._realized,
-            MULTI=self._is_multi(units), SPLITS=power_of_two(n_splits), SLOTS=self._n_slots,
-            num_warps=1,
+            GRADIENT=settings.gradient, SCORE=self._score, REALIZED=self._realized,
+            MULTI=chunk.is_multi, SPLITS=power_of_two(n_splits), SLOTS=self._n_slots, num_warps=1,
         )  # fmt: skip
 
-    def _write_gradient(self, units: slice, gradient: Tensor) -> None:
-        problem, rows, formula = self._problem, self._student.rows, self._formula
+    def _write_gradient(self, chunk: Chunk, student: Reading) -> None:
+        problem, rows, formula, units = self._problem, student.rows, self._formula, chunk.units
         groups = -(-(units.stop - units.start) // UNITS)
-        split = Split.of(rows.width, groups, T * E, gradient.device)
-        row_at, is_multi = self._student.at["row"], self._is_multi(units)
+        split = Split.of(rows.width, groups, T * E, student.gradient.device)
         kernels.write_gradient[(groups * split.n_splits,)](
-            *rows.reading, row_at, units.start, units.stop, problem.n_units, *rows.codes,
+            *rows.reading, student.row_at, units.start, units.stop, problem.n_units, *rows.codes,
             rows.width, self._tiles, self._n_columns, rows.scale, self._norms,
-            self._figures, *formula[1:], gradient, self._is_written, split.per_split,
+            self._figures, *formula[1:], student.gradient, student.is_written, split.per_split,
             split.n_splits, DIVERGENCE=formula.number,
-            WITH_NORM=is_multi and problem.settings.score == "mean", ALIGNED=rows.aligned,
+            WITH_NORM=chunk.is_multi and problem.settings.score == "mean", ALIGNED=rows.aligned,
             UNITS=UNITS, T=T, E=E, num_warps=WARPS,
         )  # fmt: skip
         unit_kernels.write_slots[(-(-(units.stop - units.start) // SLOT_UNITS),)](
-            problem.index.packed, row_at, units.start, units.stop, self._slot_ids,
-            self._by_slot, gradient, rows.width, UNITS=SLOT_UNITS, SLOTS=self._n_slots,
+            rows.reading[-1], student.row_at, units.start, units.stop, self._slot_ids,
+            self._by_slot, student.gradient, rows.width, UNITS=SLOT_UNITS, SLOTS=self._n_slots,
             num_warps=4,
         )  # fmt: skip
 
-    def _write_path_rows(self) -> None:
-        student, rows, settings = self._student, self._student.rows, self._problem.settings
-        count = student.n_steps
+    def _write_path_rows(self, steps: slice, student: Reading) -> None:
+        count, rows, at = steps.stop - steps.start, student.rows, self._student.at
         if not count:
             return
-        split = Split.of(rows.width, count, ROW_T * E, rows.logits.device)
+        split = Split.of(rows.width, count, ROW_T * E, student.gradient.device)
         kernels.write_path_rows[(count * split.n_splits,)](
-            *rows.reading, *(student.at[f"step_{what}"] for what in ("row", "id", "unit")),
-            student.at["offsets"], *rows.codes, rows.width, rows.scale, student.step_norms,
-            self._by_rest, self._gradient, self._is_written, split.per_split, split.n_splits,
-            WITH_NORM=settings.score != "mean_logit", ALIGNED=rows.aligned, T=ROW_T, E=E,
-            num_warps=WARPS,
+            *rows.reading, student.step_row_at, at["step_id"], at["step_unit"], at["offsets"],
+            steps.start, *rows.codes, rows.width, rows.scale, self._student.step_norms,
+            self._by_rest, student.gradient, student.is_written, split.per_split, split.n_splits,
+            WITH_NORM=self._problem.settings.score != "mean_logit", ALIGNED=rows.aligned, T=ROW_T,
+            E=E, num_warps=WARPS,
         )  # fmt: skip

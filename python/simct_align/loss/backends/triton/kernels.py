@@ -38,7 +38,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 #: Numbers that differ from batch to batch: no kernel is compiled anew for them.
 CHANGING = (
     "length", "batch_stride", "row_at", "id_at", "unit_at", "offsets_at", "first_unit", "end_unit",
-    "n_shared", "n_units", "n_splits",
+    "first_row", "first_step", "n_shared", "n_units", "n_splits",
 )  # fmt: skip
 
 REVERSE_KL, FORWARD_KL, TOTAL_VARIATION, JSD, SKEWED_FORWARD_KL, SKEWED_REVERSE_KL = (
@@ -353,10 +353,11 @@ def write_gradient(z, length, batch_stride, row_stride, stride, packed, row_at, 
 
 
 @triton.jit(do_not_specialize=CHANGING)
-def norm_rows(z, length, batch_stride, row_stride, stride, packed, row_at, code_of_id, n_codes,
-              scale, out, ALIGNED: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+def norm_rows(z, length, batch_stride, row_stride, stride, packed, row_at, first_row, code_of_id,
+              n_codes, scale, out, ALIGNED: tl.constexpr, T: tl.constexpr,
+              E: tl.constexpr):  # fmt: skip
     """`out[row]`: shifts and log-normalizers of whole rows, without columns that are no tokens."""
-    row = tl.program_id(0)
+    row = first_row + tl.program_id(0)
     start = _row_start(tl.load(packed + row_at + row), length, batch_stride, row_stride)
     start = tl.multiple_of(start, ALIGNED)
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
@@ -374,15 +375,15 @@ def norm_rows(z, length, batch_stride, row_stride, stride, packed, row_at, code_
 
 @triton.jit(do_not_specialize=CHANGING)
 def write_path_rows(z, length, batch_stride, row_stride, stride, packed, row_at, id_at, unit_at,
-                    offsets_at, code_of_id, n_codes, width, scale, step_norms, by_rest, gradient,
-                    is_written, per_split, n_splits, WITH_NORM: tl.constexpr,
+                    offsets_at, first_step, code_of_id, n_codes, width, scale, step_norms, by_rest,
+                    gradient, is_written, per_split, n_splits, WITH_NORM: tl.constexpr,
                     ALIGNED: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
     """Rows of the gradient of later steps, from `by_rest`, the derivatives by their sums.
 
     A row gets the derivative at the step's token; with `WITH_NORM`, minus the derivative times
     probabilities.
     """
-    split, step = tl.program_id(0) % n_splits, tl.program_id(0) // n_splits
+    split, step = tl.program_id(0) % n_splits, first_step + tl.program_id(0) // n_splits
     unit = tl.load(packed + unit_at + step)
     if step != tl.load(packed + offsets_at + unit):
         row = tl.load(packed + row_at + step)
@@ -416,6 +417,45 @@ def clear_rows(gradient, is_written, width, per_split, n_splits, COLUMNS: tl.con
         for first in range(split * per_split, end, COLUMNS):
             at = first + tl.arange(0, COLUMNS)
             tl.store(gradient + row * width + at, zeros, mask=at < end)
+
+
+@triton.jit
+def _tanh(x):
+    # The exponential of a negative number does not overflow.
+    small = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+    value = (1.0 - small) / (1.0 + small)
+    return tl.where(x < 0, -value, value)
+
+
+@triton.jit(do_not_specialize=["n_columns"])
+def finish_products(z, n_columns, pitch, bias, multiplier, softcap, CAPS: tl.constexpr,
+                    WITH_BIAS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """Turn products `h W^T` into `softcap tanh(multiplier (h W^T + bias) / softcap)`, in place.
+
+    Rows begin at multiples of `pitch`. What stands behind their columns is nothing.
+    """
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    at = z + tl.program_id(0).to(tl.int64) * pitch + column
+    x = tl.load(at, mask=column < pitch, other=0.0).to(tl.float32)
+    if WITH_BIAS:
+        x += tl.load(bias + column, mask=column < n_columns, other=0.0).to(tl.float32)
+    x *= multiplier
+    if CAPS:
+        x = softcap * _tanh(x / softcap)
+    tl.store(at, x.to(z.dtype.element_ty), mask=column < pitch)
+
+
+@triton.jit
+def differentiate_products(z, gradient, pitch, multiplier, softcap, CAPS: tl.constexpr,
+                           COLUMNS: tl.constexpr):  # fmt: skip
+    """Turn the derivatives by logits `z` into those by the products, in place."""
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    at = tl.program_id(0).to(tl.int64) * pitch + column
+    by = tl.load(gradient + at, mask=column < pitch, other=0.0).to(tl.float32) * multiplier
+    if CAPS:
+        part = tl.load(z + at, mask=column < pitch, other=0.0).to(tl.float32) / softcap
+        by *= 1.0 - part * part
+    tl.store(gradient + at, by.to(gradient.dtype.element_ty), mask=column < pitch)
 
 
 @triton.jit

@@ -13,8 +13,6 @@ from . import kernels
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...columns import SideColumns
-
 LN2, LOG2E = math.log(2.0), math.log2(math.e)
 #: Units that a program works on: 16 logits of two bytes are a sector of memory.
 UNITS = 16
@@ -128,13 +126,13 @@ class RowReader(LogitRows):
 
     Args:
         logits: See `LogitRows`.
-        columns: The side's ids.
+        code_of_id: int32; see `SideColumns`.
         temperature: The number that logits are divided by.
         packed: The packed index, which has the numbers of rows.
     """
 
     def __init__(
-        self, logits: Tensor, columns: SideColumns, temperature: float, packed: Tensor
+        self, logits: Tensor, code_of_id: Tensor, temperature: float, packed: Tensor
     ) -> None:
         super().__init__(logits, temperature)
         is_batch = logits.dim() == 3
@@ -148,25 +146,21 @@ class RowReader(LogitRows):
             packed,
         )
         #: What the columns are, and how many of them the table knows.
-        self.codes = (columns.code_of_id, min(self.width, columns.code_of_id.shape[0]))
+        self.codes = (code_of_id, min(self.width, code_of_id.shape[0]))
 
-    def norms(self, row_at: int, count: int) -> Tensor:
-        """Return shifts and binary log-normalizers of whole rows.
+    def norm(self, row_at: int, rows: slice, out: Tensor) -> None:
+        """Compute shifts and binary log-normalizers of whole rows.
 
         Args:
             row_at: Where the rows' numbers begin in the packed index.
-            count: How many there are.
-
-        Returns:
-            `[count, 2]`.
+            rows: Which of them.
+            out: `[numbers, 2]`; receives the results at `rows`.
         """
-        out = torch.empty((count, 2), dtype=torch.float32, device=self.logits.device)
-        if count:
-            kernels.norm_rows[(count,)](
-                *self.reading, row_at, *self.codes, self.scale, out, ALIGNED=self.aligned,
-                T=ROW_T, E=E, num_warps=WARPS,
+        if rows.stop > rows.start:
+            kernels.norm_rows[(rows.stop - rows.start,)](
+                *self.reading, row_at, rows.start, *self.codes, self.scale, out,
+                ALIGNED=self.aligned, T=ROW_T, E=E, num_warps=WARPS,
             )  # fmt: skip
-        return out
 
 
 def clear_unwritten(gradient: Tensor, is_written: Tensor) -> None:

@@ -1,0 +1,197 @@
+"""The kernels of the back end "triton" from hidden states, against float64 on PyTorch operations.
+
+Without a GPU, Triton's interpreter runs the kernels on the CPU: see conftest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="no Triton here: the tests of its kernels are left out")
+
+from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from simct_align.loss.backends.triton import heads
+from test_loss import DIVERGENCES, SCORES, SHAPES
+from test_loss_linear import OPTIONS, assert_near, linear_case, logits_of
+from test_loss_triton import DEVICE, pytestmark, small_tiles  # noqa: F401
+
+SIDES = ("teacher", "student")
+PARTS = ("hidden", "weight", "bias")
+
+
+@pytest.fixture(autouse=True)
+def small_rows(monkeypatch):
+    """Rows with padding, and output embeddings in several blocks, also where both are small."""
+    monkeypatch.setattr(heads, "PITCH", 8)
+
+
+def run(loss_fn, c, dtype, *, bias=False, weights=None, only=SIDES, **options):
+    """The output, and the gradients by the student's tensors, on the CPU in float64.
+
+    Sides that are not among `only` come as logits, computed in float64.
+    """
+    inputs = {}
+    for side in SIDES:
+        parts = [getattr(c, f"{side}_{part}") for part in PARTS[: 2 + bias]]
+        if side in only:
+            for part, value in zip(PARTS, parts, strict=False):
+                inputs[f"{side}_{part}"] = value.to(DEVICE, dtype, copy=True)
+            for what in ("softcap", "scale"):
+                if f"{side}_{what}" in options:
+                    inputs[f"{side}_{what}"] = options[f"{side}_{what}"]
+        else:
+            softcap, scale = (options.get(f"{side}_{what}") for what in ("softcap", "scale"))
+            bias_of_side = parts[2].double() if bias else None
+            z = logits_of(parts[0].double(), parts[1].double(), bias_of_side, softcap, scale or 1.0)
+            inputs[f"{side}_logits"] = z.to(DEVICE, dtype)
+    leaves = [
+        value.requires_grad_()
+        for name, value in inputs.items()
+        if name.startswith("student") and isinstance(value, torch.Tensor)
+    ]
+    out = loss_fn.to(DEVICE)(**inputs, index=c.index.to(DEVICE))
+    (out.loss if weights is None else (out.per_unit * weights.to(DEVICE)).sum()).backward()
+    return out, [leaf.grad.cpu() for leaf in leaves]
+
+
+def compare(c, *, kind=LinearSimCTLoss, only=SIDES, bias=False, options=None, **keywords):
+    keywords = {"metrics": "full", **keywords}
+    where = {"only": only, "bias": bias, **(options or {})}
+    ours, gradients = run(kind(c.pair, backend="triton", **keywords), c, torch.float32, **where)
+    truth, expected = run(kind(c.pair, backend="torch", **keywords), c, torch.float64, **where)
+    torch.testing.assert_close(
+        ours.per_unit.cpu().double(), truth.per_unit.cpu(), rtol=1e-4, atol=2e-5
+    )
+    for name in truth.metrics._fields:
+        torch.testing.assert_close(
+            getattr(ours.metrics, name).cpu().double(), getattr(truth.metrics, name).cpu(),
+            rtol=1e-4, atol=2e-5, equal_nan=True,
+        )  # fmt: skip
+    for found, wanted in zip(gradients, expected, strict=True):
+        if wanted.numel():
+            allowed = 5e-5 * float(wanted.abs().max()) + 1e-6
+            assert float((found.double() - wanted).abs().max()) <= allowed
+    return ours
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_torch(score, shape):
+    seed = 7 * SCORES.index(score) + list(SHAPES).index(shape)
+    compare(linear_case(seed, **SHAPES[shape]), score=score)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("metrics", ["none", "full"])
+def test_every_form_of_a_head(option, metrics):
+    options = dict(OPTIONS[option])
+    bias = options.pop("bias", False)
+    c = linear_case(3, extra_columns=3, padded=True)
+    compare(c, bias=bias, options=options, temperature=1.3, metrics=metrics)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3_000, 20_000])
+@pytest.mark.parametrize("score", ["mean", "event"])
+def test_any_number_of_chunks(score, chunk_bytes):
+    c = linear_case(4, rows=12, length=12)
+    compare(c, score=score, chunk_bytes=chunk_bytes, metrics="multi")
+    compare(c, score=score, chunk_bytes=chunk_bytes, bias=True, options={"student_softcap": 3.0})
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_every_divergence(name):
+    compare(linear_case(5), divergence=DIVERGENCES[name][0])
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"candidates": "shared"},
+        {"min_teacher_mass": 0.5},
+        {"min_teacher_mass": 0.5, "candidates": "shared", "metrics": "none"},
+        {"reduction": "sum"},
+    ],
+    ids=str,
+)
+def test_every_keyword(keywords):
+    compare(linear_case(10, rows=9), **keywords)
+
+
+@pytest.mark.parametrize("metrics", ["multi", "full"])
+@pytest.mark.parametrize("chunk_bytes", [1, None])
+def test_one_side_from_logits(metrics, chunk_bytes):
+    c = linear_case(6, rows=9)
+    common = {"metrics": metrics, "chunk_bytes": chunk_bytes}
+    compare(c, only=("student",), **common)
+    compare(c, kind=SimCTLoss, only=("teacher",), **common)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("score", ["mean", "event"])
+def test_narrow_hidden_states(dtype, score):
+    """Logits are rounded as those of a model are: the truth has rounded logits, too."""
+    c = linear_case(7, dtype=dtype, width=(16, 16), rows=6)
+    c.student_hidden, c.teacher_hidden = c.student_hidden / 4, c.teacher_hidden / 4
+    loss_fn = LinearSimCTLoss(c.pair, backend="triton", score=score)
+    ours, gradients = run(loss_fn, c, dtype)
+    leaves = [
+        getattr(c, f"student_{part}").double().requires_grad_() for part in ("hidden", "weight")
+    ]
+    student = logits_of(*leaves)
+    rounded = student + (student.to(dtype).double() - student).detach()
+    teacher = logits_of(c.teacher_hidden.double(), c.teacher_weight.double()).to(dtype).double()
+    truth = SimCTLoss(c.pair, score=score)(
+        teacher_logits=teacher, student_logits=rounded, index=c.index
+    )
+    truth.loss.backward()
+    torch.testing.assert_close(ours.per_unit.cpu().double(), truth.per_unit, rtol=2e-2, atol=2e-3)
+    for found, leaf in zip(gradients, leaves, strict=True):
+        assert found.dtype == dtype
+        assert_near(found, leaf.grad, 0.02)
+
+
+def test_weights_of_units():
+    c = linear_case(8)
+    weights = torch.rand(c.index.n_shared + c.index.n_multi, dtype=torch.float64)
+    found = []
+    for backend, dtype in (("triton", torch.float32), ("torch", torch.float64)):
+        loss_fn = LinearSimCTLoss(c.pair, backend=backend, reduction="none")
+        found.append(run(loss_fn, c, dtype, weights=weights.to(dtype))[1])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_that_nobody_wants(monkeypatch):
+    c = linear_case(9)
+    inputs = {f"{side}_{part}": getattr(c, f"{side}_{part}").float().to(DEVICE)
+              for side in SIDES for part in PARTS[:2]}  # fmt: skip
+    index, loss_fn = c.index.to(DEVICE), LinearSimCTLoss(c.pair, backend="triton").to(DEVICE)
+    expected = loss_fn(**inputs, index=index)
+    assert not expected.loss.requires_grad
+    inputs["student_hidden"].requires_grad_()
+    monkeypatch.setattr(heads.HeadProducts, "_add_to_weight", None)
+    monkeypatch.setattr(heads.HeadProducts, "_sums_by_weight", None)
+    out = loss_fn(**inputs, index=index)
+    out.loss.backward()
+    torch.testing.assert_close(out.loss.detach(), expected.loss)
+    assert inputs["student_hidden"].grad.abs().sum() > 0
+
+
+def test_what_the_kernels_leave_to_torch(caplog):
+    c = linear_case(8)
+    inputs = {f"{side}_{part}": getattr(c, f"{side}_{part}").float()
+              for side in SIDES for part in PARTS[:2]}  # fmt: skip
+    loss_fn = LinearSimCTLoss(c.pair, backend="triton")
+    with caplog.at_level(logging.WARNING, "simct_align"):
+        first = loss_fn(**inputs, index=dataclasses.replace(c.index, host=None)).loss
+        inputs["teacher_weight"] = inputs["teacher_weight"].double()
+        second = loss_fn(**inputs, index=c.index).loss
+    torch.testing.assert_close(first, second)
+    reasons = [record.message for record in caplog.records]
+    assert len(reasons) == 2
+    assert "a copy on the host" in reasons[0]
+    assert "of one dtype" in reasons[1]
