@@ -13,11 +13,16 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton here: the tests of its kernels are left out")
 
-from simct_align.loss import LinearSimCTLoss, SimCTLoss
+from simct_align import TextLoss
+from simct_align.loss import LinearSimCTLoss, LinearTextLoss, SimCTLoss, TextMetrics
 from simct_align.loss.backends.triton import heads
+from support.text_cases import random_case
 from test_loss import DIVERGENCES, SCORES, SHAPES
 from test_loss_linear import OPTIONS, assert_near, linear_case, logits_of
-from test_loss_triton import DEVICE, pytestmark, small_tiles  # noqa: F401
+from test_loss_triton import DEVICE, set_tiles
+from test_loss_triton import pytestmark as pytestmark
+from test_text_triton import small_tiles as small_tiles
+from test_text_triton import wide_case
 
 SIDES = ("teacher", "student")
 PARTS = ("hidden", "weight", "bias")
@@ -25,7 +30,8 @@ PARTS = ("hidden", "weight", "bias")
 
 @pytest.fixture(autouse=True)
 def small_rows(monkeypatch):
-    """Rows with padding, and output embeddings in several blocks, also where both are small."""
+    """Rows with padding, and tiles and blocks of few columns, as in the tests from logits."""
+    set_tiles(monkeypatch, 4, 2)
     monkeypatch.setattr(heads, "PITCH", 8)
 
 
@@ -195,3 +201,103 @@ def test_what_the_kernels_leave_to_torch(caplog):
     assert len(reasons) == 2
     assert "a copy on the host" in reasons[0]
     assert "of one dtype" in reasons[1]
+
+
+def text_heads(c, *, softcap=None, bias=False):
+    """Hidden states and output embeddings whose logits are those of a case of text events.
+
+    With a soft-cap the logits are capped ones of the case's.
+    """
+    heads_of = {}
+    for side in SIDES:
+        z = c.logits[side]
+        generator = torch.Generator().manual_seed(z.shape[1])
+        square = torch.randn(z.shape[1], z.shape[1], generator=generator, dtype=torch.float64)
+        weight = torch.linalg.qr(square)[0]
+        shift = torch.randn(z.shape[1], generator=generator, dtype=torch.float64) * float(bias)
+        heads_of[side] = {"hidden": (z - shift) @ weight, "weight": weight}
+        if bias:
+            heads_of[side]["bias"] = shift
+        if softcap is not None:
+            heads_of[side]["softcap"] = softcap
+    return heads_of
+
+
+def run_text(c, heads_of, backend, dtype, only=SIDES, **keywords):
+    inputs = {}
+    for side in SIDES:
+        if side in only:
+            for part, value in heads_of[side].items():
+                of_dtype = value.to(DEVICE, dtype) if isinstance(value, torch.Tensor) else value
+                inputs[f"{side}_{part}"] = of_dtype
+        else:
+            inputs[f"{side}_logits"] = c.logits[side].to(DEVICE, dtype)
+    leaves = [
+        value.requires_grad_()
+        for name, value in inputs.items()
+        if name.startswith("student") and isinstance(value, torch.Tensor)
+    ]
+    kind = LinearTextLoss if "student" in only else TextLoss
+    loss_fn = kind(c.aligner, backend=backend, reduction="sum", **keywords).to(DEVICE)
+    out = loss_fn(**inputs, index=c.index.to(DEVICE))
+    out.loss.backward()
+    return out, [leaf.grad.cpu() for leaf in leaves]
+
+
+def compare_text(c, heads_of=None, *, only=SIDES, **keywords):
+    heads_of = heads_of or text_heads(c)
+    ours, gradients = run_text(c, heads_of, "triton", torch.float32, only, **keywords)
+    truth, expected = run_text(c, heads_of, "torch", torch.float64, only, **keywords)
+    close = {"rtol": 2e-4, "atol": 5e-5}
+    torch.testing.assert_close(ours.per_unit.cpu().double(), truth.per_unit.cpu(), **close)
+    for name in TextMetrics._fields:
+        torch.testing.assert_close(
+            getattr(ours.metrics, name).cpu().double(), getattr(truth.metrics, name).cpu(),
+            **close, equal_nan=True,
+        )  # fmt: skip
+    for found, wanted in zip(gradients, expected, strict=True):
+        if wanted.numel():
+            allowed = 1e-4 * float(wanted.abs().max()) + 2e-5
+            assert float((found.double() - wanted).abs().max()) <= allowed
+    return ours
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_text_events(seed):
+    c = random_case(seed, alphabet=b"abc"[: 2 + seed % 2])
+    compare_text(c, chunk_bytes=1 if seed % 2 else None, temperature=(1.0, 1.7)[seed // 2 % 2])
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 100_000])
+def test_text_events_of_a_tree_with_many_blocks(chunk_bytes):
+    c = wide_case(3, rows=3, length=12)
+    assert compare_text(c, chunk_bytes=chunk_bytes).metrics.offsets_tree > 0
+    compare_text(c, text_heads(c, softcap=8.0, bias=True), chunk_bytes=chunk_bytes)
+
+
+@pytest.mark.parametrize("only", [("teacher",), ("student",)])
+def test_text_events_of_one_side_from_logits(only):
+    compare_text(wide_case(4, tokens=40), only=only, chunk_bytes=50_000)
+
+
+def test_text_events_of_narrow_hidden_states():
+    c = wide_case(5, tokens=40)
+    heads_of = text_heads(c)
+    ours, gradients = run_text(c, heads_of, "triton", torch.bfloat16)
+    truth, expected = run_text(c, heads_of, "torch", torch.float64)
+    # Logits of up to 15 are rounded to a 256th of them, the case's text takes likely tokens.
+    assert abs(float(ours.loss.detach() - truth.loss.detach())) < 0.05 * float(truth.loss.detach())
+    for found, wanted in zip(gradients, expected, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert_near(found, wanted, 0.1)
+
+
+def test_no_text_events():
+    c = random_case(2)
+    ids = {side: [[]] for side in SIDES}
+    c.batch = c.aligner.align_batch(ids["teacher"], ids["student"])
+    c.logits = {side: z[:0] for side, z in c.logits.items()}
+    heads_of = text_heads(c)
+    out, gradients = run_text(c, heads_of, "triton", torch.float32)
+    assert len(out.per_unit) == 0
+    assert all(gradient.abs().sum() == 0 for gradient in gradients)

@@ -36,15 +36,8 @@ class TritonBackend:
             return reason
         if problem.settings.on_path:
             return "on-path continuations are PyTorch operations"
-        heads = [
-            source
-            for source in (problem.teacher.source, problem.student.source)
-            if isinstance(source, Head)
-        ]
-        if heads and problem.index.host is None:
+        if problem.index.host is None and _heads(problem):
             return "to cut hidden states into chunks, the index must have a copy on the host"
-        if any(head.weight.dtype != head.dtype for head in heads):
-            return "the kernels multiply hidden states and output embeddings of one dtype"
         return None
 
     def start(self, problem: Problem) -> Any:
@@ -60,8 +53,6 @@ class TritonBackend:
         reason = _refuses(problem, problem.tree.same.device.type)
         if reason is not None:
             return reason
-        if isinstance(problem.teacher.source, Head) or isinstance(problem.student.source, Head):
-            return "the kernels of text events read logits, not hidden states"
         if problem.settings.straddled != "byte":
             return 'with straddled="tree", sides without a row are PyTorch operations'
         return None
@@ -76,6 +67,11 @@ class TritonBackend:
         return TritonText(problem, formula)
 
 
+def _heads(problem: Problem | TextProblem) -> list[Head]:
+    sources = (problem.teacher.source, problem.student.source)
+    return [source for source in sources if isinstance(source, Head)]
+
+
 @functools.cache
 def _is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
@@ -87,6 +83,8 @@ def _refuses(problem: Problem | TextProblem, device: str) -> str | None:
     sources = (problem.teacher.source, problem.student.source)
     if any(isinstance(source, Lists) for source in sources):
         return "the kernels read whole rows of logits, not lists of tokens"
+    if any(head.weight.dtype != head.dtype for head in _heads(problem)):
+        return "the kernels multiply hidden states and output embeddings of one dtype"
     if problem.settings.dtype != torch.float32:
         return "the kernels compute in float32, and the logits are float64"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -42,9 +42,12 @@ class HeadProducts:
         head: Hidden states and output embedding, of one dtype.
         chunk_bytes: The workspace to aim for.
         gradient: Whether gradients are wanted.
+        repeats: Whether a row of hidden states may be in several chunks.
     """
 
-    def __init__(self, head: Head, chunk_bytes: int, *, gradient: bool) -> None:
+    def __init__(
+        self, head: Head, chunk_bytes: int, *, gradient: bool, repeats: bool = False
+    ) -> None:
         self._head = head
         self._hidden = head.hidden.reshape(-1, head.hidden.shape[-1])
         self._wanted = gradient
@@ -53,8 +56,10 @@ class HeadProducts:
         width, itemsize = head.weight.shape[1], head.weight.element_size()
         rows = chunk_bytes // (_BLOCK_SHARE * width * (itemsize + 4))
         self._block = max(1, rows // PITCH) * PITCH
+        self._repeats = repeats
         if gradient:
-            self._hidden_grad = torch.zeros_like(self._hidden)
+            dtype = torch.float32 if repeats else head.hidden.dtype
+            self._hidden_grad = torch.zeros_like(self._hidden, dtype=dtype)
         self._weight_grad: Tensor | None = None
         self._bias_grad: Tensor | None = None
         if gradient and head.bias_gradient and head.bias is not None:
@@ -92,7 +97,7 @@ class HeadProducts:
             )  # fmt: skip
 
     def accumulate(self, rows: Tensor, ids: Tensor | None, z: Tensor, gradient: Tensor) -> None:
-        """Add up gradients; no row comes twice.
+        """Add up gradients.
 
         Args:
             rows: See `write_logits`.
@@ -123,7 +128,10 @@ class HeadProducts:
                     self._sums_by_weight().index_add_(0, chosen, by_weight)
             if self._bias_grad is not None:
                 self._bias_grad.index_add_(0, ids, by_logits.sum(0, dtype=torch.float32))
-        self._hidden_grad.index_copy_(0, rows, by_hidden.to(self._hidden_grad.dtype))
+        if self._repeats:
+            self._hidden_grad.index_add_(0, rows, by_hidden)
+        else:
+            self._hidden_grad.index_copy_(0, rows, by_hidden.to(self._hidden_grad.dtype))
 
     def _sums_by_weight(self) -> Tensor:
         if self._weight_grad is None:
@@ -150,7 +158,8 @@ class HeadProducts:
         if self._bias_grad is not None:
             assert head.bias is not None
             bias = self._bias_grad.to(head.bias.dtype)
-        return [self._hidden_grad.view(head.hidden.shape), weight, bias]
+        hidden = self._hidden_grad.to(head.hidden.dtype)
+        return [hidden.view(head.hidden.shape), weight, bias]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from ... import text_blocks
 from ...text_layout import plan_chunks
 from ...text_metrics import OffsetStat
 from . import text_kernels as kernels
-from .launch import UNITS, Split, clear_unwritten
+from .launch import UNITS, Split
+from .text_reading import text_reader
 from .text_side import SOURCE_SPLITS, SOURCE_TILE, Lanes, TextSideRows
+from .unit_sides import LOGITS_SHARE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ...text_layout import TextChunk
     from ..protocol import TextProblem
     from .computation import Formula
+    from .text_reading import TextReader
 
 #: Columns of the gradient that a program writes at once.
 COLUMNS = 64
@@ -50,8 +53,17 @@ class TritonText:
     def __init__(self, problem: TextProblem, formula: Formula) -> None:
         self.problem, self.formula = problem, formula
         settings, tree = problem.settings, problem.tree
-        self.teacher = TextSideRows(problem.teacher, tree, settings.temperature)
-        self.student = student = TextSideRows(problem.student, tree, settings.temperature)
+        readers = {
+            name: text_reader(side, settings, gradient=settings.gradient and name == "student")
+            for name, side in problem.sides.items()
+        }
+        size = self._offsets_per_chunk(list(readers.values()))
+        self._chunks = plan_chunks(problem.host, problem.sizes, size, entries=1 << 60)
+        for name, reader in readers.items():
+            rows = [chunk.sides[name].rows for chunk in self._chunks]
+            reader.prepare(max((each.stop - each.start for each in rows), default=1))
+        self.teacher = TextSideRows(problem.teacher, tree, readers["teacher"])
+        self.student = student = TextSideRows(problem.student, tree, readers["student"])
         sides = (self.teacher, student)
         self.both = self.teacher.has_own & student.has_own
         self.spoiled = self.teacher.spoiled | student.spoiled
@@ -63,16 +75,6 @@ class TritonText:
         self._same = tree.same.to(torch.int8)
         self._flags = (self.both.to(torch.int8), self.deep.to(torch.int8))
 
-        logits = student.rows.logits
-        self._gradient: Tensor | None = None
-        self._is_written = torch.zeros(0, dtype=torch.int8, device=logits.device)
-        if settings.gradient:
-            self._gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-            self._is_written = self._is_written.new_zeros(logits.shape[:-1].numel())
-
-        groups = settings.chunk_bytes // (4 * len(tree) * UNITS * 4)
-        size = UNITS * min(max(1, groups), MOST_GROUPS)
-        self._chunks = plan_chunks(problem.host, problem.sizes, size, entries=1 << 60)
         # Offsets with opened nodes cost most. They come first in a chunk, so that few groups have
         # any.
         number = torch.arange(self.deep.shape[0], device=self.deep.device)
@@ -83,6 +85,17 @@ class TritonText:
         most = max((each.offsets.stop - each.offsets.start for each in self._chunks), default=0)
         self.n_blocks = -(-len(tree) // text_blocks.BLOCK)
         self._work = self._allocate(-(-most // UNITS))
+
+    def _offsets_per_chunk(self, readers: list[TextReader]) -> int:
+        problem, budget = self.problem, float(self.problem.settings.chunk_bytes)
+        of_offset = 4.0 * len(problem.tree) * 4
+        row_bytes = [reader.row_bytes() for reader in readers]
+        if any(row_bytes):
+            budget *= LOGITS_SHARE
+            for side, of_row in zip(problem.sides.values(), row_bytes, strict=True):
+                rows_per_offset = side.events.row.shape[0] / max(1, side.events.own.shape[0])
+                of_offset += of_row * rows_per_offset
+        return UNITS * min(max(1, int(budget / (UNITS * of_offset))), MOST_GROUPS)
 
     def _allocate(self, groups: int) -> dict[str, Tensor]:
         """Return the memory that all chunks use."""
@@ -150,6 +163,8 @@ class TritonText:
 
     def _run_chunk(self, chunk: TextChunk) -> None:
         at = chunk.offsets
+        self.teacher.read(chunk.sides["teacher"].rows)
+        self.student.read(chunk.sides["student"].rows)
         groups = -(-(at.stop - at.start) // UNITS)
         work = {name: memory[:groups] for name, memory in self._work.items()}
         lanes = Lanes(self._order, self._place, at.start, at.stop)
@@ -162,8 +177,9 @@ class TritonText:
         self._close(of_tree, groups, work)
         self._compare(of_tree, groups, work, absent)
         self._finish(lanes, groups, work["partials"])
-        if self._gradient is not None:
-            self._write_rows(chunk, lanes, work["student"], self._gradient)
+        if self.problem.settings.gradient:
+            self._write_rows(chunk, lanes, work["student"])
+            self.student.reader.accept(chunk.sides["student"].rows, self.student.at)
 
     def _collect(self, chunk: TextChunk, lanes: Lanes, work: dict[str, Tensor]) -> Tensor | None:
         """Collect both sides' masses.
@@ -238,11 +254,16 @@ class TritonText:
             BLOCKS=BLOCKS, UNITS=UNITS, num_warps=4,
         )  # fmt: skip
 
-    def _write_rows(self, chunk: TextChunk, lanes: Lanes, ratios: Tensor, gradient: Tensor) -> None:
+    def _write_rows(self, chunk: TextChunk, lanes: Lanes, ratios: Tensor) -> None:
         side, events, of_side = self.student, self.student.events, chunk.sides["student"]
         rows, sources = of_side.rows, of_side.sources
         count, n_sources = rows.stop - rows.start, sources.stop - sources.start
-        n_nodes, logits = len(self.problem.tree), side.rows
+        n_nodes, at, logits, gradient = (
+            len(self.problem.tree),
+            side.at,
+            side.at.rows,
+            side.at.gradient,
+        )
         of_offsets = (n_nodes, self._excesses, self._factors, self._by_root)
         by_weight = torch.zeros(count + 1, dtype=torch.float64, device=gradient.device)
         if n_sources:
@@ -269,27 +290,22 @@ class TritonText:
         inverse = 1.0 / self.problem.settings.temperature
         split = Split.of(logits.width, tiles, COLUMNS, gradient.device)
         kernels.write_text_rows[(tiles * split.n_splits,)](
-            logits.logits, side.starts, side.norms, logits.stride, side.slot_of_id, logits.width,
+            logits.logits, at.starts, side.norms, logits.stride, side.slot_of_id, logits.width,
             logits.scale, inverse, rows.start, rows.stop, self._offset_of_row,
             self._place_of_row, side.own_weight, lanes.start, lanes.stop, ratios, *of_offsets,
             self._by_stop, (by_weight + by_token).float(), by_token.float(), events.token,
-            events.row, self._is_written, gradient, split.per_split, split.n_splits,
+            at.flat_rows, at.is_written, gradient, split.per_split, split.n_splits,
             ALIGNED=logits.aligned, UNITS=UNITS, COLUMNS=COLUMNS, num_warps=8,
         )  # fmt: skip
-        self._is_written.index_fill_(0, events.row[rows], 1)
         if n_sources:
             kernels.add_source_gradients[(count, SOURCE_SPLITS)](
                 *side.reading, side.table.suffixes, logits.width, logits.scale, inverse,
                 rows.start, self._sources_of_row, self._source_order, *side.sources[1:],
                 events.source_offset, self._place_of_source, lanes.start, lanes.stop,
-                side.source_weight, side.realized, ratios, *of_offsets, events.row, gradient,
+                side.source_weight, side.realized, ratios, *of_offsets, at.flat_rows, gradient,
                 UNITS=UNITS, SPLITS=SOURCE_SPLITS, TILE=SOURCE_TILE, num_warps=4,
             )  # fmt: skip
 
     def gradients(self) -> list[Tensor]:
         """See `TextRun`."""
-        if self._gradient is None:
-            return []
-        gradient, self._gradient = self._gradient, None
-        clear_unwritten(gradient, self._is_written)
-        return [gradient]
+        return self.student.reader.gradients()

@@ -54,10 +54,10 @@ def _lanes(group, order, first_place, end_place, UNITS: tl.constexpr):
 
 
 @triton.jit
-def sum_text_rows(z, starts, stride, slot_of_id, width, scale, norms, ALIGNED: tl.constexpr,
-                  T: tl.constexpr, E: tl.constexpr):  # fmt: skip
+def sum_text_rows(z, starts, stride, slot_of_id, width, scale, first_row, norms,
+                  ALIGNED: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
     """`norms[row]` of whole rows."""
-    row = tl.program_id(0)
+    row = first_row + tl.program_id(0)
     start = tl.multiple_of(tl.load(starts + row), ALIGNED)
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
     text = tl.zeros([1, T], tl.float32)
@@ -90,12 +90,17 @@ def _source_tokens(z, starts, norms, stride, token_ids, row, place, inside, scal
 
 @triton.jit
 def sum_sources(z, starts, norms, stride, token_ids, rows, firsts, ends, exacts, realized, scale,
-                out, SPLITS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """`out[source, split]`: probability of tokens that end at the offset, and that go on."""
+                first_row, end_row, out, SPLITS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """`out[source, split]`: probability of tokens that end at the offset, and that go on.
+
+    Sources of other rows than those from `first_row` to `end_row` are left as they are.
+    """
     source, split = tl.program_id(0), tl.program_id(1)
-    begin, end = tl.load(firsts + source), tl.load(ends + source)
-    going = begin + tl.load(exacts + source)
     row, taken = tl.load(rows + source), tl.load(realized + source)
+    is_read = (row >= first_row) & (row < end_row)
+    begin = tl.load(firsts + source)
+    end = tl.where(is_read, tl.load(ends + source), begin)
+    going = begin + tl.load(exacts + source)
     ended, goes_on = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
     for first in range(begin + split * TILE, end, SPLITS * TILE):
         place = first + tl.arange(0, TILE)
@@ -104,8 +109,8 @@ def sum_sources(z, starts, norms, stride, token_ids, rows, firsts, ends, exacts,
         ended += tl.where((place < going) & (ids != taken), p, 0.0)
         goes_on += tl.where(place >= going, p, 0.0)
     at = out + (source * SPLITS + split) * 2
-    tl.store(at, tl.sum(ended, 0))
-    tl.store(at + 1, tl.sum(goes_on, 0))
+    tl.store(at, tl.sum(ended, 0), mask=is_read)
+    tl.store(at + 1, tl.sum(goes_on, 0), mask=is_read)
 
 
 @triton.jit
