@@ -22,6 +22,7 @@ from simct_align.loss.backends.triton import (
     computation,
     kernels,
     launch,
+    offset_kernels,
     text_kernels,
     unit_kernels,
 )
@@ -243,7 +244,7 @@ def test_kernels_compile_without_spilling(capability):
     found = [json.loads(line) for line in printed.stdout.splitlines()]
     assert {each["kernel"] for each in found} == {
         name
-        for module in (kernels, unit_kernels, text_kernels)
+        for module in (kernels, unit_kernels, text_kernels, offset_kernels)
         for name, function in vars(module).items()
         if hasattr(function, "arg_names") and not name.startswith("_")
     }

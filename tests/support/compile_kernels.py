@@ -19,11 +19,23 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from simct_align.loss.backends.triton import kernels, text_kernels, unit_kernels
+from simct_align.loss.backends.triton import (
+    kernels,
+    offset_kernels,
+    text_kernels,
+    unit_kernels,
+)
 from simct_align.loss.backends.triton.computation import SLOT_UNITS
 from simct_align.loss.backends.triton.heads import COLUMNS as HEAD_COLUMNS
 from simct_align.loss.backends.triton.launch import ROW_T, UNITS, WARPS, E, T
-from simct_align.loss.backends.triton.text_computation import BLOCKS, COLUMNS, SPANS
+from simct_align.loss.backends.triton.text_computation import (
+    BLOCK_WARPS,
+    BLOCKS,
+    COLUMNS,
+    DERIVED_ROWS,
+    SPANS,
+    WEIGHED_SOURCES,
+)
 from simct_align.loss.backends.triton.text_side import SOURCE_SPLITS, SOURCE_TILE
 from simct_align.loss.text_blocks import BLOCK
 
@@ -89,7 +101,7 @@ TEXT = {"UNITS": UNITS, "BLOCK": BLOCK, "SPANS": SPANS, "BLOCKS": BLOCKS}
 LANES = {"UNITS": UNITS, "COLUMNS": COLUMNS, "ALIGNED": E}
 SOURCES = {"UNITS": UNITS, "SPLITS": SOURCE_SPLITS, "TILE": SOURCE_TILE}
 TEXT_CASES = [
-    ("sum_text_rows", ROWS),
+    ("sum_text_rows", ROWS | {"STOPS": 4}),
     ("sum_sources", SOURCES),
     ("add_rows", LANES),
     *(("add_sources", SOURCES | {"WITH_REACHED": reached}) for reached in (True, False)),
@@ -113,6 +125,11 @@ TEXT_CASES = [
     ("write_text_rows", LANES),
     ("add_source_gradients", SOURCES),
 ]
+OFFSET_CASES = [
+    ("weigh_offsets", {"SOURCES": WEIGHED_SOURCES, "SPLITS": SOURCE_SPLITS}),
+    ("derive_weights", {"SPLITS": SOURCE_SPLITS}),
+    ("derive_tokens", {"ROWS": DERIVED_ROWS}),
+]
 TYPES = {
     **dict.fromkeys(("z", "tiles", "gradient", "bias"), "*bf16"),
     **dict.fromkeys(("starts", "ids", "packed", "realized_column"), "*i64"),
@@ -126,22 +143,34 @@ TYPES = {
          "student_id_at", "student_offsets_at", "stop_column", "weight_stride"), "i32",
     ),
     "batch_stride": "i64",
-    "count": "i64",
+    "n_values": "i64",
     **dict.fromkeys(("scale", "weight", "log_weight", "log_rest"), "fp32"),
-    **dict.fromkeys(("is_written", "reached", "same", "both", "deep", "absent"), "*i8"),
     **dict.fromkeys(
-        ("slot_of_id", "token_ids", "suffixes", "parent", "subtree_end", "closed",
+        ("is_written", "reached", "same", "both", "deep", "counted", "has_teachers",
+         "has_students", "flags"), "*i8",
+    ),
+    **dict.fromkeys(
+        ("slot_codes", "token_ids", "suffixes", "parent", "subtree_end", "closed",
          "span_of_node", "span_node", "span_end_point", "end_points", "end_node", "covers",
          "cover_span", "child_of_node", "spans"), "*i32",
     ),
     **dict.fromkeys(
-        ("own", "rows", "firsts", "ends", "exacts", "realized", "first_suffixes", "offsets",
-         "offset_of_row", "place_of_row", "sources_of_row", "source_order", "tokens", "flat_rows",
-         "order", "places"), "*i64",
+        ("own", "rows", "firsts", "ends", "exacts", "first_suffixes", "offsets", "offset_of_row",
+         "place_of", "place", "sources_of_row", "source_order", "source_ends", "tokens",
+         "flat_rows", "order", "stops"), "*i64",
+    ),
+    **{
+        f"{side}_{what}": "*i64"
+        for side in ("teacher", "student")
+        for what in ("own", "source_ends", "source_rows", "nans_before", "offset_of_row")
+    },
+    **dict.fromkeys(
+        ("teacher_log_weights", "student_log_weights", "log_probs", "by_weight"), "*fp64"
     ),
     **dict.fromkeys(
         ("n_nodes", "n_blocks", "n_spans", "n_ends", "n_children", "first_place", "end_place",
-         "first_source", "first_row", "end_row"), "i32",
+         "first_source", "first_row", "end_row", "n_stops", "n_rows", "n_lanes", "n_offsets",
+         "factor_stride"), "i32",
     ),
     **dict.fromkeys(("epsilon", "floor", "inverse", "min_mass", "multiplier", "softcap"), "fp32"),
     "sums_through": "*fp64",
@@ -173,7 +202,9 @@ def compile_kernel(name: str, constants: dict[str, object], capability: int) -> 
     warps = 4
     if module is kernels or name in ("sum_text_rows", "write_text_rows"):
         warps = WARPS
-    elif module is unit_kernels and name != "write_slots":
+    elif name in ("add_up_blocks", "finish_offsets"):
+        warps = BLOCK_WARPS
+    elif name not in ("write_slots", "derive_tokens") and module in (unit_kernels, offset_kernels):
         warps = 1
     made = triton.compile(
         source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
@@ -205,6 +236,7 @@ MODULES = {
     **{name: kernels for name, _ in CASES},
     **{name: unit_kernels for name, _ in UNIT_CASES},
     **{name: text_kernels for name, _ in TEXT_CASES},
+    **{name: offset_kernels for name, _ in OFFSET_CASES},
 }
-for case, its_constants in CASES + UNIT_CASES + TEXT_CASES:
+for case, its_constants in CASES + UNIT_CASES + TEXT_CASES + OFFSET_CASES:
     print(json.dumps(compile_kernel(case, its_constants, int(sys.argv[1]))), flush=True)

@@ -11,6 +11,7 @@ from .forms import FromHidden, FromLogits
 from .layout import IndexSizes
 from .operator import FLOAT16_GRADIENT_SCALE
 from .operator_loss import OperatorLoss
+from .scores.on_path_plan import SIDES
 from .text_columns import TextColumns
 from .text_metrics import TextLossOutput, make_text_metrics
 from .text_ops import TextNumbers, TextTensors, linear_text_loss, text_loss
@@ -64,7 +65,7 @@ class TextBase(OperatorLoss):
                 raise ValueError(f"{name}: expected a probability below 1, got {value}")
         self.epsilon, self.floor = float(epsilon), float(floor)
         self.straddled = one_of("straddled", straddled, ("byte", "tree"))
-        self.tree = TextColumns(aligner, self.columns.columns_needed)
+        self.tree = TextColumns(aligner, {side: self.columns.side(side) for side in SIDES})
 
     @property
     def index_groups(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 
 from .scores.on_path_plan import SIDES
 from .text_blocks import TreeBlocks, tree_blocks
-from .text_layout import TextSideTable, TreeTensors
+from .text_layout import CONTROL, NO_TOKEN, SEVERAL, STOP, TextSideTable, TreeTensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from simct_align.index import Side
     from simct_align.pair import SharedVocabulary
     from simct_align.text_tree import TextTree, TextTreeSide
+
+    from .columns import SideColumns
 
 
 class PairWithTree(Protocol):
@@ -34,16 +36,26 @@ class PairWithTree(Protocol):
         ...
 
 
-def _slots(tree: TextTree, side: TextTreeSide, needed: int) -> Tensor:
-    """Return the slot of every column; see `TextSideTable`."""
-    n_nodes = len(tree)
+def _slots(tree: TextTree, side: TextTreeSide) -> NDArray[np.int64]:
+    """Return the slots of all text tokens, in token order."""
     counts = np.diff(side.node_tokens)
-    node = np.repeat(np.arange(n_nodes), counts)
+    node = np.repeat(np.arange(len(tree)), counts)
     within = np.arange(len(node)) - np.repeat(side.node_tokens[:-1], counts)
-    is_exact = within < side.node_exact[node]
-    slots = np.full(needed, 2 * n_nodes)
-    slots[side.token_ids] = node + n_nodes * is_exact
-    return torch.from_numpy(slots)
+    slots: NDArray[np.int64] = node + len(tree) * (within < side.node_exact[node])
+    return slots
+
+
+def _slot_codes(
+    slots: NDArray[np.int64], side: TextTreeSide, columns: SideColumns, stops: NDArray[np.int64]
+) -> Tensor:
+    """Return what every column is; see `TextSideTable`."""
+    is_several = np.bincount(slots)[slots] > 1
+    codes = np.full(columns.code_of_id.shape[0], NO_TOKEN, np.int32)
+    codes[: columns.needed] = CONTROL
+    codes[side.token_ids] = slots + SEVERAL * is_several
+    codes[stops] = STOP
+    codes[columns.unused.numpy()] = NO_TOKEN
+    return torch.from_numpy(codes)
 
 
 def _int32(values: NDArray[np.int64]) -> Tensor:
@@ -56,7 +68,7 @@ class TextColumns(torch.nn.Module):
 
     Args:
         aligner: The pair.
-        needed: Columns of either side that are in use.
+        columns: The logit columns of either side, on the CPU.
 
     Complexity:
         O(tokens of both vocabularies) time and memory; the aligner's first use of the tree makes
@@ -67,7 +79,7 @@ class TextColumns(torch.nn.Module):
     subtree_end: Tensor
     same: Tensor
 
-    def __init__(self, aligner: PairWithTree, needed: dict[Side, int]) -> None:
+    def __init__(self, aligner: PairWithTree, columns: dict[Side, SideColumns]) -> None:
         super().__init__()
         tree = aligner.text_tree
         self._keep("parent", _int32(np.maximum(tree.parent, 0)))
@@ -80,7 +92,12 @@ class TextColumns(torch.nn.Module):
             stops = np.asarray(getattr(aligner.shared, f"{side}_stop_ids"), np.int64)
             # One entry more: what no suffix is read of still needs a place.
             suffixes = np.concatenate([of_side.suffixes, np.zeros(1, np.int32)])
-            self._keep(f"{side}_slot_of_column", _slots(tree, of_side, needed[side]))
+            slots = _slots(tree, of_side)
+            slot_of_column = np.full(columns[side].needed, 2 * len(tree))
+            slot_of_column[of_side.token_ids] = slots
+            self._keep(f"{side}_slot_of_column", torch.from_numpy(slot_of_column))
+            codes = _slot_codes(slots, of_side, columns[side], stops)
+            self._keep(f"{side}_slot_codes", codes)
             self._keep(f"{side}_token_ids", _int32(of_side.token_ids))
             self._keep(f"{side}_node_tokens", _int32(of_side.node_tokens))
             self._keep(f"{side}_node_exact", _int32(of_side.node_exact))
@@ -122,6 +139,7 @@ def table_of(tensors: Any, side: Side) -> TextSideTable:
     """
     return TextSideTable(
         slot_of_column=getattr(tensors, f"{side}_slot_of_column"),
+        slot_codes=getattr(tensors, f"{side}_slot_codes"),
         token_ids=getattr(tensors, f"{side}_token_ids"),
         node_tokens=getattr(tensors, f"{side}_node_tokens"),
         node_exact=getattr(tensors, f"{side}_node_exact"),

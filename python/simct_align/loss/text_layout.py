@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from .layout import IndexSizes
 
+#: What stands in `TextSideTable.slot_codes` in addition to slots.
+SEVERAL, CONTROL, STOP, NO_TOKEN = 1 << 30, -1, -2, -3
+
 
 @dataclass(frozen=True)
 class TextSideView:
@@ -186,6 +189,9 @@ class TextSideTable:
     Attributes:
         slot_of_column: `[needed]` the slot of every logit column, `2 N` where it is not a text
             token.
+        slot_codes: int32 `[at least needed]` the same, with `SEVERAL` added where the slot has
+            several tokens; `CONTROL`, `STOP` or `NO_TOKEN` where it is not a text token. Its length
+            is a multiple of 128, for kernels.
         token_ids: int32 `[tokens]` the ids in token order.
         node_tokens: int32 `[N + 1]` where the tokens of every node begin in token order.
         node_exact: int32 `[N]` how many tokens of a node, the first ones, are its string.
@@ -195,6 +201,7 @@ class TextSideTable:
     """
 
     slot_of_column: Tensor
+    slot_codes: Tensor
     token_ids: Tensor
     node_tokens: Tensor
     node_exact: Tensor

@@ -71,12 +71,14 @@ class TextTensors(NamedTuple):
     cover_span: Tensor
     child_of_node: Tensor
     teacher_slot_of_column: Tensor
+    teacher_slot_codes: Tensor
     teacher_token_ids: Tensor
     teacher_node_tokens: Tensor
     teacher_node_exact: Tensor
     teacher_suffixes: Tensor
     teacher_text_stops: Tensor
     student_slot_of_column: Tensor
+    student_slot_codes: Tensor
     student_token_ids: Tensor
     student_node_tokens: Tensor
     student_node_exact: Tensor

@@ -459,10 +459,10 @@ def differentiate_products(z, gradient, pitch, multiplier, softcap, CAPS: tl.con
 
 
 @triton.jit
-def scale(values, count, factor, COLUMNS: tl.constexpr):
+def scale(values, n_values, factor, COLUMNS: tl.constexpr):
     """Multiply values by a factor on the device, unless it is 1."""
     number = tl.load(factor)
     if number != 1.0:
         at = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-        value = tl.load(values + at, mask=at < count, other=0.0).to(tl.float32) * number
-        tl.store(values + at, value.to(values.dtype.element_ty), mask=at < count)
+        value = tl.load(values + at, mask=at < n_values, other=0.0).to(tl.float32) * number
+        tl.store(values + at, value.to(values.dtype.element_ty), mask=at < n_values)

@@ -9,8 +9,8 @@ products with a matrix of zeros and ones, which only add, so that small masses k
 A row's tokens have the probabilities `2^((z - shift) * scale - norm)`; `norms` has, for every text
 row, the shift, the binary log-normalizer, and the probability of all text tokens.
 
-`slot_of_id` has, for every logit column, the token's slot, with `SEVERAL` added where the slot has
-several tokens, and `CONTROL`, `STOP` or `NO_TOKEN` for other columns.
+`slot_codes` says what the first `n_codes` logit columns are: see `TextSideTable`. Other columns are
+no tokens. `place` has the place of every offset in the order of the lanes.
 """
 # ruff: noqa: N803
 
@@ -19,13 +19,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import FLOOR, LOWEST, _add_exponentials, _columns_from, _terms
+from ... import text_layout
+from .kernels import FLOOR, LN2, LOWEST, _add_exponentials, _columns_from, _terms
 
 #: The share of an offset's mass below which the masses of nodes are not told apart.
 NEGLIGIBLE = tl.constexpr(1e-12)
-SEVERAL = tl.constexpr(1 << 30)
-CONTROL, STOP, NO_TOKEN = tl.constexpr(-1), tl.constexpr(-2), tl.constexpr(-3)
+SEVERAL, STOP, NO_TOKEN = (
+    tl.constexpr(code) for code in (text_layout.SEVERAL, text_layout.STOP, text_layout.NO_TOKEN)
+)
 _NODE = tl.constexpr(0x7FFFFFFF)
+#: Numbers that differ from run to run: no kernel is compiled anew for them.
+CHANGING = ("first_row", "end_row")
 #: Sign, exponent and the first 10 bits of a float32's fraction.
 HIGH_BITS = tl.constexpr(-(1 << 13))
 #: What the slots keep in place of `dD/dq_S` where the student has no mass, and where a slot belongs
@@ -53,29 +57,45 @@ def _lanes(group, order, first_place, end_place, UNITS: tl.constexpr):
     return lane, tl.load(order + place, mask=is_offset, other=0), is_offset
 
 
-@triton.jit
-def sum_text_rows(z, starts, stride, slot_of_id, width, scale, first_row, norms,
-                  ALIGNED: tl.constexpr, T: tl.constexpr, E: tl.constexpr):  # fmt: skip
-    """`norms[row]` of whole rows."""
+@triton.jit(do_not_specialize=CHANGING)
+def sum_text_rows(z, starts, stride, slot_codes, n_codes, scale, first_row, tokens, stops, n_stops,
+                  norms, stop_masses, log_probs, ALIGNED: tl.constexpr, T: tl.constexpr,
+                  E: tl.constexpr, STOPS: tl.constexpr):  # fmt: skip
+    """`norms[row]` of whole rows, the mass of the stops, and the realized token's log-probability.
+
+    The last is float64, for sums over many rows, and in nats. Masses of a row that holds NaN are 0,
+    and so is its log-probability, and that of a row without a token.
+    """
     row = first_row + tl.program_id(0)
     start = tl.multiple_of(tl.load(starts + row), ALIGNED)
     top, total = tl.full([1, T], LOWEST, tl.float32), tl.zeros([1, T], tl.float32)
     text = tl.zeros([1, T], tl.float32)
-    for first in range(0, width, T * E):
+    for first in range(0, n_codes, T * E):
         at = _columns_from(first, T, E)
-        slot = tl.load(slot_of_id + at, mask=at < width, other=NO_TOKEN)
-        x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < width, other=0.0)
+        slot = tl.load(slot_codes + at, mask=at < n_codes, other=NO_TOKEN)
+        x = tl.load(z + start + at.to(tl.int64) * stride, mask=at < n_codes, other=0.0)
         top, total, _, exponentials, factor = _add_exponentials(
             x.to(tl.float32), slot != NO_TOKEN, scale, top, total
         )
         text = text * factor + tl.sum(tl.where(slot >= 0, exponentials, 0.0), 2)
-    top_of_all = tl.max(top, 1)
-    lower = tl.exp2((top - top_of_all[:, None]) * scale)
-    total_of_all = tl.sum(total * lower, 1)
-    at = norms + row * 3 + tl.arange(0, 1)
-    tl.store(at, top_of_all)
-    tl.store(at + 1, tl.log2(total_of_all))
-    tl.store(at + 2, tl.sum(text * lower, 1) / total_of_all)
+    shift = tl.max(tl.max(top, 1), 0)
+    lower = tl.exp2((top - shift) * scale)
+    total_of_all = tl.sum(tl.sum(total * lower, 1), 0)
+    norm = tl.log2(total_of_all)
+    text_of_all = tl.sum(tl.sum(text * lower, 1), 0) / total_of_all
+    at = norms + row * 3
+    tl.store(at, shift)
+    tl.store(at + 1, norm)
+    tl.store(at + 2, tl.where(norm == norm, text_of_all, 0.0))
+    nth = tl.arange(0, STOPS)
+    stop = tl.load(stops + nth, mask=nth < n_stops, other=0)
+    x = tl.load(z + start + stop * stride, mask=nth < n_stops, other=float("-inf"))
+    tl.store(stop_masses + row, tl.sum(_probability(x, shift, norm, scale), 0))
+    token = tl.load(tokens + row)
+    x = tl.load(z + start + token * stride, mask=token >= 0, other=0.0).to(tl.float32)
+    log_prob = tl.maximum(((x - shift) * scale - norm).to(tl.float64) * LN2, FLOOR * LN2)
+    is_known = (token >= 0) & (norm == norm)
+    tl.store(log_probs + row, tl.where(is_known, log_prob, 0.0))
 
 
 @triton.jit
@@ -89,14 +109,22 @@ def _source_tokens(z, starts, norms, stride, token_ids, row, place, inside, scal
 
 
 @triton.jit
-def sum_sources(z, starts, norms, stride, token_ids, rows, firsts, ends, exacts, realized, scale,
-                first_row, end_row, out, SPLITS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+def _taken(own, tokens, row, offset):
+    """Return the realized token of a source's row if it ends at the offset, else -1."""
+    return tl.load(tokens + row, mask=tl.load(own + offset) == row + 1, other=-1)
+
+
+@triton.jit(do_not_specialize=CHANGING)
+def sum_sources(z, starts, norms, stride, token_ids, rows, firsts, ends, exacts, offsets, own,
+                tokens, scale, first_row, end_row, out, SPLITS: tl.constexpr,
+                TILE: tl.constexpr):  # fmt: skip
     """`out[source, split]`: probability of tokens that end at the offset, and that go on.
 
     Sources of other rows than those from `first_row` to `end_row` are left as they are.
     """
     source, split = tl.program_id(0), tl.program_id(1)
-    row, taken = tl.load(rows + source), tl.load(realized + source)
+    row = tl.load(rows + source)
+    taken = _taken(own, tokens, row, tl.load(offsets + source))
     is_read = (row >= first_row) & (row < end_row)
     begin = tl.load(firsts + source)
     end = tl.where(is_read, tl.load(ends + source), begin)
@@ -114,7 +142,7 @@ def sum_sources(z, starts, norms, stride, token_ids, rows, firsts, ends, exacts,
 
 
 @triton.jit
-def add_rows(z, starts, norms, stride, slot_of_id, width, own, weights, order, first_place,
+def add_rows(z, starts, norms, stride, slot_codes, n_codes, own, weights, order, first_place,
              end_place, scale, slots, n_slots, ALIGNED: tl.constexpr, UNITS: tl.constexpr,
              COLUMNS: tl.constexpr):  # fmt: skip
     """Add the own rows of the lanes to slots that are zero."""
@@ -127,10 +155,10 @@ def add_rows(z, starts, norms, stride, slot_of_id, width, own, weights, order, f
     shift = tl.load(norms + row * 3, mask=has_row, other=0.0)
     norm = tl.load(norms + row * 3 + 1, mask=has_row, other=0.0)
     weight = tl.load(weights + offset, mask=has_row, other=0.0)
-    slot = tl.load(slot_of_id + ids, mask=ids < width, other=NO_TOKEN)
+    slot = tl.load(slot_codes + ids, mask=ids < n_codes, other=NO_TOKEN)
     x = tl.load(
         z + start[:, None] + ids[None, :].to(tl.int64) * stride,
-        mask=has_row[:, None] & (ids < width)[None, :], other=0.0, eviction_policy="evict_first",
+        mask=has_row[:, None] & (ids < n_codes)[None, :], other=0.0, eviction_policy="evict_first",
     )  # fmt: skip
     p = _probability(x, shift[:, None], norm[:, None], scale) * weight[:, None]
     mass = tl.trans(tl.where(has_row[:, None], p, 0.0))
@@ -150,7 +178,7 @@ def _source_slots(suffixes, at, inside, n_nodes):
 
 @triton.jit
 def add_sources(z, starts, norms, stride, token_ids, suffixes, rows, firsts, ends, exacts,
-                first_suffixes, places, weights, first_source, first_place, scale, slots,
+                first_suffixes, offsets, place_of, weights, first_source, first_place, scale, slots,
                 n_nodes, child_of_node, reached, n_children, WITH_REACHED: tl.constexpr,
                 UNITS: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Add the straddling tokens of the sources to the slots.
@@ -161,7 +189,7 @@ def add_sources(z, starts, norms, stride, token_ids, suffixes, rows, firsts, end
     begin, end = tl.load(firsts + source), tl.load(ends + source)
     going = begin + tl.load(exacts + source)
     row, weight = tl.load(rows + source), tl.load(weights + source)
-    from_first = tl.load(places + source) - first_place
+    from_first = tl.load(place_of + tl.load(offsets + source)) - first_place
     group, lane = from_first // UNITS, from_first % UNITS
     of_lane = slots + group * 2 * n_nodes * UNITS + lane
     first_suffix = tl.load(first_suffixes + source) - going
@@ -349,11 +377,17 @@ def _by_mass(ratio, excess, factor, root):
 
 
 @triton.jit
-def _is_absent(absent, child_of_node, node, is_child, lane_of_chunk, is_offset, n_children):
-    """Return whether a side without a row has no tokens for children of the root."""
+def _is_absent(reached, has_teacher, has_student, child_of_node, node, is_child, lane_of_chunk,
+               n_lanes, n_children):  # fmt: skip
+    """Return whether a side without a row has no tokens for children of the root.
+
+    Lanes that are no offsets count as lanes with both rows.
+    """
     child = tl.load(child_of_node + node, mask=is_child, other=0)
-    mask = is_child & is_offset
-    return tl.load(absent + lane_of_chunk * n_children + child, mask=mask, other=0) != 0
+    at = reached + lane_of_chunk * n_children + child
+    of_teacher = tl.load(at, mask=is_child & (has_teacher == 0), other=1)
+    at += n_lanes * n_children
+    return (of_teacher == 0) | (tl.load(at, mask=is_child & (has_student == 0), other=1) == 0)
 
 
 @triton.jit
@@ -369,11 +403,11 @@ def _cover(closed, group, block, n_nodes, covers, cover_span, span_node, lane):
 
 @triton.jit
 def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, order,
-                  first_place, end_place, both, closed, span_of_node, span_node, n_spans,
-                  span_masses, covers, cover_span, child_of_node, absent, n_children, floor,
-                  weight, log_weight, log_rest, out, DIVERGENCE: tl.constexpr,
-                  WITH_ABSENT: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
-                  UNITS: tl.constexpr):  # fmt: skip
+                  first_place, end_place, both, has_teachers, has_students, closed, span_of_node,
+                  span_node, n_spans, span_masses, covers, cover_span, child_of_node, reached,
+                  n_lanes, n_children, floor, weight, log_weight, log_rest, out,
+                  DIVERGENCE: tl.constexpr, WITH_ABSENT: tl.constexpr, GRADIENT: tl.constexpr,
+                  BLOCK: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
     """`out[group, block]` of the leaves in a block, without the root's.
 
     Rows are the values of the divergence, its derivatives, the student's largest leaf, and what
@@ -401,10 +435,13 @@ def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same
     )
     of_cover = _ratio(by_cover, cover_student)
     if WITH_ABSENT:
+        has_teacher = tl.load(has_teachers + offset, mask=is_offset, other=1)
+        has_student = tl.load(has_students + offset, mask=is_offset, other=1)
         is_cover_child = has_cover & (tl.load(parent + top, mask=has_cover, other=-1) == 0)
         is_cover_absent = _is_absent(
-            absent, child_of_node, top, is_cover_child, lane_of_chunk, is_offset, n_children
-        )
+            reached, has_teacher, has_student, child_of_node, top, is_cover_child, lane_of_chunk,
+            n_lanes, n_children,
+        )  # fmt: skip
         of_cover = tl.where(is_cover_absent, OF_ROOT, of_cover)
 
     least_end = tl.min(tl.where(is_offset, cover_end, n_nodes), 0)
@@ -454,8 +491,8 @@ def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same
         if WITH_ABSENT:
             is_child = (tl.load(parent + node, mask=is_node, other=-1) == 0) & (node > 0)
             of_root = of_root | _is_absent(
-                absent, child_of_node, node[:, None], is_child[:, None], lane_of_chunk[None, :],
-                is_offset[None, :], n_children,
+                reached, has_teacher[None, :], has_student[None, :], child_of_node, node[:, None],
+                is_child[:, None], lane_of_chunk[None, :], n_lanes, n_children,
             )  # fmt: skip
         tl.store(at_out + 3 * UNITS, tl.sum(tl.where(of_root, q_teacher, 0.0), 0))
         tl.store(at_out + 4 * UNITS, tl.sum(tl.where(of_root, q_student, 0.0), 0))
@@ -483,8 +520,8 @@ def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same
 
 @triton.jit
 def finish_offsets(partials, n_blocks, order, first_place, end_place, teacher_rest, student_rest,
-                   teacher_stop, student_stop, both, factors, floor, weight, log_weight, log_rest,
-                   values, excesses, largest, by_root, by_stop, DIVERGENCE: tl.constexpr,
+                   teacher_stop, student_stop, both, counted, factors, floor, weight, log_weight,
+                   log_rest, values, excesses, largest, by_root, by_stop, DIVERGENCE: tl.constexpr,
                    BLOCKS: tl.constexpr, UNITS: tl.constexpr):  # fmt: skip
     """Divergences of offsets, with the leaves of the root and of the stops.
 
@@ -521,7 +558,9 @@ def finish_offsets(partials, n_blocks, order, first_place, end_place, teacher_re
     )
     excess += root_derivative + stop_derivative
     factor = tl.load(factors + offset, mask=is_offset, other=0.0)
-    tl.store(values + offset, value + root_value + stop_value, mask=is_offset)
+    counts = tl.load(counted + offset, mask=is_offset, other=0) != 0
+    value = tl.where(counts, value + root_value + stop_value, 0.0)
+    tl.store(values + offset, value, mask=is_offset)
     tl.store(excesses + offset, excess, mask=is_offset)
     most = tl.maximum(most, tl.maximum(q_student, stop_student))
     tl.store(largest + offset, most, mask=is_offset)
@@ -533,8 +572,8 @@ def finish_offsets(partials, n_blocks, order, first_place, end_place, teacher_re
 
 @triton.jit
 def sum_source_gradients(z, starts, norms, stride, token_ids, suffixes, rows, firsts, ends, exacts,
-                         first_suffixes, offsets, places, first_source, first_place, scale, ratios,
-                         n_nodes, excesses, factors, by_root, out, UNITS: tl.constexpr,
+                         first_suffixes, offsets, place_of, first_source, first_place, scale,
+                         ratios, n_nodes, excesses, factors, by_root, out, UNITS: tl.constexpr,
                          SPLITS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """`out[source, split]`: probabilities of straddling tokens times derivatives by their mass."""
     source, split = first_source + tl.program_id(0), tl.program_id(1)
@@ -543,7 +582,7 @@ def sum_source_gradients(z, starts, norms, stride, token_ids, suffixes, rows, fi
     row, offset = tl.load(rows + source), tl.load(offsets + source)
     excess, factor = tl.load(excesses + offset), tl.load(factors + offset)
     root = tl.load(by_root + offset)
-    from_first = tl.load(places + source) - first_place
+    from_first = tl.load(place_of + offset) - first_place
     of_lane = ratios + from_first // UNITS * 2 * n_nodes * UNITS + from_first % UNITS
     first_suffix = tl.load(first_suffixes + source) - going
     sums = tl.zeros([TILE], tl.float32)
@@ -558,10 +597,10 @@ def sum_source_gradients(z, starts, norms, stride, token_ids, suffixes, rows, fi
 
 
 @triton.jit
-def write_text_rows(z, starts, norms, stride, slot_of_id, width, scale, inverse, first_row,
-                    end_row, offset_of_row, place_of_row, own_weights, first_place, end_place,
-                    ratios, n_nodes, excesses, factors, by_root, by_stop, by_norm, by_token,
-                    tokens, flat_rows, is_written, gradient, per_split, n_splits,
+def write_text_rows(z, starts, norms, stride, slot_codes, n_codes, width, scale, inverse,
+                    first_row, end_row, offset_of_row, place_of, own_weights, first_place,
+                    end_place, ratios, n_nodes, excesses, factors, by_root, by_stop, by_norm,
+                    by_token, tokens, flat_rows, is_written, gradient, per_split, n_splits,
                     ALIGNED: tl.constexpr, UNITS: tl.constexpr,
                     COLUMNS: tl.constexpr):  # fmt: skip
     """Whole rows of the gradient, added to those that an earlier chunk has written.
@@ -581,7 +620,7 @@ def write_text_rows(z, starts, norms, stride, slot_of_id, width, scale, inverse,
     of_token = tl.load(by_token + row - first_row, mask=is_row, other=0.0)
     token = tl.load(tokens + row, mask=is_row, other=-1)
     offset = tl.load(offset_of_row + row, mask=is_row, other=-1)
-    place = tl.load(place_of_row + row, mask=is_row, other=-1)
+    place = tl.load(place_of + offset, mask=offset >= 0, other=-1)
     has_own = (place >= first_place) & (place < end_place)
     own_weight = tl.load(own_weights + offset, mask=has_own, other=0.0)[None, :]
     of_stop = tl.load(by_stop + offset, mask=has_own, other=0.0)[None, :]
@@ -591,9 +630,10 @@ def write_text_rows(z, starts, norms, stride, slot_of_id, width, scale, inverse,
     lane = tl.where(has_own, place - first_place, 0)
     own = (lane // UNITS * 2 * n_nodes * UNITS + lane % UNITS)[None, :]
     end = tl.minimum(split * per_split + per_split, width)
+    known = tl.minimum(end, n_codes)
     for first in range(split * per_split, end, COLUMNS):
         ids = first + tl.arange(0, COLUMNS)
-        slot = tl.load(slot_of_id + ids, mask=ids < end, other=NO_TOKEN)
+        slot = tl.load(slot_codes + ids, mask=ids < known, other=NO_TOKEN)
         inside = is_row[:, None] & (ids < end)[None, :]
         x = tl.load(z + start[:, None] + ids[None, :].to(tl.int64) * stride, mask=inside, other=0.0)
         of_slot = ratios + own + (slot & ~SEVERAL)[:, None].to(tl.int64) * UNITS
@@ -613,8 +653,8 @@ def write_text_rows(z, starts, norms, stride, slot_of_id, width, scale, inverse,
 @triton.jit
 def add_source_gradients(z, starts, norms, stride, token_ids, suffixes, width, scale, inverse,
                          first_row, sources_of_row, source_order, firsts, ends, exacts,
-                         first_suffixes, offsets, places, first_place, end_place, weights,
-                         realized, ratios, n_nodes, excesses, factors, by_root, flat_rows,
+                         first_suffixes, offsets, place_of, own, tokens, first_place, end_place,
+                         weights, ratios, n_nodes, excesses, factors, by_root, flat_rows,
                          gradient, UNITS: tl.constexpr, SPLITS: tl.constexpr,
                          TILE: tl.constexpr):  # fmt: skip
     """Add to rows of the gradient what they get as sources of a chunk's offsets.
@@ -625,14 +665,14 @@ def add_source_gradients(z, starts, norms, stride, token_ids, suffixes, width, s
     out = tl.load(flat_rows + row) * width
     for nth in range(tl.load(sources_of_row + row), tl.load(sources_of_row + row + 1)):
         source = tl.load(source_order + nth)
-        from_first = tl.load(places + source) - first_place
+        offset = tl.load(offsets + source)
+        from_first = tl.load(place_of + offset) - first_place
         if (from_first >= 0) & (from_first < end_place - first_place):
-            offset = tl.load(offsets + source)
             excess, factor = tl.load(excesses + offset), tl.load(factors + offset)
             root, weight = tl.load(by_root + offset), tl.load(weights + source)
             begin, end = tl.load(firsts + source), tl.load(ends + source)
             going = begin + tl.load(exacts + source)
-            taken = tl.load(realized + source)
+            taken = _taken(own, tokens, row, offset)
             of_lane = ratios + from_first // UNITS * 2 * n_nodes * UNITS + from_first % UNITS
             first_suffix = tl.load(first_suffixes + source) - going
             first_tile = begin // TILE
