@@ -46,6 +46,23 @@ def chunks(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
+#: How much larger than wanted a chunk may be, so that no last chunk has a few units only.
+_STRETCH = 1.1
+
+
+def even_chunks(total: int, size: int) -> Iterator[slice]:
+    """Yield consecutive slices of about one size that cover the range of `total`.
+
+    With hidden states a chunk costs a pass over an output embedding, however few units it has.
+
+    Args:
+        total: The length of the range.
+        size: The size to aim for; slices have at most a tenth more.
+    """
+    count = -(-total // max(1, int(_STRETCH * size)))
+    return chunks(total, -(-total // max(1, count)) or 1)
+
+
 class Engine:
     """One forward computation. The gradient stays with the student's side of the computation.
 
@@ -72,7 +89,7 @@ class Engine:
             Divergences and statistics of the units.
         """
         n_shared, size = self.problem.n_shared, self._computation.units_per_chunk(multi=False)
-        for units in chunks(n_shared, size):
+        for units in even_chunks(n_shared, size):
             self._compare_chunk(units, multi=False)
         if self.settings.multi and self.problem.n_multi:
             self.compare_multi()
@@ -82,7 +99,7 @@ class Engine:
         """Compare the MULTI units."""
         self._computation.prepare_paths()
         n_shared, size = self.problem.n_shared, self._computation.units_per_chunk(multi=True)
-        for part in chunks(self.problem.n_multi, size):
+        for part in even_chunks(self.problem.n_multi, size):
             units = slice(n_shared + part.start, n_shared + part.stop)
             self._compare_chunk(units, multi=True)
         if self.settings.gradient:

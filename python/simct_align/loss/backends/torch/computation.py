@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ....divergence import LOG_FLOOR
-from ...engine import chunks
+from ...engine import chunks, even_chunks
 from ...scores.realized import MergedStops, RealizedScores
 from ...scores.rest import RestColumn
 from ..protocol import Lists
@@ -111,7 +111,7 @@ class TorchSide:
 
     def chunks(self, total: int, values: int) -> Iterator[slice]:
         """Yield slices of `total` rows that fit the workspace, with `values` numbers per row."""
-        return chunks(total, rows_per_chunk(self.settings, values))
+        return even_chunks(total, rows_per_chunk(self.settings, values))
 
     def merged_stops(self) -> MergedStops:
         """Return the object that merges the stops into one candidate."""

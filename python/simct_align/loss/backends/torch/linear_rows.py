@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...engine import chunks
 from .rows import fresh_zeros, mask_padding, normalize, softmax_
 
 if TYPE_CHECKING:
@@ -102,13 +103,15 @@ class LinearRows:
         self._narrow = self._dtype == torch.float32 and multiplies_narrow(head.hidden, head.weight)
         #: The dtype in which factors are multiplied.
         self._factor = head.weight.dtype if self._narrow else self._dtype
+        # A CPU multiplies a part of W that stays in its cache up to twice as fast as all of W.
+        on_cpu = head.hidden.device.type == "cpu"
+        self._piece = self._block if on_cpu or self._weight.dtype != self._factor else self.columns
 
     def _rows(self, rows: Tensor) -> Tensor:
         return self._hidden.index_select(0, rows).to(self._factor)
 
     def _blocks(self, total: int) -> Iterator[slice]:
-        for start in range(0, total, self._block):
-            yield slice(start, min(start + self._block, total))
+        return chunks(total, self._block)
 
     def _gathered(self, ids: Tensor) -> Tensor:
         native = self._work.take("weights", ids.shape[0], self._width, self._weight.dtype)
@@ -119,11 +122,11 @@ class LinearRows:
         return wide.copy_(native)
 
     def _contiguous(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield blocks of W in the factors' dtype; one block of all W where no copy is needed."""
-        if self._weight.dtype == self._factor:
-            yield slice(0, self.columns), self._weight
-            return
-        for block in self._blocks(self.columns):
+        """Yield blocks of W in the factors' dtype."""
+        for block in chunks(self.columns, self._piece):
+            if self._weight.dtype == self._factor:
+                yield block, self._weight[block]
+                continue
             wide = self._work.take(
                 "wide_weights", block.stop - block.start, self._width, self._factor
             )
@@ -264,9 +267,8 @@ class StudentLinearRows(LinearRows):
         for block, weight in self._contiguous():
             add_product(by_hidden, by_logits[:, block], weight)
         if self._weight_grad is not None:
-            # In one piece where the product does not need memory of its own.
-            whole = [slice(0, self.columns)]
-            for block in self._blocks(self.columns) if self._narrow else whole:
+            # A narrow product needs memory of its own before it is added.
+            for block in chunks(self.columns, self._block if self._narrow else self._piece):
                 add_product(self._weight_grad[block], by_logits[:, block].t(), hidden)
         return by_hidden
 
