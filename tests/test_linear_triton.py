@@ -18,6 +18,7 @@ from simct_align.loss import LinearSimCTLoss, LinearTextLoss, SimCTLoss, TextMet
 from simct_align.loss.backends.triton import heads
 from support.text_cases import random_case
 from test_loss import DIVERGENCES, SCORES, SHAPES
+from test_loss_cuda import without_synchronization
 from test_loss_linear import OPTIONS, assert_near, linear_case, logits_of
 from test_loss_triton import DEVICE, set_tiles
 from test_loss_triton import pytestmark as pytestmark
@@ -301,3 +302,25 @@ def test_no_text_events():
     out, gradients = run_text(c, heads_of, "triton", torch.float32)
     assert len(out.per_unit) == 0
     assert all(gradient.abs().sum() == 0 for gradient in gradients)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU: synchronizations are left out")
+def test_no_synchronization():
+    units, text = linear_case(3), wide_case(3)
+    heads_of = text_heads(text)
+    units.index = units.index.to(DEVICE)
+    text.index = text.index.to(DEVICE)
+    of_units = LinearSimCTLoss(units.pair, backend="triton").to(DEVICE)
+    of_text = LinearTextLoss(text.aligner, backend="triton").to(DEVICE)
+    inputs = [
+        {f"{side}_{part}": getattr(units, f"{side}_{part}") for side in SIDES for part in PARTS},
+        {f"{side}_{part}": value for side in SIDES for part, value in heads_of[side].items()},
+    ]
+    for loss_fn, of_loss, index in zip(
+        (of_units, of_text), inputs, (units.index, text.index), strict=True
+    ):
+        tensors = {name: value.float().to(DEVICE) for name, value in of_loss.items()}
+        tensors["student_weight"].requires_grad_()
+        loss_fn(**tensors, index=index).loss.backward()
+        with without_synchronization():
+            loss_fn(**tensors, index=index).loss.backward()

@@ -290,8 +290,9 @@ class LinearSimCTLoss(FromHidden[LossOutput], SimCTBase):
     Use this loss where the logits would not fit into memory, or where most of their columns would
     never be read: SHARED units multiply with the shared rows of the weights only. The keywords are
     those of `SimCTLoss`. Logits are computed in float32 for inputs of any dtype but float64, and
-    in float64 for float64. bfloat16 inputs on a GPU are multiplied without a wider copy, with
-    float32 sums; the derivative by the logits is rounded to bfloat16 there.
+    in float64 for float64. On a GPU, the kernels of the back end "triton" multiply bfloat16 and
+    float16 inputs without a wider copy, with float32 sums. A chunk's logits, and the derivative by
+    them, have the dtype of the hidden states there, as a model's own have.
 
     Complexity:
         O((units x shared tokens + path steps x vocabulary) x width) time, O(chunk_bytes) memory in

@@ -1,10 +1,11 @@
 """Internal: the back end `triton`, kernels for CUDA devices.
 
 `kernels` and `unit_kernels` have the kernels for units, over columns and over single ones;
-`computation` launches them. `text_kernels`, `text_side` and `text_computation` are for text events;
-`launch` says how rows are read and work is cut.
-Triton comes with PyTorch on Linux. Its interpreter (`TRITON_INTERPRET=1`) runs the kernels on the
-CPU, for tests.
+`unit_sides` says where they find rows, and `computation` launches them. `text_kernels`,
+`offset_kernels`, `text_reading`, `text_side` and `text_computation` are those of text events.
+`heads` computes rows of logits from hidden states; `launch` says how rows are read and work is
+cut. Triton comes with PyTorch on Linux. Its interpreter (`TRITON_INTERPRET=1`) runs the kernels on
+the CPU, for tests.
 """
 
 from __future__ import annotations
