@@ -169,7 +169,7 @@ TYPES = {
     ),
     **dict.fromkeys(
         ("n_nodes", "n_blocks", "n_spans", "n_ends", "n_children", "first_place", "end_place",
-         "first_source", "first_row", "end_row", "n_stops", "n_rows", "n_lanes", "n_offsets",
+         "first_source", "first_row", "end_row", "n_stops", "n_rows", "n_lanes",
          "factor_stride"), "i32",
     ),
     **dict.fromkeys(("epsilon", "floor", "inverse", "min_mass", "multiplier", "softcap"), "fp32"),

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .text_kernels import CHANGING
+
 #: Rows of `OffsetStat`.
 TREE, NEXT_BYTE, ONE_ROW, LEFT_OUT, SPOILED, ENDED, STRADDLING, CONTROL = (
     tl.constexpr(number) for number in range(8)
@@ -105,7 +107,7 @@ def _weigh_side(offset, own, source_ends, source_rows, norms, stops, log_weights
     return has_own, has_mass, is_spoiled, sum_ended, sum_going, control
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def weigh_offsets(teacher_own, teacher_source_ends, teacher_source_rows, teacher_norms,
                   teacher_stops, teacher_log_weights, teacher_nans_before, teacher_sums,
                   teacher_weights, teacher_source_weights, teacher_sources_ended,
@@ -113,9 +115,9 @@ def weigh_offsets(teacher_own, teacher_source_ends, teacher_source_rows, teacher
                   student_source_rows, student_norms, student_stops, student_log_weights,
                   student_nans_before, student_sums, student_weights, student_source_weights,
                   student_sources_ended, student_stop_masses, student_offset_of_row, epsilon,
-                  factors, factor_stride, ended, flags, counted_factors, stats, n_offsets,
+                  factors, factor_stride, ended, flags, counted_factors, stats, pitch,
                   SOURCES: tl.constexpr, SPLITS: tl.constexpr):  # fmt: skip
-    """Weigh both sides of an offset.
+    """Weigh both sides of an offset. Figures of a kind are `pitch` from those of the next one.
 
     `ended[side, offset]` are masses of earlier rows' tokens that end at the offset.
     `flags[5, offset]` say whether both sides have a row there, whether nodes may be opened, whether
@@ -140,7 +142,7 @@ def weigh_offsets(teacher_own, teacher_source_ends, teacher_source_rows, teacher
         )
     )  # fmt: skip
     tl.store(ended + offset, ended_teacher)
-    tl.store(ended + n_offsets + offset, ended_student)
+    tl.store(ended + pitch + offset, ended_student)
     most_ended = tl.maximum(ended_teacher, ended_student)
     straddling = tl.maximum(going_teacher, going_student)
     is_both = has_teacher & has_student
@@ -148,24 +150,24 @@ def weigh_offsets(teacher_own, teacher_source_ends, teacher_source_rows, teacher
     is_deep = is_both & (straddling <= epsilon)
     counts = known_teacher & known_student & (is_spoiled == 0) & (most_ended <= epsilon)
     tl.store(flags + offset, is_both.to(tl.int8))
-    tl.store(flags + n_offsets + offset, is_deep.to(tl.int8))
-    tl.store(flags + 2 * n_offsets + offset, counts.to(tl.int8))
-    tl.store(flags + 3 * n_offsets + offset, has_teacher.to(tl.int8))
-    tl.store(flags + 4 * n_offsets + offset, has_student.to(tl.int8))
+    tl.store(flags + pitch + offset, is_deep.to(tl.int8))
+    tl.store(flags + 2 * pitch + offset, counts.to(tl.int8))
+    tl.store(flags + 3 * pitch + offset, has_teacher.to(tl.int8))
+    tl.store(flags + 4 * pitch + offset, has_student.to(tl.int8))
     factor = tl.load(factors + offset * factor_stride).to(tl.float32)
     tl.store(counted_factors + offset, tl.where(counts, factor, 0.0))
     of_offset = stats + offset
-    tl.store(of_offset + TREE * n_offsets, (counts & is_deep).to(tl.float32))
+    tl.store(of_offset + TREE * pitch, (counts & is_deep).to(tl.float32))
     is_next_byte = counts & is_both & (is_deep == 0)
-    tl.store(of_offset + NEXT_BYTE * n_offsets, is_next_byte.to(tl.float32))
-    tl.store(of_offset + ONE_ROW * n_offsets, (counts & (is_both == 0)).to(tl.float32))
+    tl.store(of_offset + NEXT_BYTE * pitch, is_next_byte.to(tl.float32))
+    tl.store(of_offset + ONE_ROW * pitch, (counts & (is_both == 0)).to(tl.float32))
     is_left_out = (counts == 0) & (is_spoiled == 0)
-    tl.store(of_offset + LEFT_OUT * n_offsets, is_left_out.to(tl.float32))
-    tl.store(of_offset + SPOILED * n_offsets, is_spoiled.to(tl.float32))
-    tl.store(of_offset + ENDED * n_offsets, most_ended)
-    tl.store(of_offset + STRADDLING * n_offsets, straddling)
-    tl.store(of_offset + CONTROL * n_offsets, control_teacher)
-    tl.store(of_offset + (CONTROL + 1) * n_offsets, control_student)
+    tl.store(of_offset + LEFT_OUT * pitch, is_left_out.to(tl.float32))
+    tl.store(of_offset + SPOILED * pitch, is_spoiled.to(tl.float32))
+    tl.store(of_offset + ENDED * pitch, most_ended)
+    tl.store(of_offset + STRADDLING * pitch, straddling)
+    tl.store(of_offset + CONTROL * pitch, control_teacher)
+    tl.store(of_offset + (CONTROL + 1) * pitch, control_student)
 
 
 @triton.jit
@@ -177,7 +179,7 @@ def _by_log(source, sums, first_source, offsets, by_root, ended, weights, SPLITS
     return (by_mass * tl.load(weights + source)).to(tl.float64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def derive_weights(first_row, first_source, first_place, end_place, sources_of_row, source_order,
                    source_ends, offsets, place, offset_of_row, sums, by_root, ended, weights, out,
                    SPLITS: tl.constexpr):  # fmt: skip
@@ -202,7 +204,7 @@ def derive_weights(first_row, first_source, first_place, end_place, sources_of_r
     tl.store(out + tl.program_id(0), by)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def derive_tokens(by_weight, tokens, first_row, n_rows, by_norm, by_token, ROWS: tl.constexpr):
     """Find the derivatives by the log-normalizers of rows and by their realized tokens.
 

@@ -41,6 +41,8 @@ NODE_WARPS, BLOCK_WARPS = 4, 8
 SLOTS_SHARE = 6
 #: Sources of an offset, and rows, that a program reads at once.
 WEIGHED_SOURCES, DERIVED_ROWS = 16, 256
+#: Lengths of rows of figures are multiples of it.
+ALIGNED = 16
 #: Groups of a chunk at most: grids have a limit.
 MOST_GROUPS = 4096
 #: The root's children differ in their byte.
@@ -71,13 +73,15 @@ class TritonText:
         self.student = TextSideRows(problem.student, readers["student"])
         self._same = tree.same.to(torch.int8)
         device, n_offsets = tree.same.device, problem.sizes.n_text_offsets
-        # What `weigh_offsets` writes, and `finish_offsets` of every chunk.
-        self._ended = torch.empty((2, n_offsets), device=device)
-        self._flags = torch.empty((5, n_offsets), dtype=torch.int8, device=device)
-        self._factors = torch.empty(n_offsets, device=device)
-        self._stats = torch.empty((len(OffsetStat), n_offsets), device=device)
+        # What `weigh_offsets` writes, and `finish_offsets` of every chunk. All rows are aligned in
+        # one way: kernels are compiled for alignments.
+        self._pitch = -(-n_offsets // ALIGNED) * ALIGNED
+        self._ended = torch.empty((2, self._pitch), device=device)
+        self._flags = torch.empty((5, self._pitch), dtype=torch.int8, device=device)
+        self._factors = torch.empty(self._pitch, device=device)
+        self._stats = torch.empty((len(OffsetStat), self._pitch), device=device)
         self._values, self._excesses, self._by_root, self._by_stop = torch.empty(
-            (4, n_offsets), device=device
+            (4, self._pitch), device=device
         )
         most = max((each.offsets.stop - each.offsets.start for each in self._chunks), default=0)
         self._size = max(1, most)
@@ -123,20 +127,21 @@ class TritonText:
         # Offsets with opened nodes cost most. They come first in a chunk, so that few groups have
         # any.
         number = torch.arange(n_offsets, device=weight.device)
-        self._order = (2 * (number // self._size) + (self._flags[1] == 0)).argsort(stable=True)
+        is_deep = self._flags[1, :n_offsets]
+        self._order = (2 * (number // self._size) + (is_deep == 0)).argsort(stable=True)
         self._place = torch.empty_like(number).scatter_(0, self._order, number)
         if self.problem.settings.gradient:
             self._order_sources()
         for chunk in self._chunks:
             self._run_chunk(chunk)
-        return self._values, self._stats
+        return self._values[:n_offsets], self._stats[:, :n_offsets]
 
     def _weigh(self, factors: Tensor) -> None:
         """Find the weights of rows and sources, and what kind of offset every one is."""
         offset_kernels.weigh_offsets[(factors.shape[0],)](
             *self.teacher.weighing, *self.student.weighing, self.problem.settings.epsilon, factors,
             factors.stride(0), self._ended, self._flags, self._factors, self._stats,
-            factors.shape[0], SOURCES=WEIGHED_SOURCES, SPLITS=SOURCE_SPLITS, num_warps=1,
+            self._pitch, SOURCES=WEIGHED_SOURCES, SPLITS=SOURCE_SPLITS, num_warps=1,
         )  # fmt: skip
 
     def _order_sources(self) -> None:
@@ -274,7 +279,7 @@ class TritonText:
         side, events, of_side = self.student, self.student.events, chunk.sides["student"]
         rows, sources = of_side.rows, of_side.sources
         count, n_sources = rows.stop - rows.start, sources.stop - sources.start
-        found = torch.zeros((2, count), device=ratios.device)
+        found = torch.zeros((2, -(-count // ALIGNED) * ALIGNED), device=ratios.device)
         if n_sources:
             sums = found.new_empty((n_sources, SOURCE_SPLITS))
             kernels.sum_source_gradients[(n_sources, SOURCE_SPLITS)](

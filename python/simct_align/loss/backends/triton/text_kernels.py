@@ -28,8 +28,18 @@ SEVERAL, STOP, NO_TOKEN = (
     tl.constexpr(code) for code in (text_layout.SEVERAL, text_layout.STOP, text_layout.NO_TOKEN)
 )
 _NODE = tl.constexpr(0x7FFFFFFF)
-#: Numbers that differ from run to run: no kernel is compiled anew for them.
-CHANGING = ("first_row", "end_row")
+#: Numbers that differ from batch to batch, or from chunk to chunk, and sections of the index, which
+#: begin anywhere in it: no kernel is compiled anew for them.
+CHANGING = (
+    "first_row", "end_row", "first_place", "end_place", "first_source", "n_lanes", "n_rows",
+    "n_splits", "factor_stride", "own", "rows", "tokens", "flat_rows", "firsts", "ends", "exacts",
+    "first_suffixes", "source_ends",
+    *(
+        f"{side}_{section}"
+        for side in ("teacher", "student")
+        for section in ("own", "source_ends", "source_rows")
+    ),
+)  # fmt: skip
 #: Sign, exponent and the first 10 bits of a float32's fraction.
 HIGH_BITS = tl.constexpr(-(1 << 13))
 #: What the slots keep in place of `dD/dq_S` where the student has no mass, and where a slot belongs
@@ -141,7 +151,7 @@ def sum_sources(z, starts, norms, stride, token_ids, rows, firsts, ends, exacts,
     tl.store(at + 1, tl.sum(goes_on, 0), mask=is_read)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def add_rows(z, starts, norms, stride, slot_codes, n_codes, own, weights, order, first_place,
              end_place, scale, slots, n_slots, ALIGNED: tl.constexpr, UNITS: tl.constexpr,
              COLUMNS: tl.constexpr):  # fmt: skip
@@ -176,7 +186,7 @@ def _source_slots(suffixes, at, inside, n_nodes):
     return tl.where(suffix < 0, n_nodes, 0) + node, node
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def add_sources(z, starts, norms, stride, token_ids, suffixes, rows, firsts, ends, exacts,
                 first_suffixes, offsets, place_of, weights, first_source, first_place, scale, slots,
                 n_nodes, child_of_node, reached, n_children, WITH_REACHED: tl.constexpr,
@@ -254,7 +264,7 @@ def _store_sums(mass, node, of_side, lane, block, n_blocks, block_sums, first_sp
         tl.store(end_sums + (of_side * n_ends + point) * UNITS + lane, part)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def close_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, order, first_place,
                 end_place, both, deep, epsilon, closed, block_sums, spans, span_of_node, span_node,
                 n_spans, span_masses, end_points, end_node, n_ends, end_sums,
@@ -296,7 +306,7 @@ def close_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, 
     tl.store(closed + group * n_nodes + node, _bits(is_closed, UNITS), mask=is_node)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def add_up_blocks(block_sums, n_blocks, sums_through, BLOCKS: tl.constexpr,
                   UNITS: tl.constexpr):  # fmt: skip
     """`sums_through[group, side, block]`: sums of all blocks through every one."""
@@ -312,7 +322,7 @@ def add_up_blocks(block_sums, n_blocks, sums_through, BLOCKS: tl.constexpr,
         before += tl.sum(mass, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def close_spans(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, order, first_place,
                 end_place, both, deep, epsilon, closed, sums_through, span_node, n_spans,
                 span_masses, span_end_point, n_ends, end_sums, BLOCK: tl.constexpr,
@@ -401,7 +411,7 @@ def _cover(closed, group, block, n_nodes, covers, cover_span, span_node, lane):
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same, order,
                   first_place, end_place, both, has_teachers, has_students, closed, span_of_node,
                   span_node, n_spans, span_masses, covers, cover_span, child_of_node, reached,
@@ -518,7 +528,7 @@ def compare_nodes(teacher, student, n_nodes, n_blocks, parent, subtree_end, same
             tl.store(student + at_slots + n_nodes * UNITS, exact_ratio, mask=is_node[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def finish_offsets(partials, n_blocks, order, first_place, end_place, teacher_rest, student_rest,
                    teacher_stop, student_stop, both, counted, factors, floor, weight, log_weight,
                    log_rest, values, excesses, largest, by_root, by_stop, DIVERGENCE: tl.constexpr,
@@ -570,7 +580,7 @@ def finish_offsets(partials, n_blocks, order, first_place, end_place, teacher_re
     tl.store(by_stop + offset, tl.where(is_both, of_stop, of_root), mask=is_offset)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def sum_source_gradients(z, starts, norms, stride, token_ids, suffixes, rows, firsts, ends, exacts,
                          first_suffixes, offsets, place_of, first_source, first_place, scale,
                          ratios, n_nodes, excesses, factors, by_root, out, UNITS: tl.constexpr,
@@ -596,7 +606,7 @@ def sum_source_gradients(z, starts, norms, stride, token_ids, suffixes, rows, fi
     tl.store(out + tl.program_id(0) * SPLITS + split, tl.sum(sums, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def write_text_rows(z, starts, norms, stride, slot_codes, n_codes, width, scale, inverse,
                     first_row, end_row, offset_of_row, place_of, own_weights, first_place,
                     end_place, ratios, n_nodes, excesses, factors, by_root, by_stop, by_norm,
@@ -650,7 +660,7 @@ def write_text_rows(z, starts, norms, stride, slot_codes, n_codes, width, scale,
         tl.store(at, value.to(gradient.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def add_source_gradients(z, starts, norms, stride, token_ids, suffixes, width, scale, inverse,
                          first_row, sources_of_row, source_order, firsts, ends, exacts,
                          first_suffixes, offsets, place_of, own, tokens, first_place, end_place,
