@@ -14,13 +14,13 @@ import torch
 pytest.importorskip("triton", reason="no Triton here: the tests of its kernels are left out")
 
 from simct_align import TextLoss
-from simct_align.loss import LinearSimCTLoss, LinearTextLoss, SimCTLoss, TextMetrics
+from simct_align.loss import LinearSimCTLoss, LinearTextLoss, SimCTLoss
 from simct_align.loss.backends.triton import heads
 from support.text_cases import random_case
 from test_loss import DIVERGENCES, SCORES, SHAPES
 from test_loss_cuda import without_synchronization
 from test_loss_linear import OPTIONS, assert_near, linear_case, logits_of
-from test_loss_triton import DEVICE, set_tiles
+from test_loss_triton import DEVICE, assert_same_figures, set_tiles
 from test_loss_triton import pytestmark as pytestmark
 from test_text_triton import small_tiles as small_tiles
 from test_text_triton import wide_case
@@ -70,14 +70,7 @@ def compare(c, *, kind=LinearSimCTLoss, only=SIDES, bias=False, options=None, **
     where = {"only": only, "bias": bias, **(options or {})}
     ours, gradients = run(kind(c.pair, backend="triton", **keywords), c, torch.float32, **where)
     truth, expected = run(kind(c.pair, backend="torch", **keywords), c, torch.float64, **where)
-    torch.testing.assert_close(
-        ours.per_unit.cpu().double(), truth.per_unit.cpu(), rtol=1e-4, atol=2e-5
-    )
-    for name in truth.metrics._fields:
-        torch.testing.assert_close(
-            getattr(ours.metrics, name).cpu().double(), getattr(truth.metrics, name).cpu(),
-            rtol=1e-4, atol=2e-5, equal_nan=True,
-        )  # fmt: skip
+    assert_same_figures(ours, truth)
     for found, wanted in zip(gradients, expected, strict=True):
         if wanted.numel():
             allowed = 5e-5 * float(wanted.abs().max()) + 1e-6
@@ -249,13 +242,7 @@ def compare_text(c, heads_of=None, *, only=SIDES, **keywords):
     heads_of = heads_of or text_heads(c)
     ours, gradients = run_text(c, heads_of, "triton", torch.float32, only, **keywords)
     truth, expected = run_text(c, heads_of, "torch", torch.float64, only, **keywords)
-    close = {"rtol": 2e-4, "atol": 5e-5}
-    torch.testing.assert_close(ours.per_unit.cpu().double(), truth.per_unit.cpu(), **close)
-    for name in TextMetrics._fields:
-        torch.testing.assert_close(
-            getattr(ours.metrics, name).cpu().double(), getattr(truth.metrics, name).cpu(),
-            **close, equal_nan=True,
-        )  # fmt: skip
+    assert_same_figures(ours, truth, rtol=2e-4, atol=5e-5)
     for found, wanted in zip(gradients, expected, strict=True):
         if wanted.numel():
             allowed = 1e-4 * float(wanted.abs().max()) + 2e-5

@@ -67,20 +67,24 @@ def run(loss_fn, c, dtype, weights=None):
     return out, student.grad.cpu().double()
 
 
+def assert_same_figures(ours, truth, rtol=1e-4, atol=2e-5):
+    """Values and metrics against those of float64."""
+    close = {"rtol": rtol, "atol": atol}
+    torch.testing.assert_close(ours.per_unit.cpu().double(), truth.per_unit.cpu(), **close)
+    for name in truth.metrics._fields:
+        torch.testing.assert_close(
+            getattr(ours.metrics, name).cpu().double(), getattr(truth.metrics, name).cpu(),
+            **close, equal_nan=True,
+        )  # fmt: skip
+
+
 def compare(c, dtype=torch.float32, **keywords):
     """Kernels against float64 on the same rounded logits."""
     keywords = {"metrics": "full", **keywords}
     c.teacher, c.student = c.teacher.to(dtype).double(), c.student.to(dtype).double()
     ours, gradient = run(SimCTLoss(c.pair, backend="triton", **keywords), c, dtype)
     truth, expected = run(SimCTLoss(c.pair, backend="torch", **keywords), c, torch.float64)
-    torch.testing.assert_close(
-        ours.per_unit.cpu().double(), truth.per_unit.cpu(), rtol=1e-4, atol=2e-5
-    )
-    for name in truth.metrics._fields:
-        torch.testing.assert_close(
-            getattr(ours.metrics, name).cpu().double(), getattr(truth.metrics, name).cpu(),
-            rtol=1e-4, atol=2e-5, equal_nan=True,
-        )  # fmt: skip
+    assert_same_figures(ours, truth)
     if expected.numel():
         # What PyTorch operations in float32 get wrong, too, is allowed.
         _, plain = run(SimCTLoss(c.pair, backend="torch", **keywords), c, dtype)

@@ -14,11 +14,11 @@ pytest.importorskip("triton", reason="no Triton here: the tests of its kernels a
 
 from simct_align import Aligner, TextLoss, Vocabulary
 from simct_align.divergence import JSD, SkewedForwardKL, SkewedReverseKL
-from simct_align.loss import TextMetrics, text_blocks
+from simct_align.loss import text_blocks
 from simct_align.loss.backends.triton import launch, text_computation, text_side
 from support.lengths import full
 from support.text_cases import SIDES, TextCase, random_case
-from test_loss_triton import DEVICE, TOLERANCES, captured
+from test_loss_triton import DEVICE, TOLERANCES, assert_same_figures, captured
 from test_loss_triton import pytestmark as pytestmark
 
 DIVERGENCES = (
@@ -110,13 +110,7 @@ def compare(c, dtype=torch.float32, **keywords):
     c.logits = {side: z.to(dtype).double() for side, z in c.logits.items()}
     ours, gradient = run(c, "triton", dtype, **keywords)
     truth, expected = run(c, "torch" if DEVICE == "cuda" else "native", torch.float64, **keywords)
-    close = {"rtol": 1e-4, "atol": 2e-5}
-    torch.testing.assert_close(ours.per_unit.cpu().double(), truth.per_unit.cpu(), **close)
-    for name in TextMetrics._fields:
-        torch.testing.assert_close(
-            getattr(ours.metrics, name).cpu().double(), getattr(truth.metrics, name).cpu(),
-            **close, equal_nan=True,
-        )  # fmt: skip
+    assert_same_figures(ours, truth)
     if expected.numel():
         # What PyTorch operations in float32 get wrong, too, is allowed.
         _, plain = run(c, "torch", dtype, **keywords)

@@ -26,6 +26,7 @@ from .handles import Handles
 from .shard_plan import SHARDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from ..divergence import Divergence
@@ -234,6 +235,31 @@ def student_head(inputs: LinearTensors, numbers: LinearNumbers) -> Head:
     )
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _leaves(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the paths and the types of all fields of a named tuple, and of named tuples in it."""
+    for name, hint in _hints(kind).items():
+        if hasattr(hint, "_fields"):
+            yield from _leaves(hint, (*path, name))
+        else:
+            yield (*path, name), hint
+
+
+def _record(kind: Any, by_name: dict[str, Any]) -> Any:
+    """Return a named tuple from the values of all these fields, by the last name of their paths."""
+    hints = _hints(kind)
+    return kind(
+        **{
+            name: _record(hint, by_name) if hasattr(hint, "_fields") else by_name[name]
+            for name, hint in hints.items()
+        }
+    )
+
+
 class _Keywords:
     """The numbers of an operator in lists by type, its only keyword arguments.
 
@@ -252,12 +278,27 @@ class _Keywords:
     }
 
     def __init__(self, kinds: list[type]) -> None:
-        hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+        leaves = [(n, path, hint) for n, kind in enumerate(kinds) for path, hint in _leaves(kind)]
         self.schema = list(self._LISTS)
+        self._paths = {path[-1]: (n, path) for n, path, _ in leaves}
         self._fields = {
-            declared.split()[1]: [name for name, hint in hints.items() if hint is kind]
+            declared.split()[1]: [path[-1] for _, path, hint in leaves if hint is kind]
             for declared, kind in self._LISTS.items()
         }
+
+    def values(self, *records: Any) -> dict[str, Any]:
+        """Return all numbers by name.
+
+        Args:
+            *records: Objects of the classes of the numbers.
+        """
+        found: dict[str, Any] = {}
+        for name, (number, path) in self._paths.items():
+            value = records[number]
+            for part in path:
+                value = getattr(value, part)
+            found[name] = value
+        return found
 
     def pack(self, numbers: dict[str, Any]) -> dict[str, list[Any]]:
         """Return the keyword arguments.
@@ -291,7 +332,7 @@ def _schema(tensors: list[type], keywords: list[str], n_results: int) -> str:
     arguments = [
         f"Tensor{'?' if hint != Tensor else ''} {name}"
         for kind in tensors
-        for name, hint in get_type_hints(kind).items()
+        for name, hint in _hints(kind).items()
     ]
     results = ", ".join(["Tensor"] * n_results)
     return f"({', '.join(arguments)}, *, {', '.join(keywords)}) -> ({results})"
@@ -346,14 +387,14 @@ class Operator:
             check_inplace(inputs.student_logits, gradient=numbers.gradient)
             arguments = (inputs, tensors, numbers._replace(inplace=True), extra)
             return OperatorOutput(*_over_logits(inputs.student_logits, self._compute, arguments))
-        keywords = self._keywords.pack(numbers._asdict() | extra._asdict())
+        keywords = self._keywords.pack(self._keywords.values(numbers, extra))
         results = self.op(*inputs, *tensors, **keywords)
         return OperatorOutput(*results[: len(OperatorOutput._fields)])
 
     def _read(self, tensors: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
         """Return the arguments as objects of their classes."""
         by_name = dict(zip(self._names, tensors, strict=True)) | self._keywords.unpack(keywords)
-        return tuple(kind(**{name: by_name[name] for name in kind._fields}) for kind in self._kinds)
+        return tuple(_record(kind, by_name) for kind in self._kinds)
 
     def forward(self, *tensors: Any, **keywords: Any) -> tuple[Tensor, ...]:
         """Compute the operator's results without dispatch."""

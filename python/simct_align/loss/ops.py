@@ -66,20 +66,9 @@ class PairTensors(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """The numbers of both operators; the first fields are those of `IndexSizes`."""
+    """The numbers of both operators."""
 
-    n_shared: int
-    n_multi: int
-    n_teacher_steps: int
-    n_student_steps: int
-    n_teacher_entries: int
-    n_student_entries: int
-    n_text_offsets: int
-    n_teacher_text_rows: int
-    n_student_text_rows: int
-    n_teacher_sources: int
-    n_student_sources: int
-    groups: str
+    sizes: IndexSizes
     stop_column: int
     teacher_needed: int
     teacher_extra: int
@@ -100,11 +89,6 @@ class Numbers(NamedTuple):
     inplace: bool
 
     @property
-    def sizes(self) -> IndexSizes:
-        """The sizes of the index."""
-        return IndexSizes(**{name: getattr(self, name) for name in IndexSizes._fields})
-
-    @property
     def n_stats(self) -> int:
         """How many figures are kept for each unit."""
         return len(UnitStat)
@@ -112,7 +96,7 @@ class Numbers(NamedTuple):
     @property
     def n_values(self) -> int:
         """The number of units that take part."""
-        return self.n_shared + (self.n_multi if self.multi else 0)
+        return self.sizes.n_shared + (self.sizes.n_multi if self.multi else 0)
 
 
 def _problem(

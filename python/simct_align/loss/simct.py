@@ -153,10 +153,9 @@ class SimCTBase(OperatorLoss):
     def _numbers(self, index: AlignedIndex, student: Tensor, *, requires_grad: bool) -> Numbers:
         columns = self.columns
         teacher_columns, student_columns = columns.side("teacher"), columns.side("student")
-        sizes = IndexSizes.of(index)
         is_half = student.dtype == torch.float16
         return Numbers(
-            **sizes._asdict(),
+            sizes=IndexSizes.of(index),
             stop_column=columns.stop_column,
             teacher_needed=teacher_columns.needed,
             teacher_extra=teacher_columns.n_extra,

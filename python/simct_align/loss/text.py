@@ -94,7 +94,7 @@ class TextBase(OperatorLoss):
     def _numbers(self, index: AlignedIndex, student: Tensor, *, requires_grad: bool) -> TextNumbers:
         is_half = student.dtype == torch.float16
         return TextNumbers(
-            **IndexSizes.of(index)._asdict(),
+            sizes=IndexSizes.of(index),
             teacher_needed=self.columns.columns_needed["teacher"],
             student_needed=self.columns.columns_needed["student"],
             divergence=self._divergence_handle.key,

@@ -54,8 +54,7 @@ def _slot_codes(
     codes[: columns.needed] = CONTROL
     codes[side.token_ids] = slots + SEVERAL * is_several
     codes[stops] = STOP
-    codes[columns.unused.numpy()] = NO_TOKEN
-    return torch.from_numpy(codes)
+    return torch.from_numpy(codes).index_fill_(0, columns.unused, NO_TOKEN)
 
 
 def _int32(values: NDArray[np.int64]) -> Tensor:

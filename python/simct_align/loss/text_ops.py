@@ -22,7 +22,7 @@ from .backends.protocol import (
 from .backends.torch.sharded_text import ShardedTextRun
 from .backends.torch.text_computation import TextComputation
 from .columns import SideColumns
-from .layout import IndexSizes
+from .layout import IndexSizes  # noqa: TC001 - an operator reads the types of its fields
 from .operator import (
     BACKENDS,
     DIVERGENCES,
@@ -87,20 +87,9 @@ class TextTensors(NamedTuple):
 
 
 class TextNumbers(NamedTuple):
-    """The numbers of both operators; the first fields are those of `IndexSizes`."""
+    """The numbers of both operators."""
 
-    n_shared: int
-    n_multi: int
-    n_teacher_steps: int
-    n_student_steps: int
-    n_teacher_entries: int
-    n_student_entries: int
-    n_text_offsets: int
-    n_teacher_text_rows: int
-    n_student_text_rows: int
-    n_teacher_sources: int
-    n_student_sources: int
-    groups: str
+    sizes: IndexSizes
     teacher_needed: int
     student_needed: int
     divergence: str
@@ -115,14 +104,9 @@ class TextNumbers(NamedTuple):
     inplace: bool
 
     @property
-    def sizes(self) -> IndexSizes:
-        """The index's sizes."""
-        return IndexSizes(**{name: getattr(self, name) for name in IndexSizes._fields})
-
-    @property
     def n_values(self) -> int:
         """How many offsets there are."""
-        return self.n_text_offsets
+        return self.sizes.n_text_offsets
 
     @property
     def n_stats(self) -> int:
