@@ -169,8 +169,7 @@ class Bench:
 
     def text(self, *, linear: bool) -> None:
         setting = self.setting
-        units = setting.units // (8 if linear else 1)
-        for corpus, aligner, batch in real_batches(units, quick=self.quick):
+        for corpus, aligner, batch in real_batches(setting.units, quick=self.quick):
             index = batch.index(text_events=True).to(setting.device)
             sides = (("teacher", aligner.teacher), ("student", aligner.student))
             rows = {name: len(getattr(batch, name).values) for name, _ in sides}
@@ -212,13 +211,13 @@ class Bench:
             (case.student_columns, case.teacher_columns), (case.student_rows, case.teacher_rows)
         )
         names = ("student_hidden", "student_weight", "teacher_hidden", "teacher_weight")
-        loss_fn = LinearSimCTLoss(case.aligner).to(self.setting.device)
-        step = functools.partial(
-            loss_fn, **dict(zip(names, tensors, strict=True)), index=case.index
-        )
-        self.add(
-            f"LinearSimCTLoss mean, {case.units} units", lambda: step().loss, tensors[:2], None
-        )
+        for backend in ("triton", "torch"):
+            loss_fn = LinearSimCTLoss(case.aligner, backend=backend).to(self.setting.device)
+            step = functools.partial(
+                loss_fn, **dict(zip(names, tensors, strict=True)), index=case.index
+            )
+            name = f"LinearSimCTLoss mean, {case.units} units, {backend}"
+            self.add(name, lambda: step().loss, tensors[:2], None)  # noqa: B023
 
     def liger(self) -> None:
         from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD

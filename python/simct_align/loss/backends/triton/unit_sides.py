@@ -9,6 +9,7 @@ were.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,7 +71,7 @@ class Reading:
     is_written: Tensor
 
 
-class UnitSide:
+class UnitSide(ABC):
     """One model, and what the kernels keep of its units.
 
     Args:
@@ -107,30 +108,29 @@ class UnitSide:
         self.shared_norms = torch.empty((n_norms, 2), device=device)
         self.scores = torch.empty((problem.n_units, n_slots), device=device)
 
+    @abstractmethod
     def unit_bytes(self, *, multi: bool) -> NDArray[np.float64]:
         """Return the bytes of logits that the units of a kind need, `[]` or `[units]`."""
-        del multi
-        return np.zeros(())
 
+    @abstractmethod
     def steps(self, units: slice, *, is_last: bool) -> slice:
         """Return the steps whose rows of the gradient are written after a chunk of MULTI units."""
-        del units
-        # All of them together, when all derivatives are known.
-        return slice(0, self.n_steps) if is_last else _NONE
 
+    @abstractmethod
     def prepare(self, plan: list[Chunk]) -> None:
         """Take the memory that all chunks use."""
 
+    @abstractmethod
     def read(self, chunk: Chunk) -> Reading:
         """Return where the rows of a chunk are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def accept(self, chunk: Chunk, reading: Reading) -> None:
         """Take over the gradient of a chunk."""
 
+    @abstractmethod
     def gradients(self) -> list[Tensor]:
         """Return the gradients; see `StudentSide`."""
-        raise NotImplementedError
 
 
 class LogitSide(UnitSide):
@@ -155,10 +155,27 @@ class LogitSide(UnitSide):
         rows.norm(self.at["step_row"], slice(0, self.n_steps), self.step_norms)
         rows.norm(self.at["row"], slice(0, self.shared_norms.shape[0]), self.shared_norms)
 
+    def unit_bytes(self, *, multi: bool) -> NDArray[np.float64]:
+        """See `UnitSide`."""
+        del multi
+        return np.zeros(())
+
+    def steps(self, units: slice, *, is_last: bool) -> slice:
+        """See `UnitSide`."""
+        del units
+        # All of them together, when all derivatives are known.
+        return slice(0, self.n_steps) if is_last else _NONE
+
+    def prepare(self, plan: list[Chunk]) -> None:
+        """See `UnitSide`."""
+
     def read(self, chunk: Chunk) -> Reading:
         """See `UnitSide`."""
         del chunk
         return self._reading
+
+    def accept(self, chunk: Chunk, reading: Reading) -> None:
+        """See `UnitSide`."""
 
     def gradients(self) -> list[Tensor]:
         """See `UnitSide`."""
