@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .shard_plan import Shards
 
 
+#: Elementwise arrays on a CPU.
+_MOST_SCRATCH = 4 << 20
+
+
 class PairTensors(NamedTuple):
     """The index, and the pair's columns.
 
@@ -131,6 +135,7 @@ def _problem(
         mass_multi=numbers.mass_multi,
         mass_shared=numbers.mass_shared,
         on_path=numbers.on_path,
+        scratch_bytes=_scratch_bytes(numbers.chunk_bytes, student_input.device),
         temperature=numbers.temperature,
         chunk_bytes=numbers.chunk_bytes,
         gradient=numbers.gradient,
@@ -146,6 +151,12 @@ def _problem(
         stop_column=numbers.stop_column,
         settings=settings,
     )
+
+
+def _scratch_bytes(chunk_bytes: int, device: torch.device) -> int:
+    # What a CPU's cache does not hold is slower, and leaves less room for rows.
+    quarter = chunk_bytes // 4
+    return min(quarter, _MOST_SCRATCH) if device.type == "cpu" else quarter
 
 
 def _continuations(pair: PairTensors, numbers: Numbers) -> Continuations:

@@ -328,4 +328,4 @@ class LinearSimCTLoss(FromHidden[LossOutput], SimCTBase):
         self.shards.forget()
 
     from_hidden = linear_loss
-    default_chunk_bytes = {"cpu": 96 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012
+    default_chunk_bytes = {"cpu": 112 * MEBIBYTE, "other": 1024 * MEBIBYTE}  # noqa: RUF012

@@ -56,6 +56,7 @@ class Settings(RowSettings):
         mass_multi: Whether the mass of the candidates is wanted at MULTI units.
         mass_shared: Whether the mass of the candidates is wanted at SHARED and SPECIAL units.
         on_path: Whether on-path continuations are candidates.
+        scratch_bytes: The part of the workspace for elementwise arrays over scores.
     """
 
     score: str
@@ -65,6 +66,7 @@ class Settings(RowSettings):
     mass_multi: bool
     mass_shared: bool
     on_path: bool
+    scratch_bytes: int
 
 
 @dataclass(frozen=True)

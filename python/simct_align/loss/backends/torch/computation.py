@@ -318,9 +318,8 @@ class TorchComputation:
         rows, columns = z_student.shape
         dtype = self.settings.dtype
         values = torch.empty(rows, dtype=dtype, device=z_student.device)
-        # A quarter of the workspace holds these elementwise arrays.
         itemsize = torch.finfo(dtype).bits // 8
-        size = max(1, self.settings.chunk_bytes // (4 * itemsize * 2 * columns))
+        size = max(1, self.settings.scratch_bytes // (itemsize * 2 * columns))
         for part in chunks(rows, size):
             block = z_student[part]
             log_student = self.work.take("log_student", block.shape[0], columns, dtype)
@@ -336,7 +335,7 @@ class TorchComputation:
 
 
 def rows_per_chunk(settings: Settings, values: int) -> int:
-    """Return the number of rows that fit three quarters of the workspace, at least 1.
+    """Return the number of rows that fit the workspace without its scratch, at least 1.
 
     Args:
         settings: The workspace's size and the dtype.
@@ -346,4 +345,4 @@ def rows_per_chunk(settings: Settings, values: int) -> int:
         The number of rows.
     """
     itemsize = torch.finfo(settings.dtype).bits // 8
-    return max(1, 3 * settings.chunk_bytes // (4 * itemsize * values))
+    return max(1, (settings.chunk_bytes - settings.scratch_bytes) // (itemsize * values))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..protocol import Head, RowSettings
     from .rows import Workspace
 
-_BLOCK_SHARE = 8  # a block of gathered weights takes this fraction of the workspace
+_BLOCK_SHARE = 16  # a block of gathered weights takes this fraction of the workspace
 
 
 def multiplies_narrow(*factors: Tensor) -> bool:

@@ -379,9 +379,8 @@ class ShardedComputation:
         dtype, exchange = self.settings.dtype, self._plan.exchange
         divergence = self.settings.divergence
         assert isinstance(divergence, TermwiseDivergence)  # a loss refuses others with shards
-        # A quarter of the workspace holds the elementwise arrays.
         itemsize = torch.finfo(dtype).bits // 8
-        size = max(1, self.settings.chunk_bytes // (4 * itemsize * 2 * columns))
+        size = max(1, self.settings.scratch_bytes // (itemsize * 2 * columns))
         top, log_sum = z_student.new_empty(2, rows), z_student.new_empty(2, rows)
         for part in chunks(rows, size):
             for i, z in enumerate((z_teacher, z_student)):
