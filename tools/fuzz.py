@@ -297,14 +297,19 @@ def execute(name: str, seed: int) -> None:
     TARGETS[name](random.Random(f"{name} {seed}"))
 
 
-def run(name: str, seconds: float, seed: Any) -> None:
-    """Run a target in this process, which ends at the first failure; `seed.value` is what runs."""
+def run(name: str, seconds: float, seed: Any, passed: Any) -> None:
+    """Run a target in this process, which ends at the first failure.
+
+    `seed.value` is the execution that runs. `passed.value` says that none failed: a library may end
+    the process as if all were well.
+    """
     warnings.simplefilter("ignore")
     begun = time.monotonic()
     try:
         while time.monotonic() - begun < seconds:
             execute(name, seed.value)
             seed.value += 1
+        passed.value = 1
     except KeyboardInterrupt:
         raise
     except BaseException:  # an end of the process and a panic, too
@@ -315,14 +320,14 @@ def run(name: str, seconds: float, seed: Any) -> None:
 def passes(name: str, seconds: float) -> bool:
     """Run a target in a process of its own, and print a line when it ends."""
     context = multiprocessing.get_context("spawn")
-    seed = context.RawValue("q", 0)
-    process = context.Process(target=run, args=(name, seconds, seed))
+    seed, passed = context.RawValue("q", 0), context.RawValue("b", 0)
+    process = context.Process(target=run, args=(name, seconds, seed, passed))
     process.start()
     process.join(seconds + LONGEST)
     ends = process.exitcode is not None
     process.kill()
     process.join()
-    if process.exitcode == 0:
+    if process.exitcode == 0 and passed.value:
         print(f"{name}: {seed.value} executions", flush=True)
         return True
     how = f"exit code {process.exitcode}" if ends else "it does not end"
