@@ -22,8 +22,8 @@ from simct_align.demo import demo_tokenizers
 from support.slow_alignment import assert_every_token_once
 from support.texts import answers, hard_texts
 
-#: Begins work of seconds, raises a signal in 0.1 s, and prints how long the work went on.
-INTERRUPTED = """
+#: Makes works of about a second, of which `sys.argv[1]` names one.
+WORKS = """
 import os, signal, sys, threading, time
 import numpy as np
 from simct_align import Aligner
@@ -51,6 +51,13 @@ works = {
     "align_texts": lambda: aligner.align_texts([text] * rows, threads=int(sys.argv[3])),
     "text": lambda: batch.index(text_events=True, threads=int(sys.argv[3])),
 }
+work = works[sys.argv[1]]
+"""
+
+#: Raises a signal 0.1 s after the work began, and prints how long the work went on.
+INTERRUPTED = (
+    WORKS
+    + """
 before = set(threading.enumerate())
 for handler, expected in ((signal.default_int_handler, KeyboardInterrupt), (stop, Stopped)):
     signal.signal(signal.SIGINT, handler)
@@ -63,13 +70,50 @@ for handler, expected in ((signal.default_int_handler, KeyboardInterrupt), (stop
     sender.start()
     try:
         while True:
-            works[sys.argv[1]]()
+            work()
     except expected:
         print(time.perf_counter() - sent[0])
     sender.join()
 assert set(threading.enumerate()) == before
 aligner.align_batch(*((values[: offsets[9]], offsets[:10]) for values, offsets in sides))
 """
+)
+
+#: Raises signals at moments that are spread over the work, in time of the processor.
+AT_MOMENTS = (
+    WORKS
+    + """
+signal.signal(signal.SIGPROF, stop)
+work()
+begun = time.process_time()
+work()
+length = time.process_time() - begun
+for moment in range(12):
+    delay = (moment + 0.5) / 12 * length
+    due = time.process_time() + delay
+    signal.setitimer(signal.ITIMER_PROF, delay)
+    try:
+        while True:
+            work()
+    except Stopped:
+        print(time.process_time() - due)
+"""
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("work", "rows"), [("align", 10**6), ("index", 700_000), ("text", 250_000)]
+)
+def test_signals_stop_work_at_every_moment(work: str, rows: int) -> None:
+    """The time of the processor is the same where others have it too."""
+    found = subprocess.run(
+        [sys.executable, "-c", AT_MOMENTS, work, str(rows), "1"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seconds = [float(line) for line in found.stdout.split()]
+    assert len(seconds) == 12
+    assert max(seconds) < 0.12, seconds
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -103,13 +147,16 @@ def test_64_threads_share_an_aligner() -> None:
     sides = encoded(fresh, texts)
     known = Aligner(*demo_tokenizers())
     expected = known.align_batch(*sides).index(max_path=8, text_events=True, first_ids=True).packed
+    retokenized = known.retokenize(sides[1]).tolist()
     barrier = threading.Barrier(64)
 
     def work(number: int) -> bool:
         barrier.wait()
         batch = fresh.align_batch(*sides, threads=1 + number % 3)
         index = batch.index(max_path=8, text_events=True, first_ids=True, threads=1 + number % 2)
-        return np.array_equal(index.packed, expected)
+        again = fresh.retokenize(sides[1], threads=1 + number % 2)
+        same_ids = again.tolist() == retokenized
+        return same_ids and np.array_equal(index.packed, expected)
 
     with ThreadPoolExecutor(64) as pool:
         assert all(pool.map(work, range(64)))

@@ -1,9 +1,12 @@
 """Random inputs of every kind for a given time, against slow twins and for panics.
 
-    PYTHONPATH=tests:benches:examples python tools/fuzz.py [--seconds 60] [--target NAME] [--seed N]
+    PYTHONPATH=tests:benches:examples python tools/fuzz.py [--seconds 60] [--jobs N]
+    PYTHONPATH=tests:benches:examples python tools/fuzz.py --target NAME [--seconds 60 | --seed N]
 
-Every target runs for `--seconds`. An execution is drawn from a seed alone: a failure prints the
-command that repeats it, and becomes a named test. The targets:
+Every target runs for `--seconds` in a process of its own, `--jobs` of them at a time (default: the
+number of cores). An execution is drawn from a seed alone: a failure, the end of the process or an
+execution that goes on for minutes prints the command that repeats it, and becomes a named test. The
+targets:
 
 * `tokenizer_json`, `configurations`: bytes and JSON values of tokenizer files are changed. What
   opens encodes text and is aligned; all else is a `ValueError`.
@@ -18,14 +21,19 @@ command that repeats it, and becomes a named test. The targets:
 from __future__ import annotations
 
 import argparse
+import atexit
 import gzip
 import json
+import multiprocessing
+import os
 import random
+import shutil
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 NUMBERS = (0, 1, -1, 255, 2**24 - 1, 2**24, 2**31, 2**32 - 1, 2**32, 2**64, 0.5, 1e308)
 JSON_VALUES = (*NUMBERS, None, True, "", "x", "\ud800", [], {}, [[]], {"x": 1}, "a" * 1000)
 
@@ -280,31 +289,69 @@ TARGETS: dict[str, Callable[[random.Random], None]] = {
 }
 
 
+#: How many seconds a process may take to start and for its last execution.
+LONGEST = 120
+
+
+def execute(name: str, seed: int) -> None:
+    TARGETS[name](random.Random(f"{name} {seed}"))
+
+
+def run(name: str, seconds: float, seed: Any, passed: Any) -> None:
+    """Run a target in this process, which ends at the first failure.
+
+    `seed.value` is the execution that runs. `passed.value` says that none failed: a library may end
+    the process as if all were well.
+    """
+    warnings.simplefilter("ignore")
+    begun = time.monotonic()
+    try:
+        while time.monotonic() - begun < seconds:
+            execute(name, seed.value)
+            seed.value += 1
+        passed.value = 1
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an end of the process and a panic, too
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def passes(name: str, seconds: float) -> bool:
+    """Run a target in a process of its own, and print a line when it ends."""
+    context = multiprocessing.get_context("spawn")
+    seed, passed = context.RawValue("q", 0), context.RawValue("b", 0)
+    process = context.Process(target=run, args=(name, seconds, seed, passed))
+    process.start()
+    process.join(seconds + LONGEST)
+    ends = process.exitcode is not None
+    process.kill()
+    process.join()
+    if process.exitcode == 0 and passed.value:
+        print(f"{name}: {seed.value} executions", flush=True)
+        return True
+    how = f"exit code {process.exitcode}" if ends else "it does not end"
+    again = f"--target {name} --seed {seed.value}"
+    print(f"{name}: FAILED ({how}), again with: {again}", flush=True)
+    return False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="for each target")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="targets at a time")
     parser.add_argument("--target", choices=TARGETS, help="only this one")
-    parser.add_argument("--seed", type=int, help="only this execution")
+    parser.add_argument("--seed", type=int, help="only this execution of the target")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    failed = False
-    for name in [options.target] if options.target else TARGETS:
-        begun, seed = time.monotonic(), options.seed or 0
-        while time.monotonic() - begun < options.seconds:
-            try:
-                TARGETS[name](random.Random(f"{name} {seed}"))
-            except KeyboardInterrupt:
-                raise
-            except BaseException:
-                traceback.print_exc()
-                print(f"FAILED, again with: --target {name} --seed {seed}")
-                failed = True
-                break
-            seed += 1
-            if options.seed is not None:
-                break
-        print(f"{name}: {seed - (options.seed or 0)} executions", flush=True)
-    sys.exit(failed)
+    if options.seed is not None:
+        if options.target is None:
+            parser.error("--seed needs --target")
+        execute(options.target, options.seed)
+        return
+    os.environ["PYTHONWARNINGS"] = "ignore"  # while the processes import the tests
+    names = [options.target] if options.target else list(TARGETS)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        sys.exit(not all(list(pool.map(passes, names, [options.seconds] * len(names)))))
 
 
 if __name__ == "__main__":

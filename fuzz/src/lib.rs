@@ -1,9 +1,11 @@
 //! What the fuzz targets share: small pairs of tokenizers, and everything that can be made of a batch.
 
 pub mod case;
+pub mod seeds;
 pub mod slow_continuations;
 pub mod slow_text_events;
 pub mod slow_tree;
+pub mod targets;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -186,10 +188,11 @@ impl Sampled {
         places
     }
 
-    fn text(&self, vocabulary: &Vocabulary, row: usize, start: i32, end: i32) -> Vec<u8> {
-        let first = self.offsets[row] as usize;
-        let ids = &self.values[first + start as usize..first + end as usize];
-        vocabulary.decode(ids).expect("ids of the vocabulary")
+    /// The bytes of each token of a unit.
+    fn tokens<'a>(&self, pair: &'a Pair, row: usize, start: i32, end: i32) -> Vec<&'a [u8]> {
+        let ids = &self.row(row)[start as usize..end as usize];
+        let vocabulary = vocabulary_of(pair, self.side);
+        ids.iter().map(|&id| vocabulary.token_bytes(id as u32)).collect()
     }
 }
 
@@ -210,8 +213,8 @@ pub fn align(pair: &Pair, teacher: &Sampled, student: &Sampled) -> Result<Aligne
     found
 }
 
-/// Every position that takes part is in one unit or one unmatched span, and units have equal bytes,
-/// but for a dummy prefix.
+/// Every position that takes part is in one unit or one unmatched span. The units have equal bytes,
+/// but for a dummy prefix, and their kinds; tokens without bytes are in SPECIAL units alone.
 pub fn check(pair: &Pair, teacher: &Sampled, student: &Sampled, aligned: &AlignedRows) {
     let segments = &aligned.segments;
     let mut taken = [teacher, student].map(|side| vec![0u8; side.values.len()]);
@@ -239,18 +242,26 @@ pub fn check(pair: &Pair, teacher: &Sampled, student: &Sampled, aligned: &Aligne
         for i in aligned.unit_offsets[row] as usize..aligned.unit_offsets[row + 1] as usize {
             let units = &segments.units;
             let of_teacher =
-                teacher.text(pair.teacher(), row, units.teacher_start[i], units.teacher_end[i]);
+                teacher.tokens(pair, row, units.teacher_start[i], units.teacher_end[i]);
             let of_student =
-                student.text(pair.student(), row, units.student_start[i], units.student_end[i]);
-            let spaced = |text: &[u8]| [b" ", text].concat();
-            match segments.unit_class[i] & TRIMMED {
-                0 => assert_eq!(of_teacher, of_student),
-                _ if of_teacher.len() > of_student.len() => {
-                    assert_eq!(of_teacher, spaced(&of_student));
-                }
-                _ => assert_eq!(spaced(&of_teacher), of_student),
+                student.tokens(pair, row, units.student_start[i], units.student_end[i]);
+            let is_trimmed = segments.unit_class[i] & TRIMMED != 0;
+            let is_special = segments.kind[i] == UnitKind::Special as u8;
+            let are_single = of_teacher.len() == 1 && of_student.len() == 1;
+            let is_multi = is_trimmed || !are_single;
+            assert_eq!(segments.kind[i] == UnitKind::Multi as u8, is_multi);
+            for token in of_teacher.iter().chain(&of_student) {
+                assert_eq!(token.is_empty(), is_special);
             }
-            assert_eq!(of_teacher.is_empty(), segments.kind[i] == UnitKind::Special as u8);
+            let (of_teacher, of_student) = (of_teacher.concat(), of_student.concat());
+            let spaced = |text: &[u8]| [b" ", text].concat();
+            if !is_trimmed {
+                assert_eq!(of_teacher, of_student);
+            } else if of_teacher.len() > of_student.len() {
+                assert_eq!(of_teacher, spaced(&of_student));
+            } else {
+                assert_eq!(spaced(&of_teacher), of_student);
+            }
         }
     }
 }

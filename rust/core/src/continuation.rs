@@ -184,7 +184,9 @@ pub fn on_path<I: TokenId>(
     let mut all = OnPath::default();
     all.teacher.reserve(parts.iter().map(|part| part.teacher.len()).sum());
     all.student.reserve(parts.iter().map(|part| part.student.len()).sum());
+    let stop = Stop::new();
     for part in parts {
+        stop.check()?;
         all.teacher.append(&part.teacher);
         all.student.append(&part.student);
     }

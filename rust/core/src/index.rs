@@ -15,13 +15,13 @@ use std::ops::Range;
 use crate::class::TRIMMED;
 use crate::columns::{UnitColumns, UnitKind, check_lengths};
 use crate::continuation::PathOptions;
-use crate::error::{Error, Result, reserve};
+use crate::error::{Error, Result};
 use crate::ids::{NONE, RaggedIds, Side, TokenId};
 use crate::index_continuations::Reached;
 use crate::index_side::{SideWriter, long};
 use crate::pair::Pair;
 use crate::sections::{Counts, Group, SECTIONS, Section, Sections, ranges};
-use crate::threads::{Stop, Threads};
+use crate::threads::{Stop, Threads, runs, zeros};
 use crate::vocabulary::Vocabulary;
 use crate::{text_events, text_sections};
 
@@ -107,17 +107,19 @@ fn build_in_order<I: TokenId>(
         let ids = side.ids.values().len();
         check_lengths(side.mask.map(|mask| (name, mask.len(), ids, "one entry for every id")))?;
     }
+    let stop = Stop::new();
     let mut counts = Counts::default();
-    for unit in 0..units.kind.len() {
-        units.count(unit, &mut counts);
+    for run in runs(units.kind.len()) {
+        stop.check()?;
+        run.for_each(|unit| units.count(unit, &mut counts));
     }
     let reached = match &options.continuations {
         Some(options) => Some(Reached::new(pair, units, teacher, student, options)?),
         None => None,
     };
     if let Some(reached) = &reached {
-        counts.teacher = reached.teacher.counts();
-        counts.student = reached.student.counts();
+        counts.teacher = reached.teacher.counts(&stop)?;
+        counts.student = reached.student.counts(&stop)?;
     }
     let events = match options.text_events {
         Some(threads) => {
@@ -129,10 +131,7 @@ fn build_in_order<I: TokenId>(
     };
     let ranges = ranges(table, &options.groups(), &counts);
     let length = ranges.last().map_or(0, |(_, range)| range.end);
-    // The room is asked for first and given back: pages of `vec![0; _]` are zero already, and what
-    // is not written is never touched.
-    reserve::<i64>("sections of the index", &mut Vec::new(), length)?;
-    let mut packed = vec![0; length];
+    let mut packed = zeros("sections of the index", length, &stop)?;
     let mut sections = Sections::cut(&mut packed, &ranges);
     let [unit_of, kind, tokens, column] =
         ["unit", "kind", "student_tokens", "realized_shared_column"]
@@ -141,7 +140,6 @@ fn build_in_order<I: TokenId>(
     let mut student_out = SideWriter::new(&mut sections, Side::Student, student);
 
     let (mut next_shared, mut next_multi) = (0, counts.shared);
-    let stop = Stop::new();
     for row in 0..rows {
         stop.check()?;
         let lengths = (teacher_out.begin_row(row), student_out.begin_row(row));
@@ -173,8 +171,9 @@ fn build_in_order<I: TokenId>(
     if let Some(reached) = reached {
         let order = (&*unit_of, counts.shared);
         // The last token of a continuation is read after the realized ones, by the side that spells.
-        reached.teacher.pack(order, &mut teacher_out, &mut student_out, units.student_start);
-        reached.student.pack(order, &mut student_out, &mut teacher_out, units.teacher_start);
+        let (teacher, student) = (&mut teacher_out, &mut student_out);
+        reached.teacher.pack(order, teacher, student, units.student_start, &stop)?;
+        reached.student.pack(order, student, teacher, units.teacher_start, &stop)?;
     }
     if let Some((found, threads)) = events {
         text_sections::pack(&found, &mut sections, threads)?;

@@ -13,6 +13,7 @@ use crate::index_side::{SideWriter, long};
 use crate::pair::Pair;
 use crate::sections::EntryCounts;
 use crate::spelling::{SpellingTable, Spellings};
+use crate::threads::{Stop, runs};
 
 /// The continuations of a batch, to be packed.
 pub(crate) struct Reached<'a> {
@@ -68,13 +69,15 @@ impl<'a> Reached<'a> {
 }
 
 impl Direction<'_> {
-    pub(crate) fn counts(&self) -> EntryCounts {
-        let nodes = self.entries.node.iter();
-        EntryCounts {
-            entries: self.entries.len(),
-            leaves: nodes.map(|&node| self.spellings.leaves_of(node)).sum(),
-            cut_off: self.spellings.cut_off(self.max_path),
+    pub(crate) fn counts(&self, stop: &Stop) -> Result<EntryCounts> {
+        let mut leaves = 0;
+        for run in runs(self.entries.len()) {
+            stop.check()?;
+            let nodes = self.entries.node[run].iter();
+            leaves += nodes.map(|&node| self.spellings.leaves_of(node)).sum::<usize>();
         }
+        let cut_off = self.spellings.cut_off(self.max_path);
+        Ok(EntryCounts { entries: self.entries.len(), leaves, cut_off })
     }
 
     /// Writes the entries in the order of the index: of its first units, then of the others.
@@ -85,26 +88,31 @@ impl Direction<'_> {
         single: &mut SideWriter<'_, I>,
         spelled: &mut SideWriter<'_, I>,
         starts: &[i32],
-    ) {
+        stop: &Stop,
+    ) -> Result<()> {
         let mut next = 0;
         for block in [0..shared, shared..unit_of.len()] {
             // Both ascend, and every entry's unit is in one of the blocks.
             let mut place = block.start;
-            for (entry, &number) in self.entries.unit.iter().enumerate() {
-                let number = i64::from(number);
-                while place < block.end && unit_of[place] < number {
-                    place += 1;
-                }
-                if place < block.end && unit_of[place] == number {
-                    let depth = i64::from(self.entries.depth[entry]);
-                    single.entry_unit[next] = long(place);
-                    single.entry_node[next] = i64::from(self.entries.node[entry]);
-                    single.entry_depth[next] = depth;
-                    let before = i64::from(starts[self.entries.unit[entry].index()]) - 1;
-                    spelled.reach.read(spelled.row[place], before, depth);
-                    next += 1;
+            for run in runs(self.entries.len()) {
+                stop.check()?;
+                for entry in run {
+                    let number = i64::from(self.entries.unit[entry]);
+                    while place < block.end && unit_of[place] < number {
+                        place += 1;
+                    }
+                    if place < block.end && unit_of[place] == number {
+                        let depth = i64::from(self.entries.depth[entry]);
+                        single.entry_unit[next] = long(place);
+                        single.entry_node[next] = i64::from(self.entries.node[entry]);
+                        single.entry_depth[next] = depth;
+                        let before = i64::from(starts[self.entries.unit[entry].index()]) - 1;
+                        spelled.reach.read(spelled.row[place], before, depth);
+                        next += 1;
+                    }
                 }
             }
         }
+        Ok(())
     }
 }

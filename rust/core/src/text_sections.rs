@@ -32,8 +32,11 @@ pub(crate) fn pack(found: &[Found], sections: &mut Sections<'_>, threads: Thread
     let mut rest = Rest::take(sections);
     let parts: Vec<_> = found.iter().map(|part| Mutex::new(rest.next_part(part))).collect();
     let next = AtomicUsize::new(0);
-    threads::run(threads.count().min(parts.len()), |_| {
+    threads::run(threads.count().min(parts.len()), |stop| {
         while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if stop.requested() {
+                return;
+            }
             part.lock().unwrap_or_else(PoisonError::into_inner).write();
         }
     })

@@ -60,8 +60,11 @@ impl TextTree {
             }
         }
         let next = AtomicUsize::new(0);
-        threads::run(threads.count().min(slices.len()), |_| {
+        threads::run(threads.count().min(slices.len()), |stop| {
             while let Some((length, slice)) = slices.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if stop.requested() {
+                    return;
+                }
                 let mut slice = slice.lock().unwrap_or_else(PoisonError::into_inner);
                 for (suffix, rest) in slice.iter_mut().zip(side.rests(*length)) {
                     *suffix = self.attach(rest);

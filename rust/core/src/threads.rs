@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::ThreadId;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reserve};
 
 /// A number of threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,26 @@ impl Stop {
     pub(crate) fn outcome(&self) -> Result<()> {
         if self.requested.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
+}
+
+/// How many steps of some nanoseconds may come between two looks at a [`Stop`].
+const STEPS_PER_LOOK: usize = 64 * 1024;
+
+/// The numbers below `count` in runs of small steps: look at a [`Stop`] before each run.
+pub(crate) fn runs(count: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(STEPS_PER_LOOK).map(move |start| start..count.min(start + STEPS_PER_LOOK))
+}
+
+/// So many zeros. The first touch of a page takes longer than most work on it, so that a signal may
+/// come meanwhile; `vec![0; _]` touches all pages that have been used before at once.
+pub(crate) fn zeros(what: &'static str, length: usize, stop: &Stop) -> Result<Vec<i64>> {
+    let mut values = Vec::new();
+    reserve(what, &mut values, length)?;
+    for run in runs(length) {
+        stop.check()?;
+        values.resize(run.end, 0);
+    }
+    Ok(values)
 }
 
 struct Pool {

@@ -26,7 +26,9 @@ use pyo3::prelude::*;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-#[pymodule]
+/// Needs no global interpreter lock: all classes are frozen, and what is made on first use is behind
+/// locks.
+#[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
     use super::continuation::{ByteTrie, Spellings, make_spellings, on_path, one_sided_tokens};
