@@ -41,8 +41,8 @@ class TorchScores:
         units: The chunk.
         stops: The object that merged the stops.
         realized: The object that inserted the realized units; None at SHARED and SPECIAL units.
-        rows: `[c, vocabulary]` the prefix rows, normalized where that was needed; None at SHARED
-            and SPECIAL units.
+        rows: `[c, vocabulary]` the student's prefix rows, normalized where that was needed; None at
+            SHARED and SPECIAL units, and of the teacher.
         shared_mass: See `Scores`.
         realized_mass: See `Scores`.
         unlisted: See `Scores`.
@@ -197,7 +197,8 @@ class TorchSide:
             scores.lacks = first + log_probs == -torch.inf
         rest = self._rest.logits[multi] if settings.score == "mean_logit" else log_probs
         scores.realized.insert(z, first, log_norm, rest)
-        scores.rows = full
+        if self.name == "student":  # the teacher's would keep a buffer that grows for the student
+            scores.rows = full
 
 
 class TorchStudentSide(TorchSide):
