@@ -103,7 +103,7 @@ class LinearRows:
         self._narrow = self._dtype == torch.float32 and multiplies_narrow(head.hidden, head.weight)
         #: The dtype in which factors are multiplied.
         self._factor = head.weight.dtype if self._narrow else self._dtype
-        # A CPU multiplies a part of W that stays in its cache up to twice as fast as all of W.
+        # A CPU multiplies parts of W that fit its cache somewhat faster than all of W.
         on_cpu = head.hidden.device.type == "cpu"
         self._piece = self._block if on_cpu or self._weight.dtype != self._factor else self.columns
 

@@ -13,7 +13,7 @@ from . import kernels
 if TYPE_CHECKING:
     from torch import Tensor
 
-LN2, LOG2E = math.log(2.0), math.log2(math.e)
+LOG2E = math.log2(math.e)
 #: Units that a program works on: 16 logits of two bytes are a sector of memory.
 UNITS = 16
 #: Columns that a program reads at once, of all its units: threads times columns of a thread. More
@@ -86,39 +86,6 @@ class LogitRows:
             return rows * self.logits.stride(0)
         length = self.logits.shape[1]
         return rows // length * self.logits.stride(0) + rows % length * self.logits.stride(1)
-
-    def logits_of(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Return logits of single tokens.
-
-        Args:
-            rows: `[n]` rows.
-            ids: `[n]` or `[n, k]` ids.
-
-        Returns:
-            A float32 tensor of the shape of `ids`.
-        """
-        if ids.dim() == 2:
-            rows = rows.unsqueeze(1)
-        if self.logits.dim() == 2:
-            return self.logits[rows, ids].float()
-        length = self.logits.shape[1]
-        return self.logits[rows // length, rows % length, ids].float()
-
-    def pick(self, rows: Tensor, ids: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Return logits of single tokens over temperature, in nats.
-
-        Args:
-            rows: `[n]` rows.
-            ids: `[n]` or `[n, k]` ids.
-            shift: `[n]` logits that are taken off; None for 0.
-
-        Returns:
-            A float32 tensor of the shape of `ids`.
-        """
-        picked = self.logits_of(rows, ids)
-        if shift is not None:
-            picked = picked - (shift.unsqueeze(1) if ids.dim() == 2 else shift)
-        return picked / self.temperature
 
 
 class RowReader(LogitRows):
